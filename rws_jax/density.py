@@ -1,0 +1,95 @@
+"""From traces to log densities: supports, masks, scales, and the independent units that log-weights belong to.
+
+Knows distributions and traces. Knows nothing of particles: they are mapped over further up.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import Distribution, constraints
+
+from rws_jax import matching
+from rws_jax.matching import Trace
+
+
+class Units(NamedTuple):
+    """The plates common to all sample sites of model and guide: their elements are independent units.
+
+    Each unit has a log-weight of its own. With no common plate everything is one unit. This is the rule of NumPyro's
+    `RenyiELBO`.
+    """
+
+    dims: frozenset[int]  # negative, as in `numpyro.plate`
+    scale: float  # product of size / subsample size over these plates
+
+    @classmethod
+    def of(cls, *runs: Trace) -> "Units":
+        """Infer the units; a subsampled plate that is not among them is an error."""
+        stacks = [set(site["cond_indep_stack"]) for run in runs for site in run.values() if site["type"] == "sample"]
+        common = set.intersection(*stacks) if stacks else set()
+        matching.check_subsampling(runs, set().union(*stacks) - common)
+        scale = math.prod(matching.plate_size(runs, frame) / frame.size for frame in common)
+        return cls(frozenset(frame.dim for frame in common), scale)
+
+    def log_density(self, run: Trace, values: dict[str, jax.Array]) -> jax.Array:
+        """Sum the log densities of all sites for each unit, the scale of the units' own subsampling taken out.
+
+        Args:
+          run: a trace, possibly run at `feasible` values.
+          values: latent values to score; sites that are not in it are scored at the value in the trace.
+
+        Returns:
+          Log density in nats, shape ``units``: one axis for each common plate.
+        """
+        total = jnp.zeros(())
+        for name, site in run.items():
+            if site["type"] == "sample":
+                log_prob = log_density(site["fn"], values.get(name, site["value"]))
+                if site["scale"] is not None:
+                    log_prob = log_prob * (site["scale"] / self.scale)
+                inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in self.dims)
+                total = total + jnp.sum(log_prob, axis=inner)
+        return total
+
+
+def log_density(fn: Distribution, value: jax.Array) -> jax.Array:
+    """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
+    inside = _in_support(fn, value)
+    if inside is None:
+        return fn.log_prob(value)
+    # Double-where: log_prob is evaluated inside the support only, so that no NaN can come back as a gradient.
+    return jnp.where(inside, fn.log_prob(feasible(fn, value)), -jnp.inf)
+
+
+def feasible(fn: Distribution, value: jax.Array) -> jax.Array:
+    """`value`, with events outside of the support of `fn` replaced by some point inside of it."""
+    inside = _in_support(fn, value)
+    if inside is None:
+        return value
+    inside = jnp.reshape(inside, jnp.shape(inside) + (1,) * fn.event_dim)
+    return jnp.where(inside, value, fn.support.feasible_like(value))
+
+
+def _in_support(fn: Distribution, value: jax.Array) -> jax.Array | None:
+    """Whether each event lies in the support; masked events count as inside. None: taken on trust."""
+    if isinstance(fn, dist.MaskedDistribution):
+        inside = _in_support(fn.base_dist, value)
+        return None if inside is None else inside | jnp.logical_not(fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _in_support(fn.base_dist, value)
+    if isinstance(fn, dist.Independent):
+        inside = _in_support(fn.base_dist, value)
+        if inside is None:
+            return None
+        return jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    # Supports of vectors and matrices (simplex, Cholesky factors) are tested within a tolerance that float32 draws
+    # exceed; only comparisons element by element are exact. A Unit (numpyro.factor) has an empty value.
+    if support is None or support.event_dim > 0 or isinstance(fn, dist.Unit):
+        return None
+    return fn.support(value)

@@ -1,0 +1,237 @@
+r"""The three losses of Reweighted Wake-Sleep, as pure functions of parameters and seeded NumPyro programs.
+
+For one unit (see `rws_jax.density.Units`) and particles :math:`z_k \sim q_\phi(z \mid x)`, :math:`k = 1 \dots K`,
+
+.. math::
+    \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x), \qquad
+    \bar w_k = w_k \big/ \textstyle\sum_j w_j .
+
+Losses are in nats and summed over units; under subsampling the sum estimates that over the full data.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rws_jax import weights
+from rws_jax.particles import LogDensities, draw_particles, dream, score_dreams, score_particles
+from rws_jax.programs import Params, Program
+from rws_jax.validation import check_num_particles, check_sleep_options
+
+
+def wake_theta_loss(
+    theta: Params, phi: Params, model: Program, guide: Program, *args: Any, num_particles: int = 2, **kwargs: Any
+) -> jax.Array:
+    r"""Minus the importance-weighted bound on the log evidence, which trains the model.
+
+    .. math:: L_\theta = -\log \frac1K \sum_k w_k
+
+    (Burda et al. 2016, eq. 8; Le et al. 2019, eq. 4). Gradient: reaches `theta` alone; that of `phi` is exactly zero.
+    Bias: minus the loss is below the log evidence by :math:`O(1/K)` in expectation, as the logarithm is concave;
+    equal if the guide is the posterior.
+
+    Args:
+      theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
+      phi: the same for the guide.
+      model: NumPyro model, seeded: ``numpyro.handlers.seed(model, rng_key)``.
+      guide: NumPyro guide, seeded.
+      *args: arguments of both programs.
+      num_particles: K, at least 2.
+      **kwargs: keyword arguments of both programs.
+
+    Returns:
+      Scalar loss in nats, summed over units. Dead units (no particle within the support) are left out of the sum;
+      it is ``inf`` if all are dead.
+
+    Raises:
+      ValueError: if programs or parameters do not match, or `num_particles` is below 2.
+      TypeError: if a program is not seeded, or `num_particles` is no int.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
+      >>> from numpyro.handlers import seed
+      >>> def model(x):
+      ...     z = numpyro.sample("z", dist.Bernoulli(numpyro.param("p", 0.5)))
+      ...     numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+      >>> def guide(x):
+      ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("b", 0.0)))
+      >>> theta, phi, key = {"p": jnp.array(0.5)}, {"b": jnp.array(0.0)}, jax.random.key(0)
+      >>> programs = seed(model, key), seed(guide, key)
+      >>> loss = rws_jax.wake_theta_loss(theta, phi, *programs, 1.0, num_particles=1000)
+      >>> bool(jnp.abs(loss - 1.1380) < 0.02)  # -log p(x = 1), exactly
+      True
+
+    References:
+      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
+      Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+    """
+    return theta_loss(wake(theta, phi, model, guide, args, kwargs, num_particles))
+
+
+def wake_phi_loss(
+    theta: Params, phi: Params, model: Program, guide: Program, *args: Any, num_particles: int = 2, **kwargs: Any
+) -> jax.Array:
+    r"""The cross-entropy from the self-normalised posterior to the guide, which trains the guide on real data.
+
+    .. math:: L_\phi = -\sum_k \bar w_k \log q_\phi(z_k \mid x), \qquad \bar w \text{ held constant}
+
+    (Bornschein and Bengio 2015, eq. 8; Le et al. 2019, eq. 6). Gradient: reaches `phi` alone; that of `theta` is
+    exactly zero. Bias: that of self-normalised importance sampling, :math:`O(1/K)`, relative to the gradient of
+    :math:`\mathrm{KL}(p(z \mid x) \,\|\, q_\phi)`.
+
+    Args:
+      theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
+      phi: the same for the guide.
+      model: NumPyro model, seeded.
+      guide: NumPyro guide, seeded.
+      *args: arguments of both programs.
+      num_particles: K, at least 2.
+      **kwargs: keyword arguments of both programs.
+
+    Returns:
+      Scalar loss in nats, summed over units; dead units contribute zero.
+
+    Raises:
+      ValueError: if programs or parameters do not match, or `num_particles` is below 2.
+      TypeError: if a program is not seeded, or `num_particles` is no int.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
+      >>> from numpyro.handlers import seed
+      >>> def model(x):
+      ...     z = numpyro.sample("z", dist.Bernoulli(0.5))
+      ...     numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+      >>> def guide(x):
+      ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("b", 0.0)))
+      >>> def loss(phi, key):
+      ...     return rws_jax.wake_phi_loss({}, phi, seed(model, key), seed(guide, key), 1.0, num_particles=1000)
+      >>> gradient = jax.grad(loss)({"b": jnp.array(0.0)}, jax.random.key(0))["b"]
+      >>> bool(jnp.abs(gradient - (0.5 - jax.nn.sigmoid(0.5))) < 0.02)  # q(z = 1) - p(z = 1 | x), exactly
+      True
+
+    References:
+      Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
+      Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+    """
+    return phi_loss(wake(theta, phi, model, guide, args, kwargs, num_particles))
+
+
+def sleep_phi_loss(
+    theta: Params,
+    phi: Params,
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_particles: int = 2,
+    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
+    observed_sites: tuple[str, ...] = (),
+    **kwargs: Any,
+) -> jax.Array:
+    r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
+
+    .. math:: L_\phi = -\frac1S \sum_s \log q_\phi(z_s \mid x_s), \qquad (z_s, x_s) \sim p_\theta(z, x)
+
+    (Hinton et al. 1995; Le et al. 2019, eq. 5). Also known as CSIS, inference compilation, neural posterior
+    estimation and forward-KL amortised inference. Gradient: reaches `phi` alone; that of `theta` is exactly zero.
+    Bias: none, for data that follow the model.
+
+    The model runs with its real arguments, which give shapes and covariates, and draws its observed sites anew. The
+    guide is called with the same arguments, dreamt data in place of real ones: by `simulated_data_to_args` if given,
+    else as its argument ``observations`` (a dict keyed by site), else by arguments named as the observed sites.
+
+    Args:
+      theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
+      phi: the same for the guide.
+      model: NumPyro model, seeded.
+      guide: NumPyro guide, seeded.
+      *args: arguments of both programs.
+      num_particles: S, the number of dreams, each as large as the data; at least 1.
+      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
+      observed_sites: names of data sites of a model that runs without data.
+      **kwargs: keyword arguments of both programs.
+
+    Returns:
+      Scalar loss in nats, summed over units; ``inf`` if a dream lies outside of the guide's support.
+
+    Raises:
+      ValueError: if programs or parameters do not match, the guide cannot be shown dreamt data or these differ from
+        real ones in shape, or the model cannot be dreamt from.
+      TypeError: if a program is not seeded, `num_particles` is no int, or `simulated_data_to_args` returns no pair.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
+      >>> from numpyro.handlers import seed
+      >>> def model(x=None):
+      ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+      ...     numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+      >>> def guide(x=None):
+      ...     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0) * x, 1.0))
+      >>> def loss(phi, key):
+      ...     programs = seed(model, key), seed(guide, key)
+      ...     return rws_jax.sleep_phi_loss({}, phi, *programs, num_particles=10000, observed_sites=("x",))
+      >>> gradient = jax.grad(loss)({"a": jnp.array(0.0)}, jax.random.key(0))["a"]
+      >>> bool(jnp.abs(gradient + 1.0) < 0.1)  # -E[z x] = -1, exactly
+      True
+
+    References:
+      Hinton et al., The wake-sleep algorithm for unsupervised neural networks, Science 268, 1995.
+      Le, Baydin and Wood, Inference Compilation and Universal Probabilistic Programming, 2017, arXiv 1610.09900.
+      Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+    """
+    dreams = sleep(theta, phi, model, guide, args, kwargs, num_particles, simulated_data_to_args, observed_sites)
+    return dream_loss(dreams)
+
+
+def wake(
+    theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict, num_particles: int
+) -> LogDensities:
+    """One set of particles, scored: all that either wake loss needs."""
+    check_num_particles(num_particles, "num_particles", minimum=2)
+    indices = jnp.arange(num_particles)
+    draws = draw_particles(guide, phi, indices, args, kwargs)
+    return score_particles(model, guide, theta, phi, draws, indices, args, kwargs)
+
+
+def sleep(
+    theta: Params,
+    phi: Params,
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    num_particles: int,
+    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
+    observed_sites: tuple[str, ...],
+) -> LogDensities:
+    """One set of dreams, scored by the guide."""
+    check_num_particles(num_particles, "num_particles", minimum=1)
+    check_sleep_options(simulated_data_to_args, observed_sites)
+    indices = jnp.arange(num_particles)
+    draws, data = dream(model, theta, indices, args, kwargs, observed_sites)
+    return score_dreams(guide, phi, draws, data, indices, args, kwargs, simulated_data_to_args)
+
+
+def theta_loss(particles: LogDensities) -> jax.Array:
+    """Wake-theta of scored particles."""
+    log_q = lax.stop_gradient(particles.log_q)  # phi is not trained on the bound: its gradient there loses SNR in K
+    log_w = weights.log_weights(particles.log_p, log_q)
+    live = weights.alive(log_w)
+    total = jnp.sum(jnp.where(live, weights.bound(log_w), 0.0))
+    return -particles.scale * jnp.where(jnp.any(live), total, -jnp.inf)
+
+
+def phi_loss(particles: LogDensities) -> jax.Array:
+    """Wake-phi of scored particles."""
+    log_w = weights.log_weights(particles.log_p, particles.log_q)
+    w = lax.stop_gradient(weights.normalise(log_w))  # weights are constants: theta gets nothing, phi only log q
+    # Double-where: a dead particle's log q may be infinite, and 0 * inf is NaN.
+    log_q = jnp.where(w > 0.0, particles.log_q, 0.0)
+    return -particles.scale * jnp.sum(w * log_q)
+
+
+def dream_loss(dreams: LogDensities) -> jax.Array:
+    """Sleep-phi of scored dreams."""
+    return -dreams.scale * jnp.sum(jnp.mean(dreams.log_q, axis=0))

@@ -1,0 +1,289 @@
+"""Checks of programs and their traces: what model and guide must agree on, and what a dream needs."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from rws_jax.validation import fail
+
+Site = dict[str, Any]
+Trace = dict[str, Site]
+
+
+def latent_sites(run: Trace) -> Trace:
+    """The unobserved sample sites of a trace."""
+    return {name: site for name, site in run.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def plate_size(runs: Iterable[Trace], frame: Any) -> int:
+    """The full size of a plate; its `frame` knows the subsample only. Plates inside scan leave no record."""
+    return next((run[frame.name]["args"][0] for run in runs if frame.name in run), frame.size)
+
+
+# Single sites, while a program runs.
+
+
+def fail_unseeded(role: str, site: Site) -> NoReturn:
+    """A program asked for randomness and no handler gave it a key."""
+    where = f"{site['type']} site {site['name']!r}" if "name" in site else f"a {site['type']} statement"
+    fail(
+        TypeError,
+        f"the {role} is not seeded: {where} has no random key",
+        expected="a program wrapped in numpyro.handlers.seed",
+        found="a bare program",
+        hint=f"pass numpyro.handlers.seed({role}, rng_key)",
+    )
+
+
+def check_param(role: str, site: Site, values: dict[str, Any]) -> None:
+    """A param site must have a value, and must not stand inside of scan or cond."""
+    name, symbol = site["name"], "theta" if role == "model" else "phi"
+    if site.get("_control_flow_done"):
+        fail(
+            ValueError,
+            f"param site {name!r} of the {role} stands inside a scan or cond body, where NumPyro cannot train it",
+            expected="param statements outside of numpyro.contrib.control_flow bodies",
+            found=f"numpyro.param({name!r}) inside of one",
+            hint="call numpyro.param before scan or cond, and let the body close over its value",
+        )
+    if name not in values:
+        fail(
+            ValueError,
+            f"param site {name!r} of the {role} has no value in {symbol}",
+            expected=f"{symbol} to have the key {name!r}",
+            found=f"keys {sorted(values)}",
+            hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
+            " was made with",
+        )
+
+
+def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
+    """A latent site can be scored only at a value that the other program drew."""
+    name = site["name"]
+    if name in values:
+        return
+    if role == "model":
+        _fail_missing(name, values)
+    if site["infer"].get("is_auxiliary"):
+        fail(
+            ValueError,
+            f"sleep cannot train auxiliary site {name!r} of the guide: dreams have no value for it",
+            expected="a guide whose every site is a latent site of the model",
+            found=f"site {name!r} with infer={{'is_auxiliary': True}}",
+            hint="use insomnia=1.0, or a guide without auxiliary sites, such as AutoNormal",
+        )
+    _fail_extra(name, values)
+
+
+def check_shape(role: str, site: Site, shape: tuple[int, ...]) -> None:
+    """A value drawn by the other program must have exactly the shape of this program's site."""
+    own = tuple(site["fn"].shape())
+    if own != shape:
+        fail(
+            ValueError,
+            f"shapes differ at latent site {site['name']!r}",
+            expected=f"{own}, its shape in the {role}",
+            found=f"{shape}, as drawn by the {'guide' if role == 'model' else 'model'}",
+            hint="give both programs the same plates, batch shape and to_event() at this site",
+        )
+
+
+# Whole traces.
+
+
+def check_supported(role: str, run: Trace) -> None:
+    """Mutable state would keep its first value for ever, and param sites in control flow would not train."""
+    for name, site in run.items():
+        if site["type"] == "mutable":
+            fail(
+                ValueError,
+                f"the {role} has mutable site {name!r}, and mutable state is not supported",
+                expected="a program without numpyro.mutable",
+                found=f"numpyro.mutable({name!r})",
+                hint="use layers without running statistics, LayerNorm in place of BatchNorm",
+            )
+        if site["type"] == "param" and site.get("_control_flow_done"):
+            check_param(role, site, {})
+
+
+def check_guide(run: Trace) -> None:
+    """A guide proposes latents; it does not score data."""
+    for name, site in run.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            factor = isinstance(site["fn"], dist.Unit)
+            fail(
+                ValueError,
+                f"the guide has {'a factor at' if factor else 'observed'} site {name!r}",
+                expected="latent sample sites only",
+                found=f"numpyro.factor({name!r}, ...)" if factor else f"numpyro.sample({name!r}, ..., obs=...)",
+                hint="move it to the model; a guide reads data as ordinary arguments",
+            )
+
+
+def check_none_missing(model_latents: Iterable[str], guide_run: Trace) -> None:
+    """The guide must draw every latent site of the model."""
+    for name in model_latents:
+        if name not in guide_run:
+            _fail_missing(name, latent_sites(guide_run))
+
+
+def check_match(model_run: Trace, guide_run: Trace) -> None:
+    """Model and guide must agree on latent sites, shapes, event dimensions and plates."""
+    model_latents, guide_latents = latent_sites(model_run), latent_sites(guide_run)
+    check_none_missing(model_latents, guide_run)
+    for name, guide_site in guide_latents.items():
+        if name in model_latents:
+            _check_same_site(name, model_latents[name], guide_site)
+        elif not guide_site["infer"].get("is_auxiliary"):
+            _fail_extra(name, model_latents)
+    for name, site in guide_run.items():
+        if site["type"] == "plate" and name in model_run:
+            sizes = [_plate_sizes(run[name]) for run in (model_run, guide_run)]
+            if sizes[0] != sizes[1]:
+                fail(
+                    ValueError,
+                    f"plate {name!r} differs between model and guide",
+                    expected=f"size {sizes[0][0]}, subsample size {sizes[0][1]}, as in the model",
+                    found=f"size {sizes[1][0]}, subsample size {sizes[1][1]} in the guide",
+                    hint="give the plate the same size and subsample_size in both programs",
+                )
+
+
+def check_subsampling(runs: Iterable[Trace], frames: Iterable[Any]) -> None:
+    """A plate that does not enclose every sample site must not be subsampled."""
+    for frame in frames:
+        size = plate_size(runs, frame)
+        if size > frame.size:
+            sites = {n: s for run in runs for n, s in run.items() if s["type"] == "sample"}
+            outside = sorted(name for name, site in sites.items() if frame not in site["cond_indep_stack"])
+            fail(
+                ValueError,
+                f"plate {frame.name!r} is subsampled ({frame.size} of {size}) but does not enclose every sample site",
+                expected=f"all sample sites of model and guide inside plate {frame.name!r}",
+                found=f"sites {outside} outside of it",
+                hint="the weight of a latent shared by all data needs all data: drop subsample_size",
+            )
+
+
+def check_disjoint(theta: dict[str, Any], phi: dict[str, Any]) -> None:
+    """Each parameter belongs to one program, and so to one loss."""
+    shared = sorted(theta.keys() & phi.keys())
+    if shared:
+        fail(
+            ValueError,
+            f"param sites {shared} occur in both model and guide",
+            expected="each numpyro.param name in one of the two programs: they minimise different losses",
+            found=f"{shared} in both",
+            hint="rename the param sites of the guide",
+        )
+
+
+def check_model_has_params(theta: dict[str, Any], model_has_params: bool) -> None:
+    """`model_has_params=False` has to be true."""
+    if theta and not model_has_params:
+        fail(
+            ValueError,
+            "option 'model_has_params' is False, but the model has parameters",
+            expected="a model without numpyro.param",
+            found=f"param sites {sorted(theta)}",
+            hint="drop the option; theta_optimizer=optax.set_to_zero() keeps parameters as they are",
+        )
+
+
+# Dreams.
+
+
+def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
+    """A model can be dreamt from if it has data sites and each of its sites can be sampled."""
+    samples = {name: site for name, site in run.items() if site["type"] == "sample"}
+    unknown = sorted(set(observed_sites) - samples.keys())
+    if unknown:
+        fail(
+            ValueError,
+            f"option 'observed_sites' names {unknown}, which the model does not have",
+            expected=f"some of the model's sample sites {sorted(samples)}",
+            found=f"{unknown}",
+            hint="list the names of the sites that hold data, as in observed_sites=('x',)",
+        )
+    for name, site in samples.items():
+        fn = site["fn"]
+        while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+            fn = fn.base_dist
+        if isinstance(fn, dist.Unit | dist.ImproperUniform):
+            what = "a numpyro.factor" if isinstance(fn, dist.Unit) else "an improper prior"
+            fail(
+                ValueError,
+                f"sleep cannot dream from the model: site {name!r} is {what}, which cannot be sampled",
+                expected="a model made of proper distributions",
+                found=f"{what} at site {name!r}",
+                hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
+            )
+    if not any(site["is_observed"] for site in samples.values()):
+        fail(
+            ValueError,
+            "sleep has no data to dream: the model has no observed site",
+            expected="a sample site with obs=..., or option 'observed_sites'",
+            found=f"latent sites {sorted(samples)}",
+            hint="for a model that runs without data, name its data sites, as in observed_sites=('x',)",
+        )
+
+
+def _fail_missing(name: str, guide_sites: Iterable[str]) -> NoReturn:
+    fail(
+        ValueError,
+        f"latent site {name!r} of the model is missing from the guide",
+        expected=f"the guide to draw {name!r}",
+        found=f"guide sites {sorted(guide_sites)}",
+        hint=f"add numpyro.sample({name!r}, ...) to the guide, or observe it in the model with obs=...",
+    )
+
+
+def _fail_extra(name: str, model_sites: Iterable[str]) -> NoReturn:
+    fail(
+        ValueError,
+        f"sample site {name!r} of the guide is not a latent site of the model",
+        expected=f"one of the model's latent sites {sorted(model_sites)}",
+        found=f"numpyro.sample({name!r}, ...) in the guide",
+        hint="rename it, or mark it infer={'is_auxiliary': True}",
+    )
+
+
+def _check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
+    if model_site["fn"].event_dim != guide_site["fn"].event_dim:
+        fail(
+            ValueError,
+            f"event dimensions differ at latent site {name!r}",
+            expected=f"event_dim={model_site['fn'].event_dim}, as in the model",
+            found=f"event_dim={guide_site['fn'].event_dim} in the guide",
+            hint="a missing or superfluous to_event() takes a dimension for a batch of independent units",
+        )
+    shapes = [jnp.shape(site["value"]) for site in (model_site, guide_site)]
+    if shapes[0] != shapes[1]:
+        fail(
+            ValueError,
+            f"shapes differ at latent site {name!r}",
+            expected=f"{shapes[0]}, its shape in the model",
+            found=f"{shapes[1]}, as drawn by the guide",
+            hint="a scan must have the same length in both programs",
+        )
+    plates = [sorted(map(tuple, site["cond_indep_stack"])) for site in (model_site, guide_site)]
+    # Automatic guides that draw all latents jointly hand them on as Delta sites, outside of any plate.
+    if plates[0] != plates[1] and not isinstance(guide_site["fn"], dist.Delta):
+        fail(
+            ValueError,
+            f"plates differ at latent site {name!r}",
+            expected=f"{_describe(model_site)}, as in the model",
+            found=f"{_describe(guide_site)} in the guide",
+            hint="put the site under the same numpyro.plate, with equal name, size and dim, in both programs",
+        )
+
+
+def _describe(site: Site) -> str:
+    frames = [f"{frame.name}(size={frame.size}, dim={frame.dim})" for frame in site["cond_indep_stack"]]
+    return "plates " + ", ".join(frames) if frames else "no plate"
+
+
+def _plate_sizes(site: Site) -> tuple[int, int]:
+    return site["args"][0], len(site["value"])

@@ -1,0 +1,102 @@
+"""All particles at once: one run of a program, mapped over particle indices.
+
+A particle's draw depends on the seed and on its index alone, not on how many particles there are or how they are
+grouped, so callers may pass any part of ``arange(num_particles)``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+from jax import lax
+
+from rws_jax import matching
+from rws_jax.density import Units
+from rws_jax.programs import Draws, Params, Program, draws_of, dreamt, sampled, scored
+from rws_jax.routing import show_data
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["log_p", "log_q"], meta_fields=["scale"])
+@dataclass(frozen=True)
+class LogDensities:
+    """Log densities in nats, shape ``(particles, *units)``; `log_p` is None for dreams.
+
+    A sum over units has to be multiplied by `scale` (size / subsample size) to estimate the sum over the full data.
+    """
+
+    log_p: jax.Array | None
+    log_q: jax.Array
+    scale: float
+
+
+def draw_particles(guide: Program, phi: Params, indices: jax.Array, args: tuple, kwargs: dict) -> Draws:
+    """Draw latents from the seeded guide; each has shape ``(particles, *site shape)``."""
+    phi = lax.stop_gradient(phi)  # drawn particles are constants: no pathwise gradient, from one site to the next too
+
+    def draw(index: jax.Array) -> Draws:
+        run = sampled(guide, "guide", phi, index, args, kwargs)
+        matching.check_guide(run)
+        return draws_of(run)
+
+    return jax.vmap(draw, out_axes=Draws(0, None))(indices)
+
+
+def score_particles(
+    model: Program,
+    guide: Program,
+    theta: Params,
+    phi: Params,
+    draws: Draws,
+    indices: jax.Array,
+    args: tuple,
+    kwargs: dict,
+) -> LogDensities:
+    """Log p(z, x) and log q(z | x) of particles drawn by `draw_particles`."""
+
+    def score(draws: Draws, index: jax.Array) -> LogDensities:
+        model_run = scored(model, "model", theta, index, draws, args, kwargs)
+        guide_run = scored(guide, "guide", phi, index, draws, args, kwargs)
+        matching.check_match(model_run, guide_run)
+        units = Units.of(model_run, guide_run)
+        log_p = units.log_density(model_run, draws.latents)
+        log_q = units.log_density(guide_run, draws.latents)
+        return LogDensities(log_p, log_q, units.scale)
+
+    return jax.vmap(score, in_axes=(Draws(0, None), 0))(draws, indices)
+
+
+def dream(
+    model: Program, theta: Params, indices: jax.Array, args: tuple, kwargs: dict, observed_sites: tuple[str, ...]
+) -> tuple[Draws, dict[str, jax.Array]]:
+    """Draw latents and data together from the seeded model."""
+    theta = lax.stop_gradient(theta)  # dreams are training data of the guide: theta learns nothing from them
+
+    def draw(index: jax.Array) -> tuple[Draws, dict[str, jax.Array]]:
+        run, data = dreamt(model, theta, index, args, kwargs, observed_sites)
+        return draws_of(run), data
+
+    return jax.vmap(draw, out_axes=(Draws(0, None), 0))(indices)
+
+
+def score_dreams(
+    guide: Program,
+    phi: Params,
+    draws: Draws,
+    data: dict[str, jax.Array],
+    indices: jax.Array,
+    args: tuple,
+    kwargs: dict,
+    simulated_data_to_args: Callable | None,
+) -> LogDensities:
+    """Log q(z | x) of dreams drawn by `dream`."""
+
+    def score(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> LogDensities:
+        guide_args, guide_kwargs = show_data(guide, data, args, kwargs, simulated_data_to_args)
+        run = scored(guide, "guide", phi, index, draws, guide_args, guide_kwargs)
+        matching.check_guide(run)
+        matching.check_none_missing(draws.latents, run)
+        units = Units.of(run)
+        return LogDensities(None, units.log_density(run, draws.latents), units.scale)
+
+    return jax.vmap(score, in_axes=(Draws(0, None), 0, 0))(draws, data, indices)

@@ -1,0 +1,170 @@
+"""One run of one NumPyro program: draw, score at fixed values, or dream. The only file that defines handlers.
+
+Drawing and scoring are two runs, never one. A draw is made with the parameters stopped *while the program runs*, so
+that no site passes a gradient on to a later one; densities are then taken at the drawn values, which by now are
+constants. XLA merges the arithmetic that the two runs have in common.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import lax
+from numpyro.distributions import biject_to, constraints
+from numpyro.handlers import substitute, trace
+from numpyro.primitives import Messenger
+
+from rws_jax import matching
+from rws_jax.density import feasible
+from rws_jax.matching import Site, Trace
+
+Program = Callable[..., Any]
+Params = dict[str, Any]
+
+
+class Draws(NamedTuple):
+    """Values of latent sites, and the minibatch they were drawn for."""
+
+    latents: dict[str, jax.Array]
+    plates: dict[str, jax.Array]  # indices of the plates that are subsampled
+
+
+def sampled(program: Program, role: str, params: Params | None, index: Any, args: tuple, kwargs: dict) -> Trace:
+    """Run as particle `index`, drawing every latent. With `params=None` param sites take their initial values."""
+    return _run(program, role, params, index, lambda site: None, args, kwargs)
+
+
+def scored(
+    program: Program, role: str, params: Params | None, index: Any, draws: Draws, args: tuple, kwargs: dict
+) -> Trace:
+    """Run with latents and minibatch fixed to `draws`."""
+
+    def fixed(site: Site) -> Any:
+        if site["type"] == "plate":
+            return draws.plates.get(site["name"])
+        if site["type"] != "sample" or site["is_observed"]:
+            return None
+        matching.check_drawn(role, site, draws.latents)
+        value = _at_scan_step(draws.latents[site["name"]], site)
+        matching.check_shape(role, site, jnp.shape(value))
+        # A model must not compute with a value outside of its support (a negative scale, say): downstream of a
+        # particle of weight zero no NaN may arise. A guide goes on with its own draw, as it did when drawing.
+        return feasible(site["fn"], value) if role == "model" else value
+
+    return _run(program, role, params, index, fixed, args, kwargs)
+
+
+def dreamt(
+    model: Program, params: Params | None, index: Any, args: tuple, kwargs: dict, observed_sites: tuple[str, ...]
+) -> tuple[Trace, dict[str, jax.Array]]:
+    """Run drawing latents and data together; also return the data, the values of the observed sites."""
+
+    def redraw(site: Site) -> Any:
+        # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
+        if site["type"] != "sample" or not site["is_observed"] or isinstance(site["fn"], dist.Unit):
+            return None
+        return site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
+
+    run = _run(model, "model", params, index, redraw, args, kwargs)
+    for name in observed_sites:
+        if name in run:
+            run[name]["is_observed"] = True
+    matching.check_dream(run, observed_sites)
+    return run, {n: lax.stop_gradient(s["value"]) for n, s in run.items() if s["type"] == "sample" and s["is_observed"]}
+
+
+def draws_of(run: Trace) -> Draws:
+    """What a run drew: its latent sites and its minibatch."""
+    latents = {name: lax.stop_gradient(site["value"]) for name, site in matching.latent_sites(run).items()}
+    plates = {name: site for name, site in run.items() if site["type"] == "plate"}
+    return Draws(latents, {name: s["value"] for name, s in plates.items() if len(s["value"]) < s["args"][0]})
+
+
+def param_values(run: Trace) -> Params:
+    """Values at the param sites of a run."""
+    return {name: site["value"] for name, site in run.items() if site["type"] == "param"}
+
+
+def constrained_values(run: Trace) -> Params:
+    """What an `unconstrained` program itself saw at its param sites."""
+    return {name: site["transform"](site["value"]) for name, site in run.items() if site["type"] == "param"}
+
+
+class unconstrained(Messenger):
+    """Makes a program one of unconstrained parameters.
+
+    Handlers around it read and write param sites on the real line; the program inside sees them mapped to their
+    `constraint`.
+    """
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
+            initial = msg["fn"]
+            msg["fn"] = lambda *args, **kwargs: transform.inv(initial(*args, **kwargs))
+            msg["transform"] = transform
+
+    def postprocess_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            msg["value"] = msg["transform"](msg["value"])
+
+
+class _parameters(Messenger):
+    """Gives every param site its value from `values`; a site without one is an error."""
+
+    def __init__(self, fn: Program, role: str, values: Params) -> None:
+        self.role, self.values = role, values
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            matching.check_param(self.role, msg, self.values)
+            msg["value"] = self.values[msg["name"]]
+
+
+class _randomness(Messenger):
+    """Gives a seeded program the randomness of one particle: every key is folded with the particle's index.
+
+    Plates keep their key, so that all particles see the same minibatch.
+    """
+
+    def __init__(self, fn: Program, role: str, index: Any) -> None:
+        self.role, self.index = role, index
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] not in ("sample", "plate", "prng_key", "control_flow") or msg["value"] is not None:
+            return
+        rng_key = msg["kwargs"]["rng_key"]
+        if rng_key is None:
+            matching.fail_unseeded(self.role, msg)
+        if msg["type"] != "plate":
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(rng_key, self.index)
+
+
+def _run(
+    program: Program,
+    role: str,
+    params: Params | None,
+    index: Any,
+    fixed: Callable[[Site], Any],
+    args: tuple,
+    kwargs: dict,
+) -> Trace:
+    program = _randomness(program, role, index)
+    if params is not None:
+        program = _parameters(program, role, params)
+    # substitute, unlike a Messenger of our own, is carried into the bodies of scan and cond.
+    run = trace(substitute(program, substitute_fn=fixed)).get_trace(*args, **kwargs)
+    matching.check_supported(role, run)
+    return run
+
+
+def _at_scan_step(value: jax.Array, site: Site) -> jax.Array:
+    """Inside the body of a scan, the part of a stacked value that belongs to the current step."""
+    step = site["infer"].get("_scan_current_index")
+    stacked = jnp.ndim(value) > len(site["fn"].shape())
+    return value[step] if step is not None and stacked else value

@@ -1,0 +1,95 @@
+"""How dreamt data reach the guide in sleep. Real data must never get there in their place."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.validation import fail
+
+Program = Callable[..., Any]
+
+
+def show_data(
+    guide: Program,
+    data: dict[str, jax.Array],
+    args: tuple,
+    kwargs: dict,
+    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
+) -> tuple[tuple, dict]:
+    """The guide's arguments with dreamt `data` in place of real ones.
+
+    By, in this order: `simulated_data_to_args`; the guide's argument ``observations``, a dict keyed by site; guide
+    arguments named as the observed sites.
+
+    Args:
+      guide: the guide, whose signature is inspected.
+      data: dreamt values keyed by observed site.
+      args: the model's real positional arguments, covariates among them.
+      kwargs: the model's real keyword arguments.
+      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
+
+    Returns:
+      The pair (args, kwargs) to call the guide with.
+
+    Raises:
+      ValueError: if none of the three ways applies, or dreamt and real data differ in shape.
+      TypeError: if `simulated_data_to_args` does not return such a pair.
+    """
+    if simulated_data_to_args is not None:
+        pair = simulated_data_to_args(data, *args, **kwargs)
+        _check_pair(pair)
+        return tuple(pair[0]), dict(pair[1])
+    signature = inspect.signature(guide)
+    by_name = {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    bound = signature.bind_partial(*args, **kwargs)
+    if "observations" in by_name:
+        real, shown = bound.arguments.get("observations"), {"observations": data}
+    elif data.keys() <= by_name:
+        real, shown = bound.arguments, data
+    else:
+        _fail_unrouted(guide, sorted(data), [str(p) for p in signature.parameters.values()])
+    for name, value in data.items():
+        _check_shape(name, value, real.get(name) if isinstance(real, dict) else None)
+    bound.arguments.update(shown)
+    return bound.args, bound.kwargs
+
+
+def _check_shape(name: str, dreamt: Any, real: Any) -> None:
+    """Dreams have the shape of the real data that they stand in for."""
+    if real is not None and jnp.shape(real) != jnp.shape(dreamt):
+        fail(
+            ValueError,
+            f"dreamt and real data differ in shape at observed site {name!r}",
+            expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
+            found=f"{jnp.shape(dreamt)}, as dreamt by the model",
+            hint="pass model and guide the minibatch, not the full data with a plate that picks a subsample; or say what"
+            " the guide is to see with simulated_data_to_args",
+        )
+
+
+def _check_pair(value: Any) -> None:
+    """`simulated_data_to_args` returns ``(args, kwargs)``."""
+    pair = value if isinstance(value, tuple) and len(value) == 2 else (None, None)
+    if not (isinstance(pair[0], tuple | list) and isinstance(pair[1], dict)):
+        fail(
+            TypeError,
+            "option 'simulated_data_to_args' returned something else than the guide's arguments",
+            expected="a pair (args, kwargs) of a tuple and a dict",
+            found=f"{type(value).__name__}",
+            hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
+        )
+
+
+def _fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: list[str]) -> NoReturn:
+    """Sleep has nowhere to put its dreams, and would train on real data in silence."""
+    fail(
+        ValueError,
+        f"sleep cannot hand its dreams to the guide {getattr(guide, '__name__', type(guide).__name__)!r}",
+        expected=f"guide arguments named as the observed sites {observed}, or one named 'observations'",
+        found=f"arguments {parameters}",
+        hint="rename the guide's data argument, or pass simulated_data_to_args="
+        "lambda sim, *args, **kwargs: (guide_args, guide_kwargs)",
+    )

@@ -1,0 +1,147 @@
+"""Checks of options, and the one shape that every message of the package has.
+
+What is wrong and where, what was expected, what was found, and a remedy. All are raised before anything is trained:
+by `make_step`, by `init`, by the pure losses and while `step` is traced; never at run time.
+"""
+
+import math
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+from numpyro.handlers import seed
+from numpyro.primitives import Messenger
+
+
+def fail(kind: type[Exception], problem: str, *, expected: str, found: str, hint: str) -> NoReturn:
+    """Raise `kind` with the message shape that every error of the package has."""
+    raise kind(f"{problem}\n  expected: {expected}\n  found:    {found}\n  hint:     {hint}")
+
+
+def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
+    """An int of at least `minimum`."""
+    why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
+    expected = f"an int >= {minimum}{why}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected=expected,
+            found=f"{value!r} of type {type(value).__name__}",
+            hint=f"{option} sets array shapes, so it must be a Python int known when the step is compiled",
+        )
+    if value < minimum:
+        fail(
+            ValueError,
+            f"option {option!r} is too small",
+            expected=expected,
+            found=f"{value}",
+            hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
+        )
+
+
+def check_insomnia(value: Any) -> None:
+    """A number in [0, 1], or a schedule."""
+    if callable(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fail(
+            TypeError,
+            "option 'insomnia' has the wrong type",
+            expected="a number in [0, 1], or a function of the step count as optax's schedules are",
+            found=f"{value!r} of type {type(value).__name__}",
+            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
+        )
+    if math.isnan(value) or not 0 <= value <= 1:
+        fail(
+            ValueError,
+            "option 'insomnia' is out of range",
+            expected="a number in [0, 1]",
+            found=f"{value}",
+            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
+        )
+
+
+def check_scheduled_insomnia(value: Any) -> None:
+    """What an insomnia schedule returned must be one number, and in [0, 1] where it can be seen."""
+    if jnp.shape(value) != ():
+        fail(
+            TypeError,
+            "the schedule given as option 'insomnia' does not return a number",
+            expected="a scalar for each step count",
+            found=f"shape {jnp.shape(value)}",
+            hint="optax.linear_schedule(1.0, 0.5, 1000) is such a schedule",
+        )
+    if not isinstance(value, jax.core.Tracer):
+        check_insomnia(float(value))
+
+
+def check_optimizer(value: Any, option: str) -> None:
+    """An optax gradient transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        fail(
+            TypeError,
+            f"option {option!r} is not an optax optimizer",
+            expected="an optax.GradientTransformation",
+            found=f"{value!r} of type {type(value).__name__}",
+            hint="pass optax.adam(1e-3), say; NumPyro's optimizers have optax counterparts of the same names",
+        )
+
+
+def check_rng_key(value: Any) -> None:
+    """One JAX key, typed or legacy."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(value) == ()
+    legacy = dtype == jnp.uint32 and jnp.ndim(value) == 1
+    if not (typed or legacy):
+        fail(
+            TypeError,
+            "the first argument of init is not a random key",
+            expected="a JAX random key",
+            found=f"{value!r} of type {type(value).__name__}",
+            hint="call rws.init(jax.random.key(0), *args)",
+        )
+
+
+def check_program(value: Any, role: str) -> None:
+    """A bare NumPyro program: callable, and not seeded yet."""
+    if not callable(value):
+        fail(
+            TypeError,
+            f"the {role} is not callable",
+            expected="a function with NumPyro's sample, param and plate statements",
+            found=f"{value!r} of type {type(value).__name__}",
+            hint=f"pass the {role} function itself, not what it returns",
+        )
+    inner = value
+    while isinstance(inner, Messenger):
+        if isinstance(inner, seed):
+            fail(
+                ValueError,
+                f"the {role} given to make_step is seeded already, and would draw the same noise at every step",
+                expected="the program without numpyro.handlers.seed",
+                found=f"seed({getattr(inner.fn, '__name__', inner.fn)})",
+                hint=f"pass the bare {role}; each step seeds it anew from the key in the state",
+            )
+        inner = inner.fn
+
+
+def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> None:
+    """A function or None, and a tuple of names."""
+    if simulated_data_to_args is not None and not callable(simulated_data_to_args):
+        fail(
+            TypeError,
+            "option 'simulated_data_to_args' is not callable",
+            expected="a function (sim_data, *args, **kwargs) -> (args, kwargs), or None",
+            found=f"{simulated_data_to_args!r} of type {type(simulated_data_to_args).__name__}",
+            hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
+        )
+    if isinstance(observed_sites, str) or not all(isinstance(name, str) for name in observed_sites):
+        fail(
+            TypeError,
+            "option 'observed_sites' has the wrong type",
+            expected="a tuple of site names",
+            found=f"{observed_sites!r} of type {type(observed_sites).__name__}",
+            hint="observed_sites=('x',), with the comma",
+        )

@@ -1,0 +1,78 @@
+"""Log-weights in, numbers out: the importance-weighted bound, normalised weights, effective sample size.
+
+Arrays only. This module knows nothing of NumPyro programs, parameters or training. Everywhere,
+particles are axis 0 and the remaining axes are independent units: ``(particles, *units)``.
+
+A *dead* particle has log-weight ``-inf``: it lies outside the support, its weight and every gradient through
+it are exactly zero. A unit is dead if all its particles are. ``NaN`` and ``+inf`` are not dead but wrong, and
+are passed on, so that whoever takes the step sees them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+
+def log_weights(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Log importance weights ``log_p - log_q`` in nats, ``-inf`` where either density is zero.
+
+    Args:
+      log_p: log p(z, x), shape ``(particles, *units)``.
+      log_q: log q(z | x), the same shape.
+
+    Returns:
+      Shape ``(particles, *units)``.
+    """
+    dead = (log_p == -jnp.inf) | (log_q == -jnp.inf)
+    # Double-where: no -inf takes part in the subtraction, so no NaN can come back through its gradient.
+    log_p = jnp.where(dead, 0.0, log_p)
+    log_q = jnp.where(dead, 0.0, log_q)
+    return jnp.where(dead, -jnp.inf, log_p - log_q)
+
+
+def alive(log_w: jax.Array) -> jax.Array:
+    """Which units have at least one particle of non-zero weight; shape ``units``."""
+    return jnp.any(log_w != -jnp.inf, axis=0)
+
+
+def bound(log_w: jax.Array) -> jax.Array:
+    """The importance-weighted bound on log p(x), ``logsumexp_k log_w - log K``, in nats.
+
+    ``-inf``, with zero gradient, for a dead unit (Burda et al. 2016, eq. 8, arXiv 1509.00519).
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+
+    Returns:
+      Shape ``units``.
+    """
+    live = alive(log_w)
+    total = logsumexp(jnp.where(live, log_w, 0.0), axis=0)
+    return jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[0])
+
+
+def normalise(log_w: jax.Array) -> jax.Array:
+    """Self-normalised weights, ``softmax`` over the particles of each unit; all zero for a dead unit.
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+
+    Returns:
+      Shape ``(particles, *units)``; sums to one over axis 0 for each live unit.
+    """
+    live = alive(log_w)
+    return jnp.where(live, jax.nn.softmax(jnp.where(live, log_w, 0.0), axis=0), 0.0)
+
+
+def effective_sample_size(log_w: jax.Array) -> jax.Array:
+    """Kish's effective sample size of each unit, ``1 / sum_k w_k^2``: 1 to K, and 0 for a dead unit.
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+
+    Returns:
+      Shape ``units``, in particles.
+    """
+    sum_of_squares = jnp.sum(normalise(log_w) ** 2, axis=0)
+    live = sum_of_squares != 0.0
+    return jnp.where(live, 1.0 / jnp.where(live, sum_of_squares, 1.0), 0.0)
