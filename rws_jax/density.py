@@ -34,12 +34,13 @@ class Units(NamedTuple):
         scale = math.prod(matching.plate_size(runs, frame) / frame.size for frame in common)
         return cls(frozenset(frame.dim for frame in common), scale)
 
-    def log_density(self, run: Trace, values: dict[str, jax.Array]) -> jax.Array:
+    def log_density(self, run: Trace, latents: dict[str, jax.Array], drawn_in: Trace) -> jax.Array:
         """Sum the log densities of all sites for each unit, the scale of the units' own subsampling taken out.
 
         Args:
           run: a trace, possibly run at `feasible` values.
-          values: latent values to score; sites that are not in it are scored at the value in the trace.
+          latents: the values to score latent sites at.
+          drawn_in: the trace in which these were drawn; sites that are not in it are not trusted.
 
         Returns:
           Log density in nats, shape ``units``: one axis for each common plate.
@@ -47,7 +48,9 @@ class Units(NamedTuple):
         total = jnp.zeros(())
         for name, site in run.items():
             if site["type"] == "sample":
-                log_prob = log_density(site["fn"], values.get(name, site["value"]))
+                fn, value = site["fn"], latents.get(name, site["value"])
+                drawn_from = drawn_in.get(name, {}).get("fn") if name in latents else fn
+                log_prob = log_density(fn, value, drawn_from)
                 if site["scale"] is not None:
                     log_prob = log_prob * (site["scale"] / self.scale)
                 inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in self.dims)
@@ -55,41 +58,49 @@ class Units(NamedTuple):
         return total
 
 
-def log_density(fn: Distribution, value: jax.Array) -> jax.Array:
+def log_density(fn: Distribution, value: jax.Array, drawn_from: Distribution | None) -> jax.Array:
     """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
-    inside = _in_support(fn, value)
+    inside = _in_support(fn, value, drawn_from)
     if inside is None:
         return fn.log_prob(value)
     # Double-where: log_prob is evaluated inside the support only, so that no NaN can come back as a gradient.
-    return jnp.where(inside, fn.log_prob(feasible(fn, value)), -jnp.inf)
+    return jnp.where(inside, fn.log_prob(feasible(fn, value, drawn_from)), -jnp.inf)
 
 
-def feasible(fn: Distribution, value: jax.Array) -> jax.Array:
+def feasible(fn: Distribution, value: jax.Array, drawn_from: Distribution | None) -> jax.Array:
     """`value`, with events outside of the support of `fn` replaced by some point inside of it."""
-    inside = _in_support(fn, value)
+    inside = _in_support(fn, value, drawn_from)
     if inside is None:
         return value
     inside = jnp.reshape(inside, jnp.shape(inside) + (1,) * fn.event_dim)
     return jnp.where(inside, value, fn.support.feasible_like(value))
 
 
-def _in_support(fn: Distribution, value: jax.Array) -> jax.Array | None:
+def _in_support(fn: Distribution, value: jax.Array, drawn_from: Distribution | None) -> jax.Array | None:
     """Whether each event lies in the support; masked events count as inside. None: taken on trust."""
     if isinstance(fn, dist.MaskedDistribution):
-        inside = _in_support(fn.base_dist, value)
+        inside = _in_support(fn.base_dist, value, drawn_from)
         return None if inside is None else inside | jnp.logical_not(fn._mask)
     if isinstance(fn, dist.ExpandedDistribution):
-        return _in_support(fn.base_dist, value)
+        return _in_support(fn.base_dist, value, drawn_from)
     if isinstance(fn, dist.Independent):
-        inside = _in_support(fn.base_dist, value)
-        if inside is None:
-            return None
-        return jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+        inside = _in_support(fn.base_dist, value, drawn_from)
+        return None if inside is None else jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+    support = _elementwise(fn)
+    if support is None or support.event_dim > 0 or isinstance(fn, dist.Unit):
+        # Vectors and matrices (simplex, Cholesky factors) are tested within tolerances that float32 draws exceed; only
+        # comparisons element by element are exact. A Unit (numpyro.factor) has an empty value.
+        return None
+    if support is constraints.boolean and drawn_from is not None and _elementwise(drawn_from) is support:
+        # Drawn from a Bernoulli and scored by one: always inside. Grey values as data of a Bernoulli are customary, and
+        # are scored as NumPyro does.
+        return None
+    return fn.support(value)
+
+
+def _elementwise(fn: Distribution) -> constraints.Constraint | None:
+    """The support of one element of a distribution."""
     support = fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    # Supports of vectors and matrices (simplex, Cholesky factors) are tested within a tolerance that float32 draws
-    # exceed; only comparisons element by element are exact. A Unit (numpyro.factor) has an empty value.
-    if support is None or support.event_dim > 0 or isinstance(fn, dist.Unit):
-        return None
-    return fn.support(value)
+    return support

@@ -13,7 +13,7 @@ from jax import lax
 
 from rws_jax import matching
 from rws_jax.density import Units
-from rws_jax.programs import Draws, Params, Program, draws_of, dreamt, sampled, scored
+from rws_jax.programs import Draws, Params, Program, again, draws_of, dreamt, sampled, scored
 from rws_jax.routing import show_data
 
 
@@ -55,12 +55,12 @@ def score_particles(
     """Log p(z, x) and log q(z | x) of particles drawn by `draw_particles`."""
 
     def score(draws: Draws, index: jax.Array) -> LogDensities:
-        model_run = scored(model, "model", theta, index, draws, args, kwargs)
-        guide_run = scored(guide, "guide", phi, index, draws, args, kwargs)
+        guide_run = scored(again(guide), "guide", phi, index, draws, args, kwargs)
+        model_run = scored(model, "model", theta, index, draws, args, kwargs, drawn_in=guide_run)
         matching.check_match(model_run, guide_run)
         units = Units.of(model_run, guide_run)
-        log_p = units.log_density(model_run, draws.latents)
-        log_q = units.log_density(guide_run, draws.latents)
+        log_p = units.log_density(model_run, draws.latents, guide_run)
+        log_q = units.log_density(guide_run, draws.latents, guide_run)
         return LogDensities(log_p, log_q, units.scale)
 
     return jax.vmap(score, in_axes=(Draws(0, None), 0))(draws, indices)
@@ -97,6 +97,6 @@ def score_dreams(
         matching.check_guide(run)
         matching.check_none_missing(draws.latents, run)
         units = Units.of(run)
-        return LogDensities(None, units.log_density(run, draws.latents), units.scale)
+        return LogDensities(None, units.log_density(run, draws.latents, {}), units.scale)
 
     return jax.vmap(score, in_axes=(Draws(0, None), 0, 0))(draws, data, indices)

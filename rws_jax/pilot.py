@@ -8,7 +8,7 @@ from numpyro.handlers import seed
 from rws_jax import matching
 from rws_jax.density import Units
 from rws_jax.matching import Trace
-from rws_jax.programs import Params, Program, draws_of, dreamt, sampled, scored
+from rws_jax.programs import Params, Program, again, draws_of, dreamt, sampled, scored
 from rws_jax.routing import show_data
 
 
@@ -54,9 +54,9 @@ def run_pilot(
         _check(model_run, guide_run)
         wake = wake or any(site["type"] == "param" for site in model_run.values())
     if wake:
-        guide_run = sampled(guide, "guide", phi, 0, args, kwargs)
+        guide_run = sampled(again(guide), "guide", phi, 0, args, kwargs)
         matching.check_guide(guide_run)
-        model_run = scored(model, "model", theta, 0, draws_of(guide_run), args, kwargs)
+        model_run = scored(again(model), "model", theta, 0, draws_of(guide_run), args, kwargs, drawn_in=guide_run)
         _check(model_run, guide_run)
     return model_run, guide_run
 

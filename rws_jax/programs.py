@@ -14,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import biject_to, constraints
-from numpyro.handlers import substitute, trace
+from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from rws_jax import matching
@@ -38,9 +38,22 @@ def sampled(program: Program, role: str, params: Params | None, index: Any, args
 
 
 def scored(
-    program: Program, role: str, params: Params | None, index: Any, draws: Draws, args: tuple, kwargs: dict
+    program: Program,
+    role: str,
+    params: Params | None,
+    index: Any,
+    draws: Draws,
+    args: tuple,
+    kwargs: dict,
+    *,
+    drawn_in: Trace | None = None,
 ) -> Trace:
-    """Run with latents and minibatch fixed to `draws`."""
+    """Run with latents and minibatch fixed to `draws`.
+
+    A model is given the guide's run as `drawn_in`. It must not compute with a value outside of its support (a negative
+    scale, say), lest NaN arise downstream of a particle whose weight is zero, so it gets some other point in its place.
+    A guide goes on with its own draws, as it did when drawing.
+    """
 
     def fixed(site: Site) -> Any:
         if site["type"] == "plate":
@@ -50,9 +63,7 @@ def scored(
         matching.check_drawn(role, site, draws.latents)
         value = _at_scan_step(draws.latents[site["name"]], site)
         matching.check_shape(role, site, jnp.shape(value))
-        # A model must not compute with a value outside of its support (a negative scale, say): downstream of a
-        # particle of weight zero no NaN may arise. A guide goes on with its own draw, as it did when drawing.
-        return feasible(site["fn"], value) if role == "model" else value
+        return value if drawn_in is None else feasible(site["fn"], value, drawn_in[site["name"]]["fn"])
 
     return _run(program, role, params, index, fixed, args, kwargs)
 
@@ -81,6 +92,13 @@ def draws_of(run: Trace) -> Draws:
     latents = {name: lax.stop_gradient(site["value"]) for name, site in matching.latent_sites(run).items()}
     plates = {name: site for name, site in run.items() if site["type"] == "plate"}
     return Draws(latents, {name: s["value"] for name, s in plates.items() if len(s["value"]) < s["args"][0]})
+
+
+def again(program: Program) -> Program:
+    """The same seeded program, to be run once more with the same randomness (and JAX told that this is meant)."""
+    if not isinstance(program, seed) or program.rng_key is None:
+        return program
+    return seed(program.fn, jax.random.clone(program.rng_key), program.hide_types)
 
 
 def param_values(run: Trace) -> Params:

@@ -210,19 +210,24 @@ def make_step(
         phi, phi_opt_state = _update(phi_optimizer, grads[1], state.phi_opt_state, state.phi)
 
         finite = _all_finite((told.get("wake_theta_loss"), told["phi_loss"], grads, theta, phi))
-        new = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key, state.step + 1)
-        old = state._replace(rng_key=rng_key, step=new.step)  # the next step draws anew, or it would fail again
+        taken = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (theta, phi, theta_opt_state, phi_opt_state),
+            (state.theta, state.phi, state.theta_opt_state, state.phi_opt_state),
+        )
+        # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
+        new_state = RWSState(*taken, rng_key=rng_key, step=state.step + 1)
         info = RWSInfo(
             theta_grad_norm=optax.tree.norm(grads[0]) if state.theta else None,
             phi_grad_norm=optax.tree.norm(grads[1]) if state.phi else None,
             finite=finite,
             **{name: told.get(name) for name in RWSInfo._fields[:-3]},
         )
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old), info
+        return new_state, info
 
     @jax.jit
     def get_params(state: RWSState, *args: Any, **kwargs: Any) -> Params:
-        runs = pilot(state.theta, state.phi, state.rng_key, args, kwargs)
+        runs = pilot(state.theta, state.phi, jax.random.key(0), args, kwargs)  # what is drawn plays no part
         return constrained_values(runs[0]) | constrained_values(runs[1])
 
     return RWS(init, step, get_params)

@@ -1,0 +1,21 @@
+"""Strict settings for every test: eight virtual devices, no implicit rank promotion, no reuse of keys."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+import pytest
+
+
+@pytest.fixture
+def allow_key_reuse():
+    """For cond, which under vmap runs both branches with one key, and for NumPyro's own subsampling."""
+    with jax.debug_key_reuse(False):
+        yield
