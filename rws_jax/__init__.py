@@ -1,7 +1,8 @@
 """Reweighted Wake-Sleep for NumPyro: train models with discrete or branching latents in JAX."""
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
-from rws_jax.step import RWS, RWSInfo, RWSState, make_step
+from rws_jax.state import RWS, RWSInfo, RWSState
+from rws_jax.step import make_step
 
 __version__ = "0.1.0"
 

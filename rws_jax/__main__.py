@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +48,10 @@ def guide(images: jax.Array) -> None:
         numpyro.sample("h2", dist.Bernoulli(logits=affine("q2", h1, 50)).to_event(1))
 
 
-def affine(name: str, x: jax.Array, size: int) -> jax.Array:
+def affine(name: str, x: Any, size: int) -> jax.Array:
     """One layer; numpyro.param makes its weights trainable."""
-    weight = numpyro.param(f"{name}_weight", lambda key: glorot_uniform()(key, (x.shape[-1], size)))
-    bias = numpyro.param(f"{name}_bias", jnp.zeros(size))
+    weight: Any = numpyro.param(f"{name}_weight", lambda key: glorot_uniform()(key, (x.shape[-1], size)))
+    bias: Any = numpyro.param(f"{name}_bias", jnp.zeros(size))
     return x.astype(float) @ weight + bias[None]
 
 
@@ -61,7 +61,8 @@ def load_digits() -> tuple[jax.Array, jax.Array]:
         from sklearn import datasets
     except ImportError:
         fail('the demo needs scikit-learn; install it by: python -m pip install "rws_jax[demo]"')
-    images = np.random.default_rng(0).permutation(datasets.load_digits().data > 7)
+    digits: Any = datasets.load_digits()
+    images = np.random.default_rng(0).permutation(digits.data > 7)
     return jnp.asarray(images[:NUM_TRAIN], float), jnp.asarray(images[NUM_TRAIN:], float)
 
 
@@ -167,7 +168,7 @@ def mosaic(axes: Any, title: str, images: jax.Array) -> None:
     axes.axis("off")
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """End with one line and exit code 2."""
     print(f"python -m rws_jax: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -176,7 +177,7 @@ def fail(message: str) -> None:
 class Parser(argparse.ArgumentParser):
     """Reports a bad option in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         fail(message)
 
 
@@ -207,8 +208,12 @@ def main() -> None:
         default=0.5,
         help="share of wake-phi in the guide's loss, the rest being sleep-phi; default 0.5",
     )
-    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1, "an integer from 0 to 4294967295"), default=0, help="default 0")
-    parser.add_argument("--out", type=Path, default=Path("rws_jax_demo"), help="folder for the picture; default rws_jax_demo")
+    parser.add_argument(
+        "--seed", type=number(int, 0, 2**32 - 1, "an integer from 0 to 4294967295"), default=0, help="default 0"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rws_jax_demo"), help="folder for the picture; default rws_jax_demo"
+    )
     options = parser.parse_args()
     try:
         options.out.mkdir(parents=True, exist_ok=True)

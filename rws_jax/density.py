@@ -4,7 +4,7 @@ Knows distributions and traces. Knows nothing of particles: they are mapped over
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class Units(NamedTuple):
         return total
 
 
-def log_density(fn: Distribution, value: jax.Array, drawn_from: Distribution | None) -> jax.Array:
+def log_density(fn: Distribution, value: Any, drawn_from: Distribution | None) -> Any:
     """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
     inside = _in_support(fn, value, drawn_from)
     if inside is None:
@@ -67,16 +67,17 @@ def log_density(fn: Distribution, value: jax.Array, drawn_from: Distribution | N
     return jnp.where(inside, fn.log_prob(feasible(fn, value, drawn_from)), -jnp.inf)
 
 
-def feasible(fn: Distribution, value: jax.Array, drawn_from: Distribution | None) -> jax.Array:
+def feasible(fn: Distribution, value: Any, drawn_from: Distribution | None) -> jax.Array:
     """`value`, with events outside of the support of `fn` replaced by some point inside of it."""
     inside = _in_support(fn, value, drawn_from)
     if inside is None:
         return value
     inside = jnp.reshape(inside, jnp.shape(inside) + (1,) * fn.event_dim)
-    return jnp.where(inside, value, fn.support.feasible_like(value))
+    support: Any = fn.support
+    return jnp.where(inside, value, support.feasible_like(value))
 
 
-def _in_support(fn: Distribution, value: jax.Array, drawn_from: Distribution | None) -> jax.Array | None:
+def _in_support(fn: Distribution, value: Any, drawn_from: Distribution | None) -> Any:
     """Whether each event lies in the support; masked events count as inside. None: taken on trust."""
     if isinstance(fn, dist.MaskedDistribution):
         inside = _in_support(fn.base_dist, value, drawn_from)
@@ -86,19 +87,19 @@ def _in_support(fn: Distribution, value: jax.Array, drawn_from: Distribution | N
     if isinstance(fn, dist.Independent):
         inside = _in_support(fn.base_dist, value, drawn_from)
         return None if inside is None else jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
-    support = _elementwise(fn)
-    if support is None or support.event_dim > 0 or isinstance(fn, dist.Unit):
+    element, support = _elementwise(fn), fn.support
+    if support is None or element.event_dim > 0 or isinstance(fn, dist.Unit):
         # Vectors and matrices (simplex, Cholesky factors) are tested within tolerances that float32 draws exceed; only
         # comparisons element by element are exact. A Unit (numpyro.factor) has an empty value.
         return None
-    if support is constraints.boolean and drawn_from is not None and _elementwise(drawn_from) is support:
+    if element is constraints.boolean and drawn_from is not None and _elementwise(drawn_from) is element:
         # Drawn from a Bernoulli and scored by one: always inside. Grey values as data of a Bernoulli are customary, and
         # are scored as NumPyro does.
         return None
-    return fn.support(value)
+    return support(value)
 
 
-def _elementwise(fn: Distribution) -> constraints.Constraint | None:
+def _elementwise(fn: Distribution) -> Any:
     """The support of one element of a distribution."""
     support = fn.support
     while isinstance(support, constraints.independent):

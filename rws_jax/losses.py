@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax import weights
-from rws_jax.particles import LogDensities, draw_particles, dream, score_dreams, score_particles
+from rws_jax.particles import Dreams, Particles, draw_particles, dream, score_dreams, score_particles
 from rws_jax.programs import Params, Program
 from rws_jax.validation import check_num_particles, check_sleep_options
 
@@ -187,7 +187,7 @@ def sleep_phi_loss(
 
 def wake(
     theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict, num_particles: int
-) -> LogDensities:
+) -> Particles:
     """One set of particles, scored: all that either wake loss needs."""
     check_num_particles(num_particles, "num_particles", minimum=2)
     indices = jnp.arange(num_particles)
@@ -205,7 +205,7 @@ def sleep(
     num_particles: int,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
     observed_sites: tuple[str, ...],
-) -> LogDensities:
+) -> Dreams:
     """One set of dreams, scored by the guide."""
     check_num_particles(num_particles, "num_particles", minimum=1)
     check_sleep_options(simulated_data_to_args, observed_sites)
@@ -214,7 +214,7 @@ def sleep(
     return score_dreams(guide, phi, draws, data, indices, args, kwargs, simulated_data_to_args)
 
 
-def theta_loss(particles: LogDensities) -> jax.Array:
+def theta_loss(particles: Particles) -> jax.Array:
     """Wake-theta of scored particles."""
     log_q = lax.stop_gradient(particles.log_q)  # phi is not trained on the bound: its gradient there loses SNR in K
     log_w = weights.log_weights(particles.log_p, log_q)
@@ -223,7 +223,7 @@ def theta_loss(particles: LogDensities) -> jax.Array:
     return -particles.scale * jnp.where(jnp.any(live), total, -jnp.inf)
 
 
-def phi_loss(particles: LogDensities) -> jax.Array:
+def phi_loss(particles: Particles) -> jax.Array:
     """Wake-phi of scored particles."""
     log_w = weights.log_weights(particles.log_p, particles.log_q)
     w = lax.stop_gradient(weights.normalise(log_w))  # weights are constants: theta gets nothing, phi only log q
@@ -232,6 +232,6 @@ def phi_loss(particles: LogDensities) -> jax.Array:
     return -particles.scale * jnp.sum(w * log_q)
 
 
-def dream_loss(dreams: LogDensities) -> jax.Array:
+def dream_loss(dreams: Dreams) -> jax.Array:
     """Sleep-phi of scored dreams."""
     return -dreams.scale * jnp.sum(jnp.mean(dreams.log_q, axis=0))

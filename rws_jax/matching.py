@@ -1,4 +1,4 @@
-"""Checks of programs and their traces: what model and guide must agree on, and what a dream needs."""
+"""Checks of programs and their traces: what a program must not do, and what model and guide must agree on."""
 
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -100,8 +100,8 @@ def check_supported(role: str, run: Trace) -> None:
             fail(
                 ValueError,
                 f"the {role} has mutable site {name!r}, and mutable state is not supported",
-                expected="a program without numpyro.mutable",
-                found=f"numpyro.mutable({name!r})",
+                expected="a program without mutable sites",
+                found=f"mutable({name!r})",
                 hint="use layers without running statistics, LayerNorm in place of BatchNorm",
             )
         if site["type"] == "param" and site.get("_control_flow_done"):
@@ -189,44 +189,6 @@ def check_model_has_params(theta: dict[str, Any], model_has_params: bool) -> Non
             expected="a model without numpyro.param",
             found=f"param sites {sorted(theta)}",
             hint="drop the option; theta_optimizer=optax.set_to_zero() keeps parameters as they are",
-        )
-
-
-# Dreams.
-
-
-def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
-    """A model can be dreamt from if it has data sites and each of its sites can be sampled."""
-    samples = {name: site for name, site in run.items() if site["type"] == "sample"}
-    unknown = sorted(set(observed_sites) - samples.keys())
-    if unknown:
-        fail(
-            ValueError,
-            f"option 'observed_sites' names {unknown}, which the model does not have",
-            expected=f"some of the model's sample sites {sorted(samples)}",
-            found=f"{unknown}",
-            hint="list the names of the sites that hold data, as in observed_sites=('x',)",
-        )
-    for name, site in samples.items():
-        fn = site["fn"]
-        while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-            fn = fn.base_dist
-        if isinstance(fn, dist.Unit | dist.ImproperUniform):
-            what = "a numpyro.factor" if isinstance(fn, dist.Unit) else "an improper prior"
-            fail(
-                ValueError,
-                f"sleep cannot dream from the model: site {name!r} is {what}, which cannot be sampled",
-                expected="a model made of proper distributions",
-                found=f"{what} at site {name!r}",
-                hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
-            )
-    if not any(site["is_observed"] for site in samples.values()):
-        fail(
-            ValueError,
-            "sleep has no data to dream: the model has no observed site",
-            expected="a sample site with obs=..., or option 'observed_sites'",
-            found=f"latent sites {sorted(samples)}",
-            hint="for a model that runs without data, name its data sites, as in observed_sites=('x',)",
         )
 
 

@@ -7,27 +7,42 @@ grouped, so callers may pass any part of ``arange(num_particles)``.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 from jax import lax
 
 from rws_jax import matching
 from rws_jax.density import Units
+from rws_jax.dreams import show_data
 from rws_jax.programs import Draws, Params, Program, again, draws_of, dreamt, sampled, scored
-from rws_jax.routing import show_data
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_p", "log_q"], meta_fields=["scale"])
 @dataclass(frozen=True)
-class LogDensities:
-    """Log densities in nats, shape ``(particles, *units)``; `log_p` is None for dreams.
+class Particles:
+    """Log densities of particles in nats, shape ``(particles, *units)``.
 
     A sum over units has to be multiplied by `scale` (size / subsample size) to estimate the sum over the full data.
     """
 
-    log_p: jax.Array | None
+    log_p: jax.Array
     log_q: jax.Array
     scale: float
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["log_q"], meta_fields=["scale"])
+@dataclass(frozen=True)
+class Dreams:
+    """The same for dreams, which are scored by the guide alone."""
+
+    log_q: jax.Array
+    scale: float
+
+
+# Axes of `Draws` for vmap: latents by particle, one minibatch for all of them.
+_axes: Any = (0, None)
+_DRAWS = Draws(*_axes)
 
 
 def draw_particles(guide: Program, phi: Params, indices: jax.Array, args: tuple, kwargs: dict) -> Draws:
@@ -39,7 +54,7 @@ def draw_particles(guide: Program, phi: Params, indices: jax.Array, args: tuple,
         matching.check_guide(run)
         return draws_of(run)
 
-    return jax.vmap(draw, out_axes=Draws(0, None))(indices)
+    return jax.vmap(draw, out_axes=_DRAWS)(indices)
 
 
 def score_particles(
@@ -51,19 +66,19 @@ def score_particles(
     indices: jax.Array,
     args: tuple,
     kwargs: dict,
-) -> LogDensities:
+) -> Particles:
     """Log p(z, x) and log q(z | x) of particles drawn by `draw_particles`."""
 
-    def score(draws: Draws, index: jax.Array) -> LogDensities:
+    def score(draws: Draws, index: jax.Array) -> Particles:
         guide_run = scored(again(guide), "guide", phi, index, draws, args, kwargs)
         model_run = scored(model, "model", theta, index, draws, args, kwargs, drawn_in=guide_run)
         matching.check_match(model_run, guide_run)
         units = Units.of(model_run, guide_run)
         log_p = units.log_density(model_run, draws.latents, guide_run)
         log_q = units.log_density(guide_run, draws.latents, guide_run)
-        return LogDensities(log_p, log_q, units.scale)
+        return Particles(log_p, log_q, units.scale)
 
-    return jax.vmap(score, in_axes=(Draws(0, None), 0))(draws, indices)
+    return jax.vmap(score, in_axes=(_DRAWS, 0))(draws, indices)
 
 
 def dream(
@@ -76,7 +91,7 @@ def dream(
         run, data = dreamt(model, theta, index, args, kwargs, observed_sites)
         return draws_of(run), data
 
-    return jax.vmap(draw, out_axes=(Draws(0, None), 0))(indices)
+    return jax.vmap(draw, out_axes=(_DRAWS, 0))(indices)
 
 
 def score_dreams(
@@ -88,15 +103,15 @@ def score_dreams(
     args: tuple,
     kwargs: dict,
     simulated_data_to_args: Callable | None,
-) -> LogDensities:
+) -> Dreams:
     """Log q(z | x) of dreams drawn by `dream`."""
 
-    def score(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> LogDensities:
+    def score(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> Dreams:
         guide_args, guide_kwargs = show_data(guide, data, args, kwargs, simulated_data_to_args)
         run = scored(guide, "guide", phi, index, draws, guide_args, guide_kwargs)
         matching.check_guide(run)
         matching.check_none_missing(draws.latents, run)
         units = Units.of(run)
-        return LogDensities(None, units.log_density(run, draws.latents, {}), units.scale)
+        return Dreams(units.log_density(run, draws.latents, {}), units.scale)
 
-    return jax.vmap(score, in_axes=(Draws(0, None), 0, 0))(draws, data, indices)
+    return jax.vmap(score, in_axes=(_DRAWS, 0, 0))(draws, data, indices)

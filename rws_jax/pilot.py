@@ -7,9 +7,9 @@ from numpyro.handlers import seed
 
 from rws_jax import matching
 from rws_jax.density import Units
+from rws_jax.dreams import show_data
 from rws_jax.matching import Trace
 from rws_jax.programs import Params, Program, again, draws_of, dreamt, sampled, scored
-from rws_jax.routing import show_data
 
 
 def run_pilot(

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
-from rws_jax import matching
+from rws_jax import dreams, matching
 from rws_jax.density import feasible
 from rws_jax.matching import Site, Trace
 
@@ -74,16 +73,19 @@ def dreamt(
     """Run drawing latents and data together; also return the data, the values of the observed sites."""
 
     def redraw(site: Site) -> Any:
-        # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
-        if site["type"] != "sample" or not site["is_observed"] or isinstance(site["fn"], dist.Unit):
+        if site["type"] != "sample":
             return None
+        dreams.check_dreamable(site)
+        if not site["is_observed"]:
+            return None
+        # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
         return site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
 
     run = _run(model, "model", params, index, redraw, args, kwargs)
     for name in observed_sites:
         if name in run:
             run[name]["is_observed"] = True
-    matching.check_dream(run, observed_sites)
+    dreams.check_dream(run, observed_sites)
     return run, {n: lax.stop_gradient(s["value"]) for n, s in run.items() if s["type"] == "sample" and s["is_observed"]}
 
 
@@ -119,14 +121,14 @@ class unconstrained(Messenger):
     """
 
     def process_message(self, msg: Site) -> None:
-        if msg["type"] == "param":
+        if msg["type"] == "param" and not msg.get("_control_flow_done"):
             transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
             initial = msg["fn"]
             msg["fn"] = lambda *args, **kwargs: transform.inv(initial(*args, **kwargs))
             msg["transform"] = transform
 
     def postprocess_message(self, msg: Site) -> None:
-        if msg["type"] == "param":
+        if "transform" in msg:
             msg["value"] = msg["transform"](msg["value"])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,63 +13,17 @@ from numpyro.handlers import seed
 from rws_jax import losses, matching, validation, weights
 from rws_jax.pilot import run_pilot
 from rws_jax.programs import Params, Program, constrained_values, param_values, unconstrained
+from rws_jax.state import RWS, RWSInfo, RWSState
 
-
-class RWSState(NamedTuple):
-    """All that the next step needs, arrays only; it can be saved, restored and passed on in a new process.
-
-    `theta` and `phi` hold unconstrained values keyed by `numpyro.param` site of the model and of the guide;
-    `get_params` gives the constrained ones.
-    """
-
-    theta: Params
-    phi: Params
-    theta_opt_state: optax.OptState
-    phi_opt_state: optax.OptState
-    rng_key: jax.Array
-    step: jax.Array
-
-
-class RWSInfo(NamedTuple):
-    """What one step saw: device arrays, shape ``()``. What was not computed is None.
-
-    Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
-    Effective sample sizes are in particles, over units. After a step with ``finite == False`` parameters and optimizer
-    states are what they were before.
-    """
-
-    wake_theta_loss: jax.Array | None
-    wake_phi_loss: jax.Array | None
-    sleep_phi_loss: jax.Array | None
-    phi_loss: jax.Array
-    insomnia: jax.Array
-    ess_mean: jax.Array | None
-    ess_min: jax.Array | None
-    num_dead_units: jax.Array | None
-    theta_grad_norm: jax.Array | None
-    phi_grad_norm: jax.Array | None
-    finite: jax.Array
-
-
-class RWS(NamedTuple):
-    """What `make_step` returns; unpacks as ``init, step, get_params``.
-
-    ``init(rng_key, *args, **kwargs) -> RWSState``, ``step(state, *args, **kwargs) -> (RWSState, RWSInfo)``,
-    ``get_params(state, *args, **kwargs) -> dict`` of constrained values of model and guide, keyed by site. The
-    arguments are those of the two programs.
-    """
-
-    init: Callable[..., RWSState]
-    step: Callable[..., tuple[RWSState, RWSInfo]]
-    get_params: Callable[..., Params]
+_ADAM = optax.adam(1e-3)
 
 
 def make_step(
     model: Program,
     guide: Program,
     *,
-    theta_optimizer: optax.GradientTransformation | None = None,
-    phi_optimizer: optax.GradientTransformation | None = None,
+    theta_optimizer: optax.GradientTransformation = _ADAM,
+    phi_optimizer: optax.GradientTransformation = _ADAM,
     num_particles: int = 2,
     insomnia: float | Callable[[jax.Array], Any] = 1.0,
     num_sleep_particles: int | None = None,
@@ -130,8 +84,6 @@ def make_step(
       Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    theta_optimizer = optax.adam(1e-3) if theta_optimizer is None else theta_optimizer
-    phi_optimizer = optax.adam(1e-3) if phi_optimizer is None else phi_optimizer
     num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
     trains_on_wake = callable(insomnia) or insomnia != 0
     trains_on_sleep = callable(insomnia) or insomnia != 1
@@ -163,6 +115,8 @@ def make_step(
         theta, phi = _trainable(param_values(model_run)), _trainable(param_values(guide_run))
         matching.check_disjoint(theta, phi)
         matching.check_model_has_params(theta, model_has_params)
+        if theta:
+            validation.check_num_particles(num_particles, "num_particles", minimum=2)
         step_count = jnp.zeros((), jnp.int32)
         if callable(insomnia):
             validation.check_scheduled_insomnia(insomnia(step_count))
@@ -236,7 +190,8 @@ def make_step(
 def _mix(share: jax.Array, wake: jax.Array | None, sleep: jax.Array | None) -> jax.Array:
     """``share * wake + (1 - share) * sleep``; a term of share zero plays no part, were it infinite."""
     terms = [(share, wake), (1.0 - share, sleep)]
-    return sum(jnp.where(s == 0.0, 0.0, s * loss) for s, loss in terms if loss is not None)
+    parts = [jnp.where(s == 0.0, 0.0, s * loss) for s, loss in terms if loss is not None]
+    return jnp.sum(jnp.stack(parts))
 
 
 def _update(optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params) -> tuple:

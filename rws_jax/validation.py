@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
@@ -17,6 +18,13 @@ from numpyro.primitives import Messenger
 def fail(kind: type[Exception], problem: str, *, expected: str, found: str, hint: str) -> NoReturn:
     """Raise `kind` with the message shape that every error of the package has."""
     raise kind(f"{problem}\n  expected: {expected}\n  found:    {found}\n  hint:     {hint}")
+
+
+def describe(value: Any) -> str:
+    """A value in one short line."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array {value.dtype}{list(value.shape)}"
+    return f"{value!r} of type {type(value).__name__}"
 
 
 def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
@@ -28,7 +36,7 @@ def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
             TypeError,
             f"option {option!r} has the wrong type",
             expected=expected,
-            found=f"{value!r} of type {type(value).__name__}",
+            found=describe(value),
             hint=f"{option} sets array shapes, so it must be a Python int known when the step is compiled",
         )
     if value < minimum:
@@ -50,7 +58,7 @@ def check_insomnia(value: Any) -> None:
             TypeError,
             "option 'insomnia' has the wrong type",
             expected="a number in [0, 1], or a function of the step count as optax's schedules are",
-            found=f"{value!r} of type {type(value).__name__}",
+            found=describe(value),
             hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
         )
     if math.isnan(value) or not 0 <= value <= 1:
@@ -73,7 +81,7 @@ def check_scheduled_insomnia(value: Any) -> None:
             found=f"shape {jnp.shape(value)}",
             hint="optax.linear_schedule(1.0, 0.5, 1000) is such a schedule",
         )
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         check_insomnia(float(value))
 
 
@@ -84,7 +92,7 @@ def check_optimizer(value: Any, option: str) -> None:
             TypeError,
             f"option {option!r} is not an optax optimizer",
             expected="an optax.GradientTransformation",
-            found=f"{value!r} of type {type(value).__name__}",
+            found=describe(value),
             hint="pass optax.adam(1e-3), say; NumPyro's optimizers have optax counterparts of the same names",
         )
 
@@ -92,14 +100,14 @@ def check_optimizer(value: Any, option: str) -> None:
 def check_rng_key(value: Any) -> None:
     """One JAX key, typed or legacy."""
     dtype = getattr(value, "dtype", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(value) == ()
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(value) == ()
     legacy = dtype == jnp.uint32 and jnp.ndim(value) == 1
     if not (typed or legacy):
         fail(
             TypeError,
             "the first argument of init is not a random key",
             expected="a JAX random key",
-            found=f"{value!r} of type {type(value).__name__}",
+            found=describe(value),
             hint="call rws.init(jax.random.key(0), *args)",
         )
 
@@ -111,7 +119,7 @@ def check_program(value: Any, role: str) -> None:
             TypeError,
             f"the {role} is not callable",
             expected="a function with NumPyro's sample, param and plate statements",
-            found=f"{value!r} of type {type(value).__name__}",
+            found=describe(value),
             hint=f"pass the {role} function itself, not what it returns",
         )
     inner = value
@@ -134,7 +142,7 @@ def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> Non
             TypeError,
             "option 'simulated_data_to_args' is not callable",
             expected="a function (sim_data, *args, **kwargs) -> (args, kwargs), or None",
-            found=f"{simulated_data_to_args!r} of type {type(simulated_data_to_args).__name__}",
+            found=describe(simulated_data_to_args),
             hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
         )
     if isinstance(observed_sites, str) or not all(isinstance(name, str) for name in observed_sites):
@@ -142,6 +150,6 @@ def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> Non
             TypeError,
             "option 'observed_sites' has the wrong type",
             expected="a tuple of site names",
-            found=f"{observed_sites!r} of type {type(observed_sites).__name__}",
+            found=describe(observed_sites),
             hint="observed_sites=('x',), with the comma",
         )

@@ -19,3 +19,10 @@ def allow_key_reuse():
     """For cond, which under vmap runs both branches with one key, and for NumPyro's own subsampling."""
     with jax.debug_key_reuse(False):
         yield
+
+
+@pytest.fixture
+def allow_rank_promotion():
+    """For networks that add a bias to a batch, as users write them."""
+    with jax.numpy_rank_promotion("allow"):
+        yield

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax.scipy.stats import norm
 from numpyro.contrib.control_flow import cond, scan
 
-# --- Two binary latents in a plate; every quantity by enumeration ------------------------------------------------
+# Two binary latents in a plate; every quantity by enumeration
 
 BINARY_DATA = jnp.array([0.0, 1.0, 1.0])
 BINARY_THETA = {"p1": jnp.array(0.3), "t2": jnp.array([-0.4, 0.9]), "tx": jnp.array([[-1.5, 0.2], [0.7, 1.8]])}
@@ -55,7 +55,7 @@ def binary_log_q(phi, x):
     return log_bernoulli(phi["a"][x], z1) + log_bernoulli(phi["b"][x, z1], z2)
 
 
-# --- Two dependent Gaussian latents, with guides of every kind that once leaked gradients ----------------------------
+# Two dependent Gaussian latents, with guides of every kind that once leaked gradients
 
 GAUSSIAN_X = 1.3
 

@@ -36,7 +36,9 @@ def test_outside_of_the_support_the_log_density_is_minus_infinity(name):
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, jnp.nan])
-@pytest.mark.parametrize("make", [dist.Gamma, dist.LogNormal, dist.Weibull, dist.InverseGamma], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "make", [dist.Gamma, dist.LogNormal, dist.Weibull, dist.InverseGamma], ids=lambda d: d.__name__
+)
 def test_gradients_outside_of_the_support_are_exactly_zero(make, value):
     grad = jax.grad(lambda a, b: log_density(make(a, b), jnp.asarray(value), None), argnums=(0, 1))(0.7, 1.3)
     assert [float(g) for g in grad] == [0.0, 0.0]

@@ -44,7 +44,7 @@ def phi_loss_by_hand(log_p, log_q):
     return -jnp.sum(w * log_q)
 
 
-# --- Expectations at finite K, by enumeration of all particle tuples -------------------------------------------------
+# Expectations at finite K, by enumeration of all particle tuples
 
 
 def all_particle_tuples(num_particles, num_units):
@@ -138,7 +138,7 @@ def test_exact_guide_gives_the_evidence_with_any_number_of_particles():
     assert jnp.allclose(loss, -evidence, rtol=1e-6)
 
 
-# --- The same particles, densities written out by hand -----------------------------------------------------------------
+# The same particles, densities written out by hand
 
 
 @allow_key_reuse
@@ -166,7 +166,9 @@ def test_sleep_equals_hand_computation_from_dreams(name):
 
     def hand(phi):
         return -jnp.mean(
-            jnp.stack([log_q(phi, {n: v[s][None] for n, v in draws.latents.items()}, data["x"][s])[0] for s in range(7)])
+            jnp.stack(
+                [log_q(phi, {n: v[s][None] for n, v in draws.latents.items()}, data["x"][s])[0] for s in range(7)]
+            )
         )
 
     loss = lambda phi: rws_jax.sleep_phi_loss(programs.BY_HAND_THETA, phi, *seeded(model, guide), x, num_particles=7)
@@ -179,15 +181,15 @@ def test_hand_numbers_on_three_particles():
     """Weights 1/2, 1/3, 1/6 by choice: w = 3, 2, 1 with q = 1/4 each."""
     log_p = jnp.log(jnp.array([3.0, 2.0, 1.0])) + jnp.log(0.25)
     log_q = jnp.log(jnp.full(3, 0.25))
-    scored = losses.LogDensities(log_p, log_q, 1.0)
+    scored = losses.Particles(log_p, log_q, 1.0)
     assert jnp.allclose(losses.theta_loss(scored), -jnp.log(2.0))  # mean weight 2
-    grad = jax.grad(lambda log_q: losses.phi_loss(losses.LogDensities(log_p, log_q, 1.0)))(log_q)
+    grad = jax.grad(lambda log_q: losses.phi_loss(losses.Particles(log_p, log_q, 1.0)))(log_q)
     assert jnp.allclose(grad, -jnp.array([3.0, 2.0, 1.0]) / 6.0)
     assert jnp.allclose(losses.phi_loss(scored), jnp.log(4.0))
-    assert jnp.allclose(losses.dream_loss(losses.LogDensities(None, log_q, 2.0)), 2.0 * jnp.log(4.0))
+    assert jnp.allclose(losses.dream_loss(losses.Dreams(log_q, 2.0)), 2.0 * jnp.log(4.0))
 
 
-# --- Ownership -----------------------------------------------------------------------------------------------------------
+# Ownership
 
 
 @by_loss
@@ -202,7 +204,7 @@ def test_each_loss_trains_one_program_and_leaves_the_other_at_exactly_zero(loss,
     assert all(jnp.abs(leaf) > 0 for leaf in jax.tree.leaves(trained))
 
 
-# --- Units and scales ------------------------------------------------------------------------------------------------------
+# Units and scales
 
 
 def normal_model(x):
@@ -253,9 +255,9 @@ def test_subsampling_scales_the_loss_and_leaves_the_weights(loss):
 
     x = jnp.array([0.3, -0.2, 1.0])
     params = {"mu": jnp.array(0.1)}, {"m": jnp.array(0.2)}
-    value = lambda size: value_and_grads(
-        lambda *p: loss(*p, *seeded(model, guide), x, num_particles=4, size=size)
-    )(*params)
+    value = lambda size: value_and_grads(lambda *p: loss(*p, *seeded(model, guide), x, num_particles=4, size=size))(
+        *params
+    )
     # Equal keys give equal draws: plate messages of a full plate take no key, so compare two subsampled sizes.
     chex.assert_trees_all_close(jax.tree.map(lambda v: 4 * v, value(6)), value(24), rtol=1e-5)
 
@@ -306,7 +308,9 @@ def test_global_latent_makes_one_unit_and_nested_plates_make_many():
     assert scored.log_p.shape == scored.log_q.shape == (6,)
     scored = losses.wake({}, {}, *seeded(nested_model, nested_guide), (jnp.ones((3, 4, 2)),), {}, 6)
     assert scored.log_p.shape == scored.log_q.shape == (6, 3, 4)
-    z = draw_particles(seeded(nested_model, nested_guide)[1], {}, jnp.arange(6), (jnp.ones((3, 4, 2)),), {}).latents["z"]
+    z = draw_particles(seeded(nested_model, nested_guide)[1], {}, jnp.arange(6), (jnp.ones((3, 4, 2)),), {}).latents[
+        "z"
+    ]
     by_hand = (norm.logpdf(z) + norm.logpdf(1.0, z)).sum(axis=-1)
     assert jnp.allclose(scored.log_p, by_hand, rtol=1e-5)
 
@@ -332,7 +336,7 @@ def test_mask_and_scale_handlers_count_as_written():
     assert jnp.allclose(scored.log_q, jnp.where(mask[None], norm.logpdf(z, 0.5), 0.0), rtol=1e-5)
 
 
-# --- JAX transformations -----------------------------------------------------------------------------------------------------
+# JAX transformations
 
 
 @by_loss

@@ -141,7 +141,7 @@ def test_insomnia_schedule_that_leaves_its_range_stops_the_update_and_says_so():
     chex.assert_trees_all_equal(after[:4], state[:4])
 
 
-# --- Optimizers, transformations, tracing ------------------------------------------------------------------------------------
+# Optimizers, transformations, tracing
 
 
 OPTIMIZERS = {
@@ -169,13 +169,15 @@ def test_every_optimizer_is_traced_once_and_updates_as_by_hand(name):
     state, _ = rws.step(state, DATA)
     traced = count
     for _ in range(99):
-        state, info = rws.step(state, DATA)
+        state, _ = rws.step(state, DATA)
     assert count == traced
     assert int(state.step) == 100
 
     plain = make(num_particles=2, theta_optimizer=optax.scale(1.0), phi_optimizer=optax.scale(1.0))
-    grads = gradients_of(plain, state._replace(theta_opt_state=optax.ScaleState(), phi_opt_state=optax.ScaleState()), DATA)
-    after, _ = rws.step(state, DATA)
+    grads = gradients_of(
+        plain, state._replace(theta_opt_state=optax.ScaleState(), phi_opt_state=optax.ScaleState()), DATA
+    )
+    after, _ = rws.step(again(state), DATA)
     for grad, old, opt_state, new in (
         (grads[0], state.theta, state.theta_opt_state, after.theta),
         (grads[1], state.phi, state.phi_opt_state, after.phi),
@@ -270,7 +272,7 @@ def test_step_lowers_for_three_platforms():
     assert jax.export.export(jax.jit(rws.step), platforms=["cpu", "cuda", "tpu"])(typed, DATA).platforms
 
 
-# --- Parameters ----------------------------------------------------------------------------------------------------------------
+# Parameters
 
 
 def test_constrained_parameters_train_in_unconstrained_space():
@@ -293,7 +295,7 @@ def test_get_params_is_what_predictive_takes():
     assert draws["x"].shape == (7, 3)
 
 
-# --- Support and non-finite steps ------------------------------------------------------------------------------------------------
+# Support and non-finite steps
 
 
 def narrow_model(x):

@@ -1,4 +1,7 @@
-"""How dreamt data reach the guide in sleep. Real data must never get there in their place."""
+"""What sleep asks of programs: a model that can be dreamt from, and a guide that can be shown the dreams.
+
+Real data must never reach the guide in place of dreamt ones.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -6,8 +9,10 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
-from rws_jax.validation import fail
+from rws_jax.matching import Site, Trace
+from rws_jax.validation import describe, fail
 
 Program = Callable[..., Any]
 
@@ -57,6 +62,44 @@ def show_data(
     return bound.args, bound.kwargs
 
 
+def check_dreamable(site: Site) -> None:
+    """A site can be dreamt if it has a distribution to be sampled from."""
+    name, fn = site["name"], site["fn"]
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.Unit | dist.ImproperUniform):
+        what = "a numpyro.factor" if isinstance(fn, dist.Unit) else "an improper prior"
+        fail(
+            ValueError,
+            f"sleep cannot dream from the model: site {name!r} is {what}, which cannot be sampled",
+            expected="a model made of proper distributions",
+            found=f"{what} at site {name!r}",
+            hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
+        )
+
+
+def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
+    """There must be data to dream."""
+    samples = {name: site for name, site in run.items() if site["type"] == "sample"}
+    unknown = sorted(set(observed_sites) - samples.keys())
+    if unknown:
+        fail(
+            ValueError,
+            f"option 'observed_sites' names {unknown}, which the model does not have",
+            expected=f"some of the model's sample sites {sorted(samples)}",
+            found=f"{unknown}",
+            hint="list the names of the sites that hold data, as in observed_sites=('x',)",
+        )
+    if not any(site["is_observed"] for site in samples.values()):
+        fail(
+            ValueError,
+            "sleep has no data to dream: the model has no observed site",
+            expected="a sample site with obs=..., or option 'observed_sites'",
+            found=f"latent sites {sorted(samples)}",
+            hint="for a model that runs without data, name its data sites, as in observed_sites=('x',)",
+        )
+
+
 def _check_shape(name: str, dreamt: Any, real: Any) -> None:
     """Dreams have the shape of the real data that they stand in for."""
     if real is not None and jnp.shape(real) != jnp.shape(dreamt):
@@ -65,8 +108,8 @@ def _check_shape(name: str, dreamt: Any, real: Any) -> None:
             f"dreamt and real data differ in shape at observed site {name!r}",
             expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
             found=f"{jnp.shape(dreamt)}, as dreamt by the model",
-            hint="pass model and guide the minibatch, not the full data with a plate that picks a subsample; or say what"
-            " the guide is to see with simulated_data_to_args",
+            hint="pass model and guide the minibatch, not the full data with a plate that picks a subsample; or say"
+            " what the guide is to see with simulated_data_to_args",
         )
 
 
@@ -78,7 +121,7 @@ def _check_pair(value: Any) -> None:
             TypeError,
             "option 'simulated_data_to_args' returned something else than the guide's arguments",
             expected="a pair (args, kwargs) of a tuple and a dict",
-            found=f"{type(value).__name__}",
+            found=describe(value),
             hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
         )
 

@@ -1,0 +1,58 @@
+"""What goes in and out of a training step: arrays only, so that all of it can be jitted, scanned, vmapped and saved."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from rws_jax.programs import Params
+
+
+class RWSState(NamedTuple):
+    """All that the next step needs, arrays only; it can be saved, restored and passed on in a new process.
+
+    `theta` and `phi` hold unconstrained values keyed by `numpyro.param` site of the model and of the guide;
+    `get_params` gives the constrained ones.
+    """
+
+    theta: Params
+    phi: Params
+    theta_opt_state: optax.OptState
+    phi_opt_state: optax.OptState
+    rng_key: jax.Array
+    step: jax.Array
+
+
+class RWSInfo(NamedTuple):
+    """What one step saw: device arrays, shape ``()``. What was not computed is None.
+
+    Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
+    Effective sample sizes are in particles, over units. After a step with ``finite == False`` parameters and optimizer
+    states are what they were before.
+    """
+
+    wake_theta_loss: jax.Array | None
+    wake_phi_loss: jax.Array | None
+    sleep_phi_loss: jax.Array | None
+    phi_loss: jax.Array
+    insomnia: jax.Array
+    ess_mean: jax.Array | None
+    ess_min: jax.Array | None
+    num_dead_units: jax.Array | None
+    theta_grad_norm: jax.Array | None
+    phi_grad_norm: jax.Array | None
+    finite: jax.Array
+
+
+class RWS(NamedTuple):
+    """What `make_step` returns; unpacks as ``init, step, get_params``.
+
+    ``init(rng_key, *args, **kwargs) -> RWSState``, ``step(state, *args, **kwargs) -> (RWSState, RWSInfo)``,
+    ``get_params(state, *args, **kwargs) -> dict`` of constrained values of model and guide, keyed by site. The
+    arguments are those of the two programs.
+    """
+
+    init: Callable[..., RWSState]
+    step: Callable[..., tuple[RWSState, RWSInfo]]
+    get_params: Callable[..., Params]

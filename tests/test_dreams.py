@@ -1,0 +1,132 @@
+"""Sleep: dreams replace all real data, in the model and on their way to the guide."""
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.handlers import seed
+
+import rws_jax
+from rws_jax.dreams import show_data
+from rws_jax.particles import dream
+
+REAL = {"x": jnp.zeros(3), "y": jnp.ones(3)}
+DREAMT = {"x": jnp.full(3, 7.0), "y": jnp.full(3, 8.0)}
+COVARIATE = jnp.array([1.0, 2.0, 3.0])
+
+
+def by_name(covariate, x, y=None):
+    """Guide arguments named as the observed sites."""
+
+
+def by_dict(covariate, x, y=None, observations=None):
+    """Pyro's convention, which goes before names."""
+
+
+def test_arguments_named_as_sites_get_dreams_and_covariates_stay():
+    for args, kwargs in (((COVARIATE, REAL["x"], REAL["y"]), {}), ((COVARIATE, REAL["x"]), {"y": REAL["y"]})):
+        shown, extra = show_data(by_name, DREAMT, args, kwargs, None)
+        assert extra == {}
+        assert shown[0] is COVARIATE
+        assert shown[1] is DREAMT["x"]
+        assert shown[2] is DREAMT["y"]
+
+
+def test_arguments_that_were_not_passed_get_dreams_too():
+    shown, _ = show_data(by_name, DREAMT, (COVARIATE,), {}, None)
+    assert shown[1] is DREAMT["x"]
+    assert shown[2] is DREAMT["y"]
+
+
+def test_observations_are_a_dict_by_site():
+    shown, extra = show_data(by_dict, DREAMT, (COVARIATE, REAL["x"]), {"observations": REAL}, None)
+    assert len(shown) == 2
+    assert extra["observations"] is DREAMT
+
+
+def test_simulated_data_to_args_goes_before_all():
+    rewrite = lambda sim, covariate, x: ((covariate, {"both": sim}), {"flag": x})
+    shown, extra = show_data(by_dict, DREAMT, (COVARIATE, REAL["x"]), {}, rewrite)
+    assert shown == (COVARIATE, {"both": DREAMT})
+    assert extra == {"flag": REAL["x"]}
+
+
+def test_all_observed_sites_must_have_a_place():
+    with pytest.raises(ValueError, match="sleep cannot hand its dreams"):
+        show_data(lambda x, other: None, DREAMT, (REAL["x"], REAL["y"]), {}, None)
+
+
+@pytest.mark.parametrize("given", ["arguments", "observations"])
+def test_shapes_of_dreams_and_data_agree(given):
+    long = {name: jnp.zeros(5) for name in REAL}
+    guide, args, kwargs = {
+        "arguments": (by_name, (COVARIATE, long["x"]), {}),
+        "observations": (by_dict, (COVARIATE,), {"observations": long}),
+    }[given]
+    with pytest.raises(ValueError, match="dreamt and real data differ in shape at observed site 'x'"):
+        show_data(guide, DREAMT, args, kwargs, None)
+
+
+def test_signatures_are_seen_through_handlers():
+    wrapped = numpyro.handlers.scale(seed(by_name, 0), scale=2.0)
+    assert show_data(wrapped, DREAMT, (COVARIATE, REAL["x"]), {}, None)[0][1] is DREAMT["x"]
+
+
+def autoregressive(x):
+    """Each observation is the mean of the next: real data would show at once."""
+
+    def step(previous, x):
+        z = numpyro.sample("z", dist.Normal(0.0, 0.1))
+        x = numpyro.sample("x", dist.Normal(previous + z, 0.1), obs=x)
+        return x, None
+
+    scan(step, 0.0, x)
+
+
+def test_dreams_of_scan_carry_no_real_data():
+    real = jnp.array([1e3, 2e3, 3e3])
+    draws, data = dream(seed(autoregressive, 0), {}, jnp.arange(2000), (real,), {}, ())
+    assert data["x"].shape == (2000, 3)
+    steps = jnp.diff(data["x"], axis=1, prepend=0.0)
+    assert jnp.abs(steps).max() < 1.0
+    # x_t - x_(t-1) = z_t + noise, both of standard deviation 0.1; 5 standard errors are 0.08 of the variance.
+    assert jnp.allclose(steps.var(axis=0), 0.02, rtol=0.16)
+    assert jnp.allclose((steps - draws.latents["z"]).var(axis=0), 0.01, rtol=0.16)
+
+
+def test_dreams_have_plates_covariates_and_the_shapes_of_data():
+    def model(covariate, x):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(100.0 * covariate, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    draws, data = dream(seed(model, 0), {}, jnp.arange(5), (COVARIATE, REAL["x"]), {}, ())
+    assert data["x"].shape == draws.latents["z"].shape == (5, 3)
+    assert jnp.all(jnp.abs(data["x"] - 100.0 * COVARIATE[None]) < 10.0)
+    assert jnp.all(jnp.abs(data["x"] - draws.latents["z"]) < 1.0)
+
+
+def test_sleep_learns_what_the_model_means_and_not_the_data():
+    """The real data are all 5; under the model they would be N(0, 2)."""
+
+    def model(x):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0) * x, 1.0))
+
+    def loss(a, key):
+        return rws_jax.sleep_phi_loss(
+            {}, {"a": a}, seed(model, key), seed(guide, key), jnp.full(3, 5.0), num_particles=50
+        ) / 3  # fmt: skip
+
+    keys = jax.random.split(jax.random.key(0), 200)
+    with jax.debug_key_reuse(False):
+        grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(0.2, keys)
+    exact = 0.2 * 2.0 - 1.0  # E[(a x - z) x] = a Var x - Cov(z, x)
+    assert jnp.abs(grads.mean() - exact) < 5 * grads.std() / jnp.sqrt(len(keys))

@@ -1,0 +1,378 @@
+"""Every message fires, is of the right kind, and names the site or option and the remedy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.handlers import seed
+
+import rws_jax
+
+X = jnp.array([0.5, -1.0, 2.0])
+NORMAL = dist.Normal(0.0, 1.0)
+
+
+def model(x):
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", NORMAL)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide(x):
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0) + 0.0 * x, 1.0))
+
+
+def check(error, kind, *words):
+    """The message has the one shape of the package, and says these words."""
+    assert error.type is kind
+    message = str(error.value)
+    assert [line.split(":")[0].strip() for line in message.split("\n")[1:]] == ["expected", "found", "hint"]
+    for word in words:
+        assert word in message
+
+
+# options
+
+BAD_OPTIONS = [
+    ({"num_particles": 1}, ValueError, "'num_particles'"),
+    ({"num_particles": 2.0}, TypeError, "'num_particles'"),
+    ({"num_particles": True}, TypeError, "'num_particles'"),
+    ({"insomnia": 0.0, "num_particles": 0}, ValueError, "'num_particles'"),
+    ({"num_sleep_particles": 0}, ValueError, "'num_sleep_particles'"),
+    ({"insomnia": 1.5}, ValueError, "'insomnia'"),
+    ({"insomnia": -0.1}, ValueError, "'insomnia'"),
+    ({"insomnia": float("nan")}, ValueError, "'insomnia'"),
+    ({"insomnia": "half"}, TypeError, "'insomnia'"),
+    ({"insomnia": True}, TypeError, "'insomnia'"),
+    ({"theta_optimizer": 1e-3}, TypeError, "'theta_optimizer'"),
+    ({"phi_optimizer": numpyro.optim.Adam(1e-3)}, TypeError, "'phi_optimizer'"),
+    ({"observed_sites": "x"}, TypeError, "'observed_sites'"),
+    ({"simulated_data_to_args": {}}, TypeError, "'simulated_data_to_args'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"), BAD_OPTIONS, ids=lambda v: "-".join(v) if isinstance(v, dict) else ""
+)
+def test_bad_options_are_refused_when_the_step_is_made(options, kind, word):
+    with pytest.raises(kind) as error:
+        rws_jax.make_step(model, guide, **options)
+    check(error, kind, word)
+
+
+@pytest.mark.parametrize("schedule", [lambda step: 1.5, lambda step: jnp.nan, lambda step: jnp.array(-1.0)])
+def test_a_schedule_is_checked_at_its_first_step(schedule):
+    with pytest.raises(ValueError, match="option 'insomnia' is out of range") as error:
+        rws_jax.make_step(model, guide, insomnia=schedule).init(jax.random.key(0), X)
+    check(error, ValueError, "[0, 1]")
+
+
+def test_a_schedule_returns_one_number():
+    with pytest.raises(TypeError) as error:
+        rws_jax.make_step(model, guide, insomnia=lambda step: jnp.ones(3)).init(jax.random.key(0), X)
+    check(error, TypeError, "'insomnia'", "(3,)")
+
+
+@pytest.mark.parametrize("loss", [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss])
+def test_one_particle_is_too_few_for_wake_losses(loss):
+    with pytest.raises(ValueError, match="num_particles") as error:
+        loss({}, {"m": 0.0}, seed(model, 0), seed(guide, 1), X, num_particles=1)
+    check(error, ValueError, "'num_particles'", "num_particles=10")
+
+
+def test_one_particle_is_too_few_where_the_model_has_parameters():
+    def with_param(x):
+        numpyro.param("w", 0.0)
+        model(x)
+
+    rws = rws_jax.make_step(
+        with_param, guide, insomnia=0.0, num_particles=1, simulated_data_to_args=lambda s, x: ((x,), {})
+    )
+    with pytest.raises(ValueError, match="num_particles") as error:
+        rws.init(jax.random.key(0), X)
+    check(error, ValueError, "'num_particles'")
+
+
+@pytest.mark.parametrize("key", [0, jnp.zeros(3), None, jax.random.split(jax.random.key(0))])
+def test_init_takes_one_key(key):
+    with pytest.raises(TypeError) as error:
+        rws_jax.make_step(model, guide).init(key, X)
+    check(error, TypeError, "jax.random.key(0)")
+
+
+# programs
+
+
+def test_programs_are_callable_and_unseeded_for_make_step():
+    with pytest.raises(TypeError) as error:
+        rws_jax.make_step(None, guide)
+    check(error, TypeError, "the model is not callable")
+    with pytest.raises(ValueError, match="seeded already") as error:
+        rws_jax.make_step(model, numpyro.handlers.mask(seed(guide, 0), mask=True))
+    check(error, ValueError, "the guide", "same noise")
+
+
+@pytest.mark.parametrize("loss", [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss])
+@pytest.mark.parametrize("bare", ["model", "guide"])
+def test_programs_are_seeded_for_losses(loss, bare):
+    programs = [model if bare == "model" else seed(model, 0), guide if bare == "guide" else seed(guide, 1)]
+    with pytest.raises(TypeError) as error:
+        loss({}, {"m": 0.0}, *programs, X, num_particles=2)
+    check(error, TypeError, f"the {bare} is not seeded", f"numpyro.handlers.seed({bare}, rng_key)")
+
+
+def in_plate(*sites):
+    def program(x):
+        with numpyro.plate("data", 3):
+            for name, fn in sites:
+                numpyro.sample(name, fn)
+
+    return program
+
+
+def latents(x):
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", NORMAL)
+        numpyro.sample("y", NORMAL)
+        numpyro.sample("x", NORMAL, obs=x)
+
+
+def observing_guide(x):
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", NORMAL)
+        numpyro.sample("x", NORMAL, obs=x)
+
+
+def factor_guide(x):
+    guide(x)
+    numpyro.factor("penalty", jnp.zeros(()))
+
+
+def mutable_guide(x):
+    numpyro.primitives.mutable("count", {"value": 0})
+    guide(x)
+
+
+def vector_model(x):
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros((3, 2)), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(z.sum(axis=-1), 1.0), obs=x)
+
+
+def no_plate_guide(x):
+    numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0))
+
+
+def other_plate_guide(x):
+    with numpyro.plate("images", 3):
+        numpyro.sample("z", NORMAL)
+
+
+def event_guide(x):
+    numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+
+
+def two_dim_guide(x):
+    with numpyro.plate("data", 4):
+        numpyro.sample("z", NORMAL)
+
+
+def subsampled(size):
+    def program(x):
+        with numpyro.plate("data", size, subsample_size=3):
+            numpyro.sample("z", NORMAL)
+            numpyro.sample("x", NORMAL, obs=x)
+
+    return program
+
+
+def subsampled_guide(x):
+    with numpyro.plate("data", 6, subsample_size=3):
+        numpyro.sample("z", NORMAL)
+
+
+def global_model(x):
+    mu = numpyro.sample("mu", NORMAL)
+    with numpyro.plate("data", 6, subsample_size=3):
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def global_guide(x):
+    numpyro.sample("mu", NORMAL)
+
+
+def same_param_model(x):
+    numpyro.param("m", 0.0)
+    model(x)
+
+
+def scan_model(x):
+    def step(carry, x):
+        numpyro.sample("z", dist.Normal(numpyro.param("w", 0.0), 1.0))
+        numpyro.sample("x", NORMAL, obs=x)
+        return carry, None
+
+    scan(step, 0.0, x)
+
+
+def scan_guide(length):
+    def program(x):
+        scan(lambda carry, _: (carry, numpyro.sample("z", NORMAL)), 0.0, None, length=length)
+
+    return program
+
+
+def plain_scan_model(x):
+    def step(carry, x):
+        numpyro.sample("z", NORMAL)
+        numpyro.sample("x", NORMAL, obs=x)
+        return carry, None
+
+    scan(step, 0.0, x)
+
+
+MISMATCHES = {
+    "missing latent": (latents, guide, ["latent site 'y' of the model is missing", "numpyro.sample('y', ...)"]),
+    "extra site": (model, in_plate(("z", NORMAL), ("u", NORMAL)), ["sample site 'u' of the guide", "'is_auxiliary'"]),
+    "observed in guide": (model, observing_guide, ["the guide has observed site 'x'"]),
+    "factor in guide": (model, factor_guide, ["the guide has a factor at site 'penalty'"]),
+    "mutable in guide": (model, mutable_guide, ["the guide has mutable site 'count'"]),
+    "shape": (vector_model, guide, ["shapes differ at latent site 'z'", "(3, 2)", "(3,)"]),
+    "size of plate": (model, two_dim_guide, ["shapes differ at latent site 'z'", "(3,)", "(4,)", "plates"]),
+    "event dim": (model, event_guide, ["event dimensions differ at latent site 'z'", "to_event()"]),
+    "no plate": (model, no_plate_guide, ["plates differ at latent site 'z'", "data(size=3, dim=-1)", "no plate"]),
+    "other plate": (model, other_plate_guide, ["plates differ at latent site 'z'", "images(size=3, dim=-1)"]),
+    "size of subsampled plate": (subsampled(12), subsampled_guide, ["plate 'data' differs", "12", "6"]),
+    "plate that does not enclose all": (global_model, global_guide, ["plate 'data' is subsampled (3 of 6)", "['mu']"]),
+    "param in both": (same_param_model, guide, ["param sites ['m'] occur in both model and guide", "rename"]),
+    "param in scan": (scan_model, scan_guide(3), ["param site 'w' of the model stands inside a scan or cond"]),
+    "length of scan": (plain_scan_model, scan_guide(4), ["shapes differ at latent site 'z'", "(3,)", "(4,)", "length"]),
+}
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_programs_that_do_not_fit_are_refused_by_init(name):
+    bad_model, bad_guide, words = MISMATCHES[name]
+    with pytest.raises(ValueError, match="expected") as error:
+        rws_jax.make_step(bad_model, bad_guide).init(jax.random.key(0), X)
+    check(error, ValueError, *words)
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("name", [name for name in MISMATCHES if name != "param in both"])
+def test_programs_that_do_not_fit_are_refused_by_the_losses(name):
+    bad_model, bad_guide, words = MISMATCHES[name]
+    with pytest.raises(ValueError, match="expected") as error:
+        rws_jax.wake_theta_loss({}, {"m": 0.0}, seed(bad_model, 0), seed(bad_guide, 1), X)
+    check(error, ValueError, *words)
+
+
+def test_parameters_must_all_have_values():
+    with pytest.raises(ValueError, match="no value in phi") as error:
+        rws_jax.wake_phi_loss({}, {"other": 0.0}, seed(model, 0), seed(guide, 1), X)
+    check(error, ValueError, "param site 'm' of the guide", "['other']")
+    rws = rws_jax.make_step(model, guide)
+    state = rws.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="no value in phi") as error:
+        rws.step(state._replace(phi={"n": jnp.zeros(())}, phi_opt_state=optax.adam(1e-3).init({"n": 0.0})), X)
+    check(error, ValueError, "'m'", "state belongs to the programs")
+
+
+def test_model_has_params_must_be_true_to_its_word():
+    def with_param(x):
+        numpyro.param("w", 0.0)
+        model(x)
+
+    with pytest.raises(ValueError, match="model_has_params") as error:
+        rws_jax.make_step(with_param, guide, model_has_params=False).init(jax.random.key(0), X)
+    check(error, ValueError, "['w']", "optax.set_to_zero()")
+
+
+# sleep
+
+
+def other_name_guide(data):
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", dist.Normal(data, 1.0))
+
+
+def any_arguments_guide(*args, **kwargs):
+    guide(*args, **kwargs)
+
+
+def factor_model(x):
+    model(x)
+    numpyro.factor("penalty", jnp.zeros(()))
+
+
+def improper_model(x):
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def auxiliary_guide(x):
+    with numpyro.plate("data", 3):
+        u = numpyro.sample("u", NORMAL, infer={"is_auxiliary": True})
+        numpyro.sample("z", dist.Normal(u, 1.0))
+
+
+def unobserved_model(x):
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", NORMAL)
+
+
+def indexing_model(x):
+    with numpyro.plate("data", 3, subsample_size=2) as index:
+        z = numpyro.sample("z", NORMAL)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def indexing_guide(x):
+    with numpyro.plate("data", 3, subsample_size=2) as index:
+        numpyro.sample("z", dist.Normal(x[index], 1.0))
+
+
+UNDREAMABLE = {
+    "argument of another name": (model, other_name_guide, {}, ["sleep cannot hand its dreams", "['x']", "'data'"]),
+    "arguments without names": (model, any_arguments_guide, {}, ["sleep cannot hand its dreams", "'*args'"]),
+    "factor": (factor_model, guide, {}, ["sleep cannot dream", "site 'penalty' is a numpyro.factor", "insomnia=1.0"]),
+    "improper": (improper_model, guide, {}, ["site 'z' is an improper prior", "insomnia=1.0"]),
+    "auxiliary": (model, auxiliary_guide, {}, ["auxiliary site 'u'", "AutoNormal"]),
+    "no data": (unobserved_model, guide, {}, ["no data to dream", "observed_sites=('x',)"]),
+    "unknown data": (model, guide, {"observed_sites": ("y",)}, ["'observed_sites' names ['y']", "['x', 'z']"]),
+    "minibatch of full data": (indexing_model, indexing_guide, {}, ["observed site 'x'", "(3,)", "(2,)", "minibatch"]),
+    "missing latent": (latents, guide, {}, ["latent site 'y' of the model is missing"]),
+    "extra site": (model, in_plate(("z", NORMAL), ("u", NORMAL)), {}, ["sample site 'u' of the guide"]),
+    "shape": (vector_model, guide, {}, ["shapes differ at latent site 'z'", "(3,), its shape in the guide"]),
+}
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("name", UNDREAMABLE)
+@pytest.mark.parametrize("by", ["init", "loss"])
+def test_sleep_refuses_what_it_would_get_wrong(name, by):
+    bad_model, bad_guide, options, words = UNDREAMABLE[name]
+    if by == "init":
+        sleep = partial(rws_jax.make_step(bad_model, bad_guide, insomnia=0.5, **options).init, jax.random.key(0), X)
+    else:
+        seeded = seed(bad_model, 0), seed(bad_guide, 1)
+        sleep = partial(rws_jax.sleep_phi_loss, {}, {"m": 0.0}, *seeded, X, **options)
+    with pytest.raises(ValueError, match="expected") as error:
+        sleep()
+    check(error, ValueError, *words)
+
+
+@pytest.mark.parametrize("value", [None, X, ((X,), None), (X, {})])
+def test_simulated_data_to_args_returns_a_pair(value):
+    options = {"insomnia": 0.0, "simulated_data_to_args": lambda sim, *args: value}
+    with pytest.raises(TypeError) as error:
+        rws_jax.make_step(model, guide, **options).init(jax.random.key(0), X)
+    check(error, TypeError, "'simulated_data_to_args'", "(args, kwargs)")

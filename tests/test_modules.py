@@ -1,0 +1,57 @@
+"""Parameters that are trees: networks of flax.linen, flax.nnx and equinox."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from flax import nnx
+from numpyro.contrib.module import eqx_module, flax_module, nnx_module
+
+import rws_jax
+
+X = jax.random.normal(jax.random.key(0), (6, 4))
+
+
+def linen(size_in, size_out):
+    return lambda name: flax_module(name, nn.Dense(size_out), input_shape=(1, size_in))
+
+
+def flax_nnx(size_in, size_out):
+    module = nnx.Linear(size_in, size_out, rngs=nnx.Rngs(0))
+    return lambda name: nnx_module(name, module)
+
+
+def equinox(size_in, size_out):
+    module = eqx.nn.Linear(size_in, size_out, key=jax.random.key(0))
+    return lambda name: jax.vmap(eqx_module(name, module))
+
+
+@pytest.mark.parametrize("library", [linen, flax_nnx, equinox])
+def test_networks_train_on_both_sides(library):
+    decoder, encoder = library(2, 4), library(4, 2)
+
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((len(x), 2)), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(decoder("decoder")(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(encoder("encoder")(x), 1.0).to_event(1))
+
+    optimizers = {"theta_optimizer": optax.adam(0.02), "phi_optimizer": optax.adam(0.02)}
+    rws = rws_jax.make_step(model, guide, num_particles=10, insomnia=0.5, **optimizers)
+    with jax.numpy_rank_promotion("allow"):  # flax adds biases to batches
+        state = rws.init(jax.random.key(0), X)
+        first = state
+        state, infos = jax.lax.scan(lambda s, _: rws.step(s, X), state, None, length=300)
+        params = rws.get_params(state, X)
+    assert set(params) == {"decoder$params", "encoder$params"}
+    assert bool(infos.finite.all())
+    assert infos.wake_theta_loss[-50:].mean() < infos.wake_theta_loss[:10].mean()
+    moved = jax.tree.map(lambda new, old: not jnp.allclose(new, old), (state.theta, state.phi), (first.theta, first.phi))
+    assert all(jax.tree.leaves(moved))
