@@ -29,7 +29,7 @@ def wake_theta_loss(
 
     .. math:: L_\theta = -\log \frac1K \sum_k w_k
 
-    (Burda et al. 2016, eq. 8; Le et al. 2019, eq. 4). Gradient: reaches `theta` alone; that of `phi` is exactly zero.
+    (Burda et al. 2016). Gradient: reaches `theta` alone; that of `phi` is exactly zero.
     Bias: minus the loss is below the log evidence by :math:`O(1/K)` in expectation, as the logarithm is concave;
     equal if the guide is the posterior.
 
@@ -78,7 +78,7 @@ def wake_phi_loss(
 
     .. math:: L_\phi = -\sum_k \bar w_k \log q_\phi(z_k \mid x), \qquad \bar w \text{ held constant}
 
-    (Bornschein and Bengio 2015, eq. 8; Le et al. 2019, eq. 6). Gradient: reaches `phi` alone; that of `theta` is
+    (Bornschein and Bengio 2015; Le et al. 2019). Gradient: reaches `phi` alone; that of `theta` is
     exactly zero. Bias: that of self-normalised importance sampling, :math:`O(1/K)`, relative to the gradient of
     :math:`\mathrm{KL}(p(z \mid x) \,\|\, q_\phi)`.
 
@@ -107,7 +107,8 @@ def wake_phi_loss(
       >>> def guide(x):
       ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("b", 0.0)))
       >>> def loss(phi, key):
-      ...     return rws_jax.wake_phi_loss({}, phi, seed(model, key), seed(guide, key), 1.0, num_particles=1000)
+      ...     programs = seed(model, key), seed(guide, key)
+      ...     return rws_jax.wake_phi_loss({}, phi, *programs, 1.0, num_particles=10_000)
       >>> gradient = jax.grad(loss)({"b": jnp.array(0.0)}, jax.random.key(0))["b"]
       >>> bool(jnp.abs(gradient - (0.5 - jax.nn.sigmoid(0.5))) < 0.02)  # q(z = 1) - p(z = 1 | x), exactly
       True
@@ -134,7 +135,7 @@ def sleep_phi_loss(
 
     .. math:: L_\phi = -\frac1S \sum_s \log q_\phi(z_s \mid x_s), \qquad (z_s, x_s) \sim p_\theta(z, x)
 
-    (Hinton et al. 1995; Le et al. 2019, eq. 5). Also known as CSIS, inference compilation, neural posterior
+    (Hinton et al. 1995; Le et al. 2019). Also known as CSIS, inference compilation, neural posterior
     estimation and forward-KL amortised inference. Gradient: reaches `phi` alone; that of `theta` is exactly zero.
     Bias: none, for data that follow the model.
 
@@ -171,7 +172,7 @@ def sleep_phi_loss(
       ...     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0) * x, 1.0))
       >>> def loss(phi, key):
       ...     programs = seed(model, key), seed(guide, key)
-      ...     return rws_jax.sleep_phi_loss({}, phi, *programs, num_particles=10000, observed_sites=("x",))
+      ...     return rws_jax.sleep_phi_loss({}, phi, *programs, num_particles=10_000, observed_sites=("x",))
       >>> gradient = jax.grad(loss)({"a": jnp.array(0.0)}, jax.random.key(0))["a"]
       >>> bool(jnp.abs(gradient + 1.0) < 0.1)  # -E[z x] = -1, exactly
       True

@@ -1,0 +1,32 @@
+"""Every notebook is small, carries no outputs, and runs from top to bottom."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+
+
+@each_notebook
+def test_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 30_000
+    assert f"notebooks/{path.name}" in notebook.cells[0].source
+    assert "colab-badge.svg" in notebook.cells[0].source
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert "pip" in code[0].source
+    assert "jax.devices()" in code[1].source
+    assert "assert" in code[-1].source
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs(path, monkeypatch):
+    monkeypatch.setenv("RWS_JAX_CI", "1")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
