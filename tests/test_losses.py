@@ -242,6 +242,7 @@ def test_wake_phi_gradient_per_datum_does_not_depend_on_the_number_of_data():
         assert jnp.abs(mean - reference) < 5 * jnp.hypot(error, jnp.maximum(standard_error, error))
 
 
+@allow_key_reuse
 @by_loss
 def test_subsampling_scales_the_loss_and_leaves_the_weights(loss):
     def model(x, size):
@@ -262,6 +263,7 @@ def test_subsampling_scales_the_loss_and_leaves_the_weights(loss):
     chex.assert_trees_all_close(jax.tree.map(lambda v: 4 * v, value(6)), value(24), rtol=1e-5)
 
 
+@allow_key_reuse
 def test_minibatch_drawn_in_the_model_is_shared_by_all_particles_and_by_both_programs():
     data = jnp.arange(50.0)
 
