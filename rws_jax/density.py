@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution, constraints
 
-from rws_jax import matching
-from rws_jax.matching import Trace
+from rws_jax import matching, sites
+from rws_jax.sites import Trace
 
 
 class Units(NamedTuple):
@@ -31,7 +31,7 @@ class Units(NamedTuple):
         stacks = [set(site["cond_indep_stack"]) for run in runs for site in run.values() if site["type"] == "sample"]
         common = set.intersection(*stacks) if stacks else set()
         matching.check_subsampling(runs, set().union(*stacks) - common)
-        scale = math.prod(matching.plate_size(runs, frame) / frame.size for frame in common)
+        scale = math.prod(sites.plate_size(runs, frame) / frame.size for frame in common)
         return cls(frozenset(frame.dim for frame in common), scale)
 
     def log_density(self, run: Trace, latents: dict[str, jax.Array], drawn_in: Trace) -> jax.Array:
@@ -40,7 +40,7 @@ class Units(NamedTuple):
         Args:
           run: a trace, possibly run at `feasible` values.
           latents: the values to score latent sites at.
-          drawn_in: the trace in which these were drawn; sites that are not in it are not trusted.
+          drawn_in: the trace in which these were drawn, as far as it is known.
 
         Returns:
           Log density in nats, shape ``units``: one axis for each common plate.
@@ -88,14 +88,14 @@ def _in_support(fn: Distribution, value: Any, drawn_from: Distribution | None) -
         inside = _in_support(fn.base_dist, value, drawn_from)
         return None if inside is None else jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
     element, support = _elementwise(fn), fn.support
-    if support is None or element.event_dim > 0 or isinstance(fn, dist.Unit):
-        # Vectors and matrices (simplex, Cholesky factors) are tested within tolerances that float32 draws exceed; only
-        # comparisons element by element are exact. A Unit (numpyro.factor) has an empty value.
+    if support is None or isinstance(fn, dist.Unit):  # numpyro.factor: an empty value
         return None
-    if element is constraints.boolean and drawn_from is not None and _elementwise(drawn_from) is element:
-        # Drawn from a Bernoulli and scored by one: always inside. Grey values as data of a Bernoulli are customary, and
-        # are scored as NumPyro does.
-        return None
+    if element is constraints.boolean or element.event_dim > 0:
+        # Vectors and matrices (simplex, Cholesky factors) are tested within tolerances that float32 draws exceed, and
+        # grey values as data of a Bernoulli are customary. So a value is trusted if it was drawn from such a support.
+        unknown = drawn_from is None and element.event_dim > 0
+        if unknown or (drawn_from is not None and type(_elementwise(drawn_from)) is type(element)):
+            return None
     return support(value)
 
 
@@ -105,3 +105,20 @@ def _elementwise(fn: Distribution) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def count_outside(fn: Distribution, value: Any) -> int:
+    """How many values are NaN, or outside of a support that does not depend on the distribution's parameters."""
+    fixed = any(_elementwise(fn) is support for support in _FIXED_SUPPORTS)
+    inside = _in_support(fn, value, fn) if fixed else None
+    return 0 if inside is None else int(jnp.sum(jnp.logical_not(inside)))
+
+
+_FIXED_SUPPORTS = [
+    constraints.real,
+    constraints.positive,
+    constraints.nonnegative,
+    constraints.unit_interval,
+    constraints.nonnegative_integer,
+    constraints.positive_integer,
+]

@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.infer.autoguide import AutoNormal
+from numpyro.primitives import Messenger
 
-from rws_jax.matching import Site, Trace
+from rws_jax.sites import Site, Trace
 from rws_jax.validation import describe, fail
 
 Program = Callable[..., Any]
@@ -47,15 +49,21 @@ def show_data(
         pair = simulated_data_to_args(data, *args, **kwargs)
         _check_pair(pair)
         return tuple(pair[0]), dict(pair[1])
+    bare = _bare(guide)
+    if isinstance(bare, AutoNormal):
+        return args, kwargs  # does not read data
     signature = inspect.signature(guide)
     by_name = {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    bound = signature.bind_partial(*args, **kwargs)
+    try:
+        bound = signature.bind_partial(*args, **kwargs)
+    except TypeError as error:
+        _fail_unbound(bare, str(error), signature)
     if "observations" in by_name:
         real, shown = bound.arguments.get("observations"), {"observations": data}
     elif data.keys() <= by_name:
         real, shown = bound.arguments, data
     else:
-        _fail_unrouted(guide, sorted(data), [str(p) for p in signature.parameters.values()])
+        _fail_unrouted(bare, sorted(data), [str(p) for p in signature.parameters.values()])
     for name, value in data.items():
         _check_shape(name, value, real.get(name) if isinstance(real, dict) else None)
     bound.arguments.update(shown)
@@ -100,6 +108,20 @@ def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
         )
 
 
+def check_minibatch(data: dict[str, Any], plates: dict[str, Any], args: tuple, kwargs: dict) -> None:
+    """A dreamt minibatch has its own rows only: a guide that picks them out of full data would read beyond."""
+    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves((args, kwargs))}
+    for name, value in data.items():
+        if plates and shapes and jnp.shape(value) not in shapes:
+            fail(
+                ValueError,
+                f"sleep cannot dream a minibatch that the model itself picks, at observed site {name!r}",
+                expected=f"the minibatch among the arguments, of shape {jnp.shape(value)}",
+                found=f"plates {sorted(plates)} subsampled, and arguments of shapes {sorted(shapes)}",
+                hint="pass the minibatch to model and guide, not the full data; plates keep size and subsample_size",
+            )
+
+
 def _check_shape(name: str, dreamt: Any, real: Any) -> None:
     """Dreams have the shape of the real data that they stand in for."""
     if real is not None and jnp.shape(real) != jnp.shape(dreamt):
@@ -108,8 +130,8 @@ def _check_shape(name: str, dreamt: Any, real: Any) -> None:
             f"dreamt and real data differ in shape at observed site {name!r}",
             expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
             found=f"{jnp.shape(dreamt)}, as dreamt by the model",
-            hint="pass model and guide the minibatch, not the full data with a plate that picks a subsample; or say"
-            " what the guide is to see with simulated_data_to_args",
+            hint="pass the data in the shape that the model gives them, or say by simulated_data_to_args what the guide"
+            " is to see",
         )
 
 
@@ -130,9 +152,30 @@ def _fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: l
     """Sleep has nowhere to put its dreams, and would train on real data in silence."""
     fail(
         ValueError,
-        f"sleep cannot hand its dreams to the guide {getattr(guide, '__name__', type(guide).__name__)!r}",
+        f"sleep cannot hand its dreams to the guide {_name(guide)}",
         expected=f"guide arguments named as the observed sites {observed}, or one named 'observations'",
         found=f"arguments {parameters}",
         hint="rename the guide's data argument, or pass simulated_data_to_args="
         "lambda sim, *args, **kwargs: (guide_args, guide_kwargs)",
     )
+
+
+def _fail_unbound(guide: Any, problem: str, signature: inspect.Signature) -> NoReturn:
+    fail(
+        TypeError,
+        f"the guide {_name(guide)} cannot be called with the arguments of the model: {problem}",
+        expected="model and guide to take the same arguments",
+        found=f"{_name(guide)}{signature}",
+        hint="give the guide the model's arguments, or say by simulated_data_to_args what it is to get",
+    )
+
+
+def _bare(guide: Any) -> Any:
+    """A program without the handlers around it."""
+    while isinstance(guide, Messenger) and guide.fn is not None:
+        guide = guide.fn
+    return guide
+
+
+def _name(guide: Any) -> str:
+    return repr(getattr(guide, "__name__", type(guide).__name__))

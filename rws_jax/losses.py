@@ -19,7 +19,7 @@ from jax import lax
 from rws_jax import weights
 from rws_jax.particles import Dreams, Particles, draw_particles, dream, score_dreams, score_particles
 from rws_jax.programs import Params, Program
-from rws_jax.validation import check_num_particles, check_sleep_options
+from rws_jax.validation import check_num_particles, check_params, check_sleep_options
 
 
 def wake_theta_loss(
@@ -140,9 +140,13 @@ def sleep_phi_loss(
     estimation and forward-KL amortised inference. Gradient: reaches `phi` alone; that of `theta` is exactly zero.
     Bias: none, for data that follow the model.
 
-    The model runs with its real arguments, which give shapes and covariates, and draws its observed sites anew. The
-    guide is called with the same arguments, dreamt data in place of real ones: by `simulated_data_to_args` if given,
-    else as its argument ``observations`` (a dict keyed by site), else by arguments named as the observed sites.
+    The model runs with its real arguments, which give shapes and covariates, and draws its observed sites anew. What it
+    reads of the data other than by ``obs=`` (a shifted copy as covariate, say) stays real: write such models with
+    `numpyro.contrib.control_flow.scan`, the carry being the value of the observed site.
+
+    The guide is called with the same arguments, dreamt data in place of real ones: by `simulated_data_to_args` if
+    given, else as its argument ``observations`` (a dict keyed by site), else by arguments named as the observed sites.
+    `AutoNormal`, which reads no data, is called as it is.
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
@@ -191,6 +195,7 @@ def wake(
     theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict, num_particles: int
 ) -> Particles:
     """One set of particles, scored: all that either wake loss needs."""
+    _check_params(theta, phi)
     check_num_particles(num_particles, "num_particles", minimum=2)
     indices = jnp.arange(num_particles)
     draws = draw_particles(guide, phi, indices, args, kwargs)
@@ -209,6 +214,7 @@ def sleep(
     observed_sites: tuple[str, ...],
 ) -> Dreams:
     """One set of dreams, scored by the guide."""
+    _check_params(theta, phi)
     check_num_particles(num_particles, "num_particles", minimum=1)
     check_sleep_options(simulated_data_to_args, observed_sites)
     indices = jnp.arange(num_particles)
@@ -237,3 +243,8 @@ def phi_loss(particles: Particles) -> jax.Array:
 def dream_loss(dreams: Dreams) -> jax.Array:
     """Sleep-phi of scored dreams."""
     return -dreams.scale * jnp.sum(jnp.mean(dreams.log_q, axis=0))
+
+
+def _check_params(theta: Params, phi: Params) -> None:
+    check_params(theta, "theta")
+    check_params(phi, "phi")

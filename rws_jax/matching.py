@@ -1,4 +1,4 @@
-"""Checks of programs and their traces: what a program must not do, and what model and guide must agree on."""
+"""What model and guide must agree on: sites, shapes, plates and the ownership of parameters."""
 
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -6,57 +6,8 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from rws_jax.sites import Site, Trace, latent_sites, plate_size
 from rws_jax.validation import fail
-
-Site = dict[str, Any]
-Trace = dict[str, Site]
-
-
-def latent_sites(run: Trace) -> Trace:
-    """The unobserved sample sites of a trace."""
-    return {name: site for name, site in run.items() if site["type"] == "sample" and not site["is_observed"]}
-
-
-def plate_size(runs: Iterable[Trace], frame: Any) -> int:
-    """The full size of a plate; its `frame` knows the subsample only. Plates inside scan leave no record."""
-    return next((run[frame.name]["args"][0] for run in runs if frame.name in run), frame.size)
-
-
-# Single sites, while a program runs.
-
-
-def fail_unseeded(role: str, site: Site) -> NoReturn:
-    """A program asked for randomness and no handler gave it a key."""
-    where = f"{site['type']} site {site['name']!r}" if "name" in site else f"a {site['type']} statement"
-    fail(
-        TypeError,
-        f"the {role} is not seeded: {where} has no random key",
-        expected="a program wrapped in numpyro.handlers.seed",
-        found="a bare program",
-        hint=f"pass numpyro.handlers.seed({role}, rng_key)",
-    )
-
-
-def check_param(role: str, site: Site, values: dict[str, Any]) -> None:
-    """A param site must have a value, and must not stand inside of scan or cond."""
-    name, symbol = site["name"], "theta" if role == "model" else "phi"
-    if site.get("_control_flow_done"):
-        fail(
-            ValueError,
-            f"param site {name!r} of the {role} stands inside a scan or cond body, where NumPyro cannot train it",
-            expected="param statements outside of numpyro.contrib.control_flow bodies",
-            found=f"numpyro.param({name!r}) inside of one",
-            hint="call numpyro.param before scan or cond, and let the body close over its value",
-        )
-    if name not in values:
-        fail(
-            ValueError,
-            f"param site {name!r} of the {role} has no value in {symbol}",
-            expected=f"{symbol} to have the key {name!r}",
-            found=f"keys {sorted(values)}",
-            hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
-            " was made with",
-        )
 
 
 def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
@@ -85,41 +36,9 @@ def check_shape(role: str, site: Site, shape: tuple[int, ...]) -> None:
             ValueError,
             f"shapes differ at latent site {site['name']!r}",
             expected=f"{own}, its shape in the {role}",
-            found=f"{shape}, as drawn by the {'guide' if role == 'model' else 'model'}",
+            found=f"{shape}, as drawn",
             hint="give both programs the same plates, batch shape and to_event() at this site",
         )
-
-
-# Whole traces.
-
-
-def check_supported(role: str, run: Trace) -> None:
-    """Mutable state would keep its first value for ever, and param sites in control flow would not train."""
-    for name, site in run.items():
-        if site["type"] == "mutable":
-            fail(
-                ValueError,
-                f"the {role} has mutable site {name!r}, and mutable state is not supported",
-                expected="a program without mutable sites",
-                found=f"mutable({name!r})",
-                hint="use layers without running statistics, LayerNorm in place of BatchNorm",
-            )
-        if site["type"] == "param" and site.get("_control_flow_done"):
-            check_param(role, site, {})
-
-
-def check_guide(run: Trace) -> None:
-    """A guide proposes latents; it does not score data."""
-    for name, site in run.items():
-        if site["type"] == "sample" and site["is_observed"]:
-            factor = isinstance(site["fn"], dist.Unit)
-            fail(
-                ValueError,
-                f"the guide has {'a factor at' if factor else 'observed'} site {name!r}",
-                expected="latent sample sites only",
-                found=f"numpyro.factor({name!r}, ...)" if factor else f"numpyro.sample({name!r}, ..., obs=...)",
-                hint="move it to the model; a guide reads data as ordinary arguments",
-            )
 
 
 def check_none_missing(model_latents: Iterable[str], guide_run: Trace) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax import lax
 
-from rws_jax import matching
+from rws_jax import matching, sites
 from rws_jax.density import Units
-from rws_jax.dreams import show_data
+from rws_jax.dreams import check_minibatch, show_data
 from rws_jax.programs import Draws, Params, Program, again, draws_of, dreamt, sampled, scored
 
 
@@ -51,7 +51,7 @@ def draw_particles(guide: Program, phi: Params, indices: jax.Array, args: tuple,
 
     def draw(index: jax.Array) -> Draws:
         run = sampled(guide, "guide", phi, index, args, kwargs)
-        matching.check_guide(run)
+        sites.check_guide(run)
         return draws_of(run)
 
     return jax.vmap(draw, out_axes=_DRAWS)(indices)
@@ -89,6 +89,7 @@ def dream(
 
     def draw(index: jax.Array) -> tuple[Draws, dict[str, jax.Array]]:
         run, data = dreamt(model, theta, index, args, kwargs, observed_sites)
+        check_minibatch(data, draws_of(run).plates, args, kwargs)
         return draws_of(run), data
 
     return jax.vmap(draw, out_axes=(_DRAWS, 0))(indices)
@@ -109,7 +110,7 @@ def score_dreams(
     def score(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> Dreams:
         guide_args, guide_kwargs = show_data(guide, data, args, kwargs, simulated_data_to_args)
         run = scored(guide, "guide", phi, index, draws, guide_args, guide_kwargs)
-        matching.check_guide(run)
+        sites.check_guide(run)
         matching.check_none_missing(draws.latents, run)
         units = Units.of(run)
         return Dreams(units.log_density(run, draws.latents, {}), units.scale)

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax import lax
+from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.distributions import biject_to, constraints
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import seed, trace
 from numpyro.primitives import Messenger
 
-from rws_jax import dreams, matching
+from rws_jax import dreams, matching, sites
 from rws_jax.density import feasible
-from rws_jax.matching import Site, Trace
+from rws_jax.sites import Site, Trace
 
 Program = Callable[..., Any]
 Params = dict[str, Any]
@@ -33,7 +33,7 @@ class Draws(NamedTuple):
 
 def sampled(program: Program, role: str, params: Params | None, index: Any, args: tuple, kwargs: dict) -> Trace:
     """Run as particle `index`, drawing every latent. With `params=None` param sites take their initial values."""
-    return _run(program, role, params, index, lambda site: None, args, kwargs)
+    return _run(program, role, params, index, lambda site, steps: None, args, kwargs)
 
 
 def scored(
@@ -54,13 +54,15 @@ def scored(
     A guide goes on with its own draws, as it did when drawing.
     """
 
-    def fixed(site: Site) -> Any:
+    def fixed(site: Site, steps: tuple) -> Any:
         if site["type"] == "plate":
             return draws.plates.get(site["name"])
-        if site["type"] != "sample" or site["is_observed"]:
+        if site["is_observed"]:
             return None
         matching.check_drawn(role, site, draws.latents)
-        value = _at_scan_step(draws.latents[site["name"]], site)
+        value = draws.latents[site["name"]]
+        for step in steps:
+            value = value[step]
         matching.check_shape(role, site, jnp.shape(value))
         return value if drawn_in is None else feasible(site["fn"], value, drawn_in[site["name"]]["fn"])
 
@@ -72,26 +74,28 @@ def dreamt(
 ) -> tuple[Trace, dict[str, jax.Array]]:
     """Run drawing latents and data together; also return the data, the values of the observed sites."""
 
-    def redraw(site: Site) -> Any:
+    def redraw(site: Site, steps: tuple) -> Any:
         if site["type"] != "sample":
             return None
         dreams.check_dreamable(site)
         if not site["is_observed"]:
             return None
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
-        return site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
+        value = site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
+        real = jnp.result_type(site["value"])
+        return value.astype(real) if jnp.issubdtype(real, jnp.floating) else value  # counts come as floats if data do
 
     run = _run(model, "model", params, index, redraw, args, kwargs)
     for name in observed_sites:
         if name in run:
             run[name]["is_observed"] = True
     dreams.check_dream(run, observed_sites)
-    return run, {n: lax.stop_gradient(s["value"]) for n, s in run.items() if s["type"] == "sample" and s["is_observed"]}
+    return run, {name: s["value"] for name, s in run.items() if s["type"] == "sample" and s["is_observed"]}
 
 
 def draws_of(run: Trace) -> Draws:
     """What a run drew: its latent sites and its minibatch."""
-    latents = {name: lax.stop_gradient(site["value"]) for name, site in matching.latent_sites(run).items()}
+    latents = {name: site["value"] for name, site in sites.latent_sites(run).items()}
     plates = {name: site for name, site in run.items() if site["type"] == "plate"}
     return Draws(latents, {name: s["value"] for name, s in plates.items() if len(s["value"]) < s["args"][0]})
 
@@ -121,7 +125,11 @@ class unconstrained(Messenger):
     """
 
     def process_message(self, msg: Site) -> None:
-        if msg["type"] == "param" and not msg.get("_control_flow_done"):
+        if msg["type"] != "param":
+            return
+        if msg["value"] is not None:  # a handler inside, such as substitute, has fixed it: no parameter any more
+            msg["stop"] = True
+        else:
             transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
             initial = msg["fn"]
             msg["fn"] = lambda *args, **kwargs: transform.inv(initial(*args, **kwargs))
@@ -140,8 +148,8 @@ class _parameters(Messenger):
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
-        if msg["type"] == "param":
-            matching.check_param(self.role, msg, self.values)
+        if msg["type"] == "param" and msg["value"] is None:
+            sites.check_param(self.role, msg["name"], self.values)
             msg["value"] = self.values[msg["name"]]
 
 
@@ -160,9 +168,50 @@ class _randomness(Messenger):
             return
         rng_key = msg["kwargs"]["rng_key"]
         if rng_key is None:
-            matching.fail_unseeded(self.role, msg)
+            sites.fail_unseeded(self.role, msg)
         if msg["type"] != "plate":
             msg["kwargs"]["rng_key"] = jax.random.fold_in(rng_key, self.index)
+
+
+class _values(Messenger):
+    """Sets sites to ``fixed(site, steps)``, also in the bodies of scan and cond.
+
+    `steps` are the positions, in the data, of the enclosing scans. NumPyro's own `substitute` counts the steps of a
+    reversed scan from the wrong end, and does not reach a cond within a scan.
+    """
+
+    def __init__(self, fn: Program, role: str, fixed: Callable[[Site, tuple], Any], steps: tuple | None = None) -> None:
+        self.role, self.fixed, self.steps = role, fixed, steps  # steps is None outside of control flow
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "control_flow":
+            msg["args"] = self._enter(msg["fn"], *msg["args"])
+        if self.steps is not None:
+            sites.check_in_control_flow(self.role, msg)
+        if msg["type"] in ("sample", "plate") and not msg.get("_control_flow_done"):
+            value = self.fixed(msg, self.steps or ())
+            if value is None:
+                return
+            if self.steps is not None and msg["value"] is None:
+                numpyro.prng_key()  # the key that a draw would have taken: what follows must see the same randomness
+            msg["value"] = value
+
+    def _enter(self, wrapper: Callable, *args: Any) -> tuple:
+        """The arguments of scan or cond, this handler put into the bodies."""
+        steps = self.steps or ()
+        inside = lambda body, steps: _values(body, self.role, self.fixed, steps)
+        if wrapper is cond_wrapper:
+            predicate, true_body, false_body, operand = args
+            return predicate, inside(true_body, steps), inside(false_body, steps), operand
+        body, carry, xs, length, reverse = args
+        length = len(jax.tree.leaves(xs)[0]) if length is None else length
+
+        def counted_body(carry: Any, x_and_step: tuple) -> Any:
+            x, step = x_and_step
+            return inside(body, (*steps, step))(carry, x)
+
+        return counted_body, carry, (xs, jnp.arange(length)), length, reverse
 
 
 def _run(
@@ -170,21 +219,13 @@ def _run(
     role: str,
     params: Params | None,
     index: Any,
-    fixed: Callable[[Site], Any],
+    fixed: Callable[[Site, tuple], Any],
     args: tuple,
     kwargs: dict,
 ) -> Trace:
     program = _randomness(program, role, index)
     if params is not None:
         program = _parameters(program, role, params)
-    # substitute, unlike a Messenger of our own, is carried into the bodies of scan and cond.
-    run = trace(substitute(program, substitute_fn=fixed)).get_trace(*args, **kwargs)
-    matching.check_supported(role, run)
+    run = trace(_values(program, role, fixed)).get_trace(*args, **kwargs)
+    sites.check_supported(role, run)
     return run
-
-
-def _at_scan_step(value: jax.Array, site: Site) -> jax.Array:
-    """Inside the body of a scan, the part of a stacked value that belongs to the current step."""
-    step = site["infer"].get("_scan_current_index")
-    stacked = jnp.ndim(value) > len(site["fn"].shape())
-    return value[step] if step is not None and stacked else value

@@ -28,8 +28,9 @@ class RWSInfo(NamedTuple):
     """What one step saw: device arrays, shape ``()``. What was not computed is None.
 
     Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
-    Effective sample sizes are in particles, over units. After a step with ``finite == False`` parameters and optimizer
-    states are what they were before.
+    Effective sample sizes are in particles, over units; `num_dead_units` counts those without a particle inside the
+    support. After a step with ``finite == False`` parameters and optimizer states are what they were before; so are
+    those of the model after a step in which every unit was dead.
     """
 
     wake_theta_loss: jax.Array | None

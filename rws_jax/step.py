@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from numpyro.handlers import seed
 
-from rws_jax import losses, matching, validation, weights
+from rws_jax import losses, matching, sites, validation, weights
 from rws_jax.pilot import run_pilot
 from rws_jax.programs import Params, Program, constrained_values, param_values, unconstrained
 from rws_jax.state import RWS, RWSInfo, RWSState
+from rws_jax.trees import all_finite, select, stays_finite, strong, trainable
 
 _ADAM = optax.adam(1e-3)
 
@@ -85,14 +85,13 @@ def make_step(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
     num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
-    trains_on_wake = callable(insomnia) or insomnia != 0
-    trains_on_sleep = callable(insomnia) or insomnia != 1
-
     validation.check_program(model, "model")
     validation.check_program(guide, "guide")
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
     validation.check_insomnia(insomnia)
+    trains_on_wake = callable(insomnia) or insomnia > 0
+    trains_on_sleep = callable(insomnia) or insomnia < 1
     validation.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
     validation.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
     validation.check_sleep_options(simulated_data_to_args, observed_sites)
@@ -112,19 +111,21 @@ def make_step(
         validation.check_rng_key(rng_key)
         pilot_key, rng_key = jax.random.split(rng_key)
         model_run, guide_run = pilot(None, None, pilot_key, args, kwargs)
-        theta, phi = _trainable(param_values(model_run)), _trainable(param_values(guide_run))
+        theta, phi = trainable(param_values(model_run)), trainable(param_values(guide_run))
+        sites.check_initial(theta | phi)
         matching.check_disjoint(theta, phi)
         matching.check_model_has_params(theta, model_has_params)
         if theta:
             validation.check_num_particles(num_particles, "num_particles", minimum=2)
+        _check_compiles(partial(pilot, theta, phi, pilot_key), args, kwargs)
         step_count = jnp.zeros((), jnp.int32)
         if callable(insomnia):
             validation.check_scheduled_insomnia(insomnia(step_count))
         return RWSState(
             theta=theta,
             phi=phi,
-            theta_opt_state=_strong(theta_optimizer.init(theta)),
-            phi_opt_state=_strong(phi_optimizer.init(phi)),
+            theta_opt_state=strong(theta_optimizer.init(theta)),
+            phi_opt_state=strong(phi_optimizer.init(phi)),
             rng_key=rng_key,
             step=step_count,
         )
@@ -133,13 +134,15 @@ def make_step(
         """The sum of the two programs' losses, whose gradients do not overlap, and what the info tells of it."""
         theta, phi = params
         rng_keys = jax.random.split(rng_key, 4)
-        theta_loss, told = jnp.zeros(()), {}
+        theta_loss, alive, told = jnp.zeros(()), jnp.array(True), {}
         if trains_on_wake or theta:
             programs = seed(model, rng_keys[0]), seed(guide, rng_keys[1])
             particles = losses.wake(theta, phi, *programs, args, kwargs, num_particles)
-            theta_loss = told["wake_theta_loss"] = losses.theta_loss(particles)
+            told["wake_theta_loss"] = losses.theta_loss(particles)
             ess = weights.effective_sample_size(weights.log_weights(particles.log_p, particles.log_q))
             told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(ess == 0.0)}
+            alive = jnp.any(ess != 0.0)
+            theta_loss = jnp.where(alive, told["wake_theta_loss"], 0.0)  # else infinite, which is for the info to tell
         if trains_on_wake:
             told["wake_phi_loss"] = losses.phi_loss(particles)
         if trains_on_sleep:
@@ -148,10 +151,12 @@ def make_step(
             dreams = losses.sleep(theta, phi, *programs, args, kwargs, num_sleep_particles, *routing)
             told["sleep_phi_loss"] = losses.dream_loss(dreams)
         phi_loss = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
-        return theta_loss + phi_loss, told | {"phi_loss": phi_loss, "insomnia": share}
+        total = theta_loss + phi_loss
+        return total, (total, alive, told | {"phi_loss": phi_loss, "insomnia": share})
 
     @jax.jit
     def step(state: RWSState, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+        validation.check_state(state, RWSState)
         rng_key, step_key = jax.random.split(state.rng_key)
         share = insomnia(state.step) if callable(insomnia) else insomnia
         validation.check_scheduled_insomnia(share)
@@ -159,18 +164,18 @@ def make_step(
         # A schedule that leaves [0, 1] can be told at run time only: as NaN it stops the update, and the info shows it.
         share = jnp.where((share >= 0.0) & (share <= 1.0), share, jnp.nan)
         params = state.theta, state.phi
-        grads, told = jax.grad(objective, has_aux=True)(params, share, step_key, args, kwargs)
-        theta, theta_opt_state = _update(theta_optimizer, grads[0], state.theta_opt_state, state.theta)
-        phi, phi_opt_state = _update(phi_optimizer, grads[1], state.phi_opt_state, state.phi)
+        grads, (total, alive, told) = jax.grad(objective, has_aux=True)(params, share, step_key, args, kwargs)
+        new_theta = _update(theta_optimizer, grads[0], state.theta, state.theta_opt_state)
+        new_phi = _update(phi_optimizer, grads[1], state.phi, state.phi_opt_state)
 
-        finite = _all_finite((told.get("wake_theta_loss"), told["phi_loss"], grads, theta, phi))
-        taken = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (theta, phi, theta_opt_state, phi_opt_state),
-            (state.theta, state.phi, state.theta_opt_state, state.phi_opt_state),
-        )
+        # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
+        heard = alive | (share < 1.0) if trains_on_sleep else alive
+        old = (state.theta, state.theta_opt_state), (state.phi, state.phi_opt_state)
+        finite = heard & all_finite((total, grads)) & stays_finite((new_theta, new_phi), old)
+        theta, theta_opt_state = select(finite & alive, new_theta, old[0])
+        phi, phi_opt_state = select(finite, new_phi, old[1])
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
-        new_state = RWSState(*taken, rng_key=rng_key, step=state.step + 1)
+        new_state = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key=rng_key, step=state.step + 1)
         info = RWSInfo(
             theta_grad_norm=optax.tree.norm(grads[0]) if state.theta else None,
             phi_grad_norm=optax.tree.norm(grads[1]) if state.phi else None,
@@ -194,23 +199,21 @@ def _mix(share: jax.Array, wake: jax.Array | None, sleep: jax.Array | None) -> j
     return jnp.sum(jnp.stack(parts))
 
 
-def _update(optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params) -> tuple:
+def _update(optimizer: optax.GradientTransformation, grads: Params, params: Params, opt_state: Any) -> tuple:
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+_NOT_STATIC = (
+    jax.errors.ConcretizationTypeError,  # and with it TracerBoolConversionError
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
-def _strong(tree: Any) -> Any:
-    """Without weak types, which would have the step traced once more when they turn strong."""
-    arrays = jax.tree.map(jnp.asarray, tree)
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x: x if is_key(x) else lax.convert_element_type(x, x.dtype), arrays)
-
-
-def _trainable(params: Params) -> Params:
-    """Strongly typed floats: a param site may start from a Python number."""
-    floating = lambda x: x if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else jnp.asarray(x, float)
-    return _strong(jax.tree.map(floating, params))
+def _check_compiles(run: Callable, args: tuple, kwargs: dict) -> None:
+    """Programs that need concrete values run in `init`, and would fail in the compiled step only."""
+    try:
+        jax.eval_shape(lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
+    except _NOT_STATIC as error:
+        validation.fail_static(type(error).__name__)

@@ -4,7 +4,8 @@ What is wrong and where, what was expected, what was found, and a remedy. All ar
 by `make_step`, by `init`, by the pure losses and while `step` is traced; never at run time.
 """
 
-import math
+import numbers
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -31,7 +32,7 @@ def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
     """An int of at least `minimum`."""
     why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
     expected = f"an int >= {minimum}{why}"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail(
             TypeError,
             f"option {option!r} has the wrong type",
@@ -53,7 +54,7 @@ def check_insomnia(value: Any) -> None:
     """A number in [0, 1], or a schedule."""
     if callable(value):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         fail(
             TypeError,
             "option 'insomnia' has the wrong type",
@@ -61,7 +62,7 @@ def check_insomnia(value: Any) -> None:
             found=describe(value),
             hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
         )
-    if math.isnan(value) or not 0 <= value <= 1:
+    if not 0.0 <= float(value) <= 1.0:  # NaN is not either
         fail(
             ValueError,
             "option 'insomnia' is out of range",
@@ -153,3 +154,39 @@ def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> Non
             found=describe(observed_sites),
             hint="observed_sites=('x',), with the comma",
         )
+
+
+def check_state(value: Any, kind: type) -> None:
+    """A step takes the state first."""
+    if not isinstance(value, kind):
+        fail(
+            TypeError,
+            "the first argument of step is not a state",
+            expected=f"the {kind.__name__} that init or the last step returned, then the arguments of model and guide",
+            found=describe(value),
+            hint=f"rws.step(state, *args); a restored checkpoint has to be made a {kind.__name__} again",
+        )
+
+
+def check_params(value: Any, symbol: str) -> None:
+    """Losses take parameters first, as dicts."""
+    if not isinstance(value, Mapping):
+        fail(
+            TypeError,
+            f"{symbol} is not a dict",
+            expected=f"{symbol} as a dict keyed by numpyro.param site",
+            found=describe(value),
+            hint="losses take (theta, phi, seeded_model, seeded_guide, *args)",
+        )
+
+
+def fail_static(problem: str) -> NoReturn:
+    """A program runs with concrete arguments, but not with traced ones."""
+    fail(
+        TypeError,
+        "model or guide cannot be compiled: they use a value that is known at run time only",
+        expected="Python control flow and shapes that depend on static values only",
+        found=problem,
+        hint="bind flags and sizes by functools.partial(model, ...); branch on sampled values by"
+        " numpyro.contrib.control_flow.cond or by handlers.mask",
+    )

@@ -16,7 +16,7 @@ import pytest
 
 @pytest.fixture
 def allow_key_reuse():
-    """For cond, which under vmap runs both branches with one key, and for NumPyro's own subsampling."""
+    """For cond, which under vmap runs both branches with one key, and for NumPyro's own subsampling and autoguides."""
     with jax.debug_key_reuse(False):
         yield
 

@@ -155,11 +155,72 @@ def cond_log_q(phi, z, x):
     return log_bernoulli(phi["a"], z["branch"]) + norm.logpdf(z["z"], loc, jnp.where(high, 1.0, 0.5))
 
 
+def reversed_guide(x):
+    """Runs backward in time, as a smoother does: z at t depends on z at t + 1."""
+    a, c = numpyro.param("a", 0.5), numpyro.param("c", 0.7)
+
+    def step(z, x):
+        z = numpyro.sample("z", dist.Normal(c * z + a * x, 0.7))
+        return z, None
+
+    scan(step, 0.0, x, reverse=True)
+
+
+def reversed_log_q(phi, z, x):
+    z = z["z"]
+    following = jnp.concatenate([z[:, 1:], jnp.zeros_like(z[:, :1])], axis=1)
+    return norm.logpdf(z, phi["c"] * following + phi["a"] * x[None], 0.7).sum(axis=1)
+
+
+def switching_model(x):
+    """A cond within a scan."""
+    mu = numpyro.param("mu", 0.2)
+
+    def step(z, x):
+        high = lambda z: numpyro.sample("z", dist.Normal(z + mu, 1.0))
+        low = lambda z: numpyro.sample("z", dist.Normal(-z, 0.5))
+        z = cond(z > 0, high, low, z)
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        return z, None
+
+    scan(step, 0.1, x)
+
+
+def switching_guide(x):
+    a, c = numpyro.param("a", 0.5), numpyro.param("c", 0.7)
+
+    def step(z, x):
+        high = lambda z: numpyro.sample("z", dist.Normal(c * z + a * x, 1.0))
+        low = lambda z: numpyro.sample("z", dist.Normal(a, 0.5))
+        return cond(z > 0, high, low, z), None
+
+    scan(step, 0.1, x)
+
+
+def _switching(z):
+    previous = jnp.concatenate([jnp.full_like(z[:, :1], 0.1), z[:, :-1]], axis=1)
+    return previous, previous > 0, jnp.where(previous > 0, 1.0, 0.5)
+
+
+def switching_log_p(theta, z, x):
+    previous, high, scale = _switching(z["z"])
+    log_p = norm.logpdf(z["z"], jnp.where(high, previous + theta["mu"], -previous), scale)
+    return (log_p + norm.logpdf(x[None], z["z"], 0.5)).sum(axis=1)
+
+
+def switching_log_q(phi, z, x):
+    previous, high, scale = _switching(z["z"])
+    loc = jnp.where(high, phi["c"] * previous + phi["a"] * x[None], phi["a"])
+    return norm.logpdf(z["z"], loc, scale).sum(axis=1)
+
+
 # name -> model, guide, data, log p, log q; log densities of (particles,) draws, written out by hand
 BY_HAND = {
     "gaussian": (gaussian_model, gaussian_guide, GAUSSIAN_X, gaussian_log_p, gaussian_log_q),
     "transformed": (gaussian_model, transformed_guide, GAUSSIAN_X, gaussian_log_p, gaussian_log_q),
     "scan": (scan_model, scan_guide, SCAN_X, scan_log_p, scan_log_q),
+    "reversed scan": (scan_model, reversed_guide, SCAN_X, scan_log_p, reversed_log_q),
+    "cond in scan": (switching_model, switching_guide, SCAN_X, switching_log_p, switching_log_q),
     "cond": (cond_model, cond_guide, GAUSSIAN_X, cond_log_p, cond_log_q),
 }
 BY_HAND_THETA = {"mu": jnp.array(0.2)}

@@ -35,6 +35,28 @@ def test_outside_of_the_support_the_log_density_is_minus_infinity(name):
     assert feasible(fn, jnp.asarray(inside), None) == inside
 
 
+ORDERED = dist.TransformedDistribution(dist.Normal(jnp.zeros(3), 1.0).to_event(1), dist.transforms.OrderedTransform())
+VECTORS = {
+    "dirichlet": (dist.Dirichlet(jnp.ones(3)), jnp.array([0.5, -0.2, 0.7]), jnp.array([0.2, 0.3, 0.5])),
+    "ordered": (ORDERED, jnp.array([0.0, 2.0, 1.0]), jnp.array([0.0, 1.0, 2.0])),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_are_tested_if_they_were_drawn_from_another_support(name):
+    fn, outside, inside = VECTORS[name]
+    normal = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+    assert log_density(fn, outside, normal) == -jnp.inf
+    assert jnp.allclose(log_density(fn, inside, normal), fn.log_prob(inside))
+    assert jnp.all(fn.support(feasible(fn, outside, normal)))
+
+
+def test_gradients_of_vectors_outside_of_the_support_are_exactly_zero():
+    normal = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+    loss = lambda concentration: log_density(dist.Dirichlet(concentration), VECTORS["dirichlet"][1], normal)
+    assert jax.grad(loss)(jnp.full(3, 0.5)).tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.0, jnp.nan])
 @pytest.mark.parametrize(
     "make", [dist.Gamma, dist.LogNormal, dist.Weibull, dist.InverseGamma], ids=lambda d: d.__name__

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
+from numpyro.infer.autoguide import AutoNormal
 
 import rws_jax
 from rws_jax.dreams import show_data
@@ -130,3 +132,34 @@ def test_sleep_learns_what_the_model_means_and_not_the_data():
         grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(0.2, keys)
     exact = 0.2 * 2.0 - 1.0  # E[(a x - z) x] = a Var x - Cov(z, x)
     assert jnp.abs(grads.mean() - exact) < 5 * grads.std() / jnp.sqrt(len(keys))
+
+
+def test_dreams_have_the_float_type_of_the_data_that_they_stand_for():
+    def model(x):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Bernoulli(0.5), obs=x)
+
+    for real, expected in ((jnp.float32(1.0), jnp.float32), (jnp.float16(1.0), jnp.float16), (jnp.int32(1), jnp.int32)):
+        _, data = dream(seed(model, 0), {}, jnp.arange(2), (real,), {}, ())
+        assert data["x"].dtype == expected
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("insomnia", [0.0, 0.5, 1.0])
+def test_auto_normal_is_a_guide_in_wake_and_sleep(insomnia):
+    """Posterior N(1, 1/2), prior N(0, 1)."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    options = {"insomnia": insomnia, "num_particles": 100, "phi_optimizer": optax.adam(0.03)}
+    rws = rws_jax.make_step(model, AutoNormal(model), **options)
+    state = rws.init(jax.random.key(0), 2.0)
+    state, infos = jax.lax.scan(lambda state, _: rws.step(state, 2.0), state, length=500)
+    assert bool(infos.finite.all())
+    if insomnia != 0.5:
+        loc, scale = (1.0, jnp.sqrt(0.5)) if insomnia == 1.0 else (0.0, 1.0)
+        params = rws.get_params(state, 2.0)
+        assert jnp.abs(params["z_auto_loc"] - loc) < 0.1
+        assert jnp.abs(params["z_auto_scale"] - scale) < 0.1

@@ -4,12 +4,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
+from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal
 
 import rws_jax
 
@@ -237,6 +239,16 @@ def plain_scan_model(x):
     scan(step, 0.0, x)
 
 
+def subsampled_scan_model(x):
+    def step(carry, x):
+        with numpyro.plate("data", 30, subsample_size=3):
+            numpyro.sample("z", NORMAL)
+        numpyro.sample("x", NORMAL, obs=x)
+        return carry, None
+
+    scan(step, 0.0, x)
+
+
 MISMATCHES = {
     "missing latent": (latents, guide, ["latent site 'y' of the model is missing", "numpyro.sample('y', ...)"]),
     "extra site": (model, in_plate(("z", NORMAL), ("u", NORMAL)), ["sample site 'u' of the guide", "'is_auxiliary'"]),
@@ -251,7 +263,13 @@ MISMATCHES = {
     "size of subsampled plate": (subsampled(12), subsampled_guide, ["plate 'data' differs", "12", "6"]),
     "plate that does not enclose all": (global_model, global_guide, ["plate 'data' is subsampled (3 of 6)", "['mu']"]),
     "param in both": (same_param_model, guide, ["param sites ['m'] occur in both model and guide", "rename"]),
-    "param in scan": (scan_model, scan_guide(3), ["param site 'w' of the model stands inside a scan or cond"]),
+    "param in scan": (scan_model, scan_guide(3), ["param 'w' of the model is inside a scan or cond"]),
+    "subsampled plate in scan": (
+        subsampled_scan_model,
+        scan_guide(3),
+        ["subsampled plate 'data' of the model is inside"],
+    ),
+    "delta": (model, AutoDelta(model), ["site 'z' of the guide is a Delta", "AutoNormal"]),
     "length of scan": (plain_scan_model, scan_guide(4), ["shapes differ at latent site 'z'", "(3,)", "(4,)", "length"]),
 }
 
@@ -266,7 +284,7 @@ def test_programs_that_do_not_fit_are_refused_by_init(name):
 
 
 @pytest.mark.usefixtures("allow_key_reuse")
-@pytest.mark.parametrize("name", [name for name in MISMATCHES if name != "param in both"])
+@pytest.mark.parametrize("name", [name for name in MISMATCHES if name not in ("param in both", "delta")])
 def test_programs_that_do_not_fit_are_refused_by_the_losses(name):
     bad_model, bad_guide, words = MISMATCHES[name]
     with pytest.raises(ValueError, match="expected") as error:
@@ -283,6 +301,51 @@ def test_parameters_must_all_have_values():
     with pytest.raises(ValueError, match="no value in phi") as error:
         rws.step(state._replace(phi={"n": jnp.zeros(())}, phi_opt_state=optax.adam(1e-3).init({"n": 0.0})), X)
     check(error, ValueError, "'m'", "state belongs to the programs")
+
+
+def test_parameters_go_before_programs():
+    with pytest.raises(TypeError, match="theta is not a dict") as error:
+        rws_jax.wake_phi_loss(seed(model, 0), seed(guide, 1), {}, {"m": 0.0}, X)
+    check(error, TypeError, "(theta, phi, seeded_model, seeded_guide, *args)")
+
+
+def test_the_state_goes_before_the_data():
+    with pytest.raises(TypeError, match="the first argument of step is not a state") as error:
+        rws_jax.make_step(model, guide).step(X)
+    check(error, TypeError, "rws.step(state, *args)", "float32[3]")
+
+
+@pytest.mark.parametrize("option", [{"num_particles": np.int64(3)}, {"insomnia": np.float32(1.0)}], ids=str)
+def test_numpy_numbers_are_numbers(option):
+    rws_jax.make_step(model, guide, **option)
+
+
+def test_a_parameter_must_not_start_at_the_edge_of_its_constraint():
+    def edge_guide(x):
+        scale = numpyro.param("scale", 0.0, constraint=dist.constraints.positive)
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(0.0, 1.0 + scale))
+
+    with pytest.raises(ValueError, match="edge of its constraint") as error:
+        rws_jax.make_step(model, edge_guide).init(jax.random.key(0), X)
+    check(error, ValueError, "param site 'scale'", "1e-3")
+
+
+def test_bad_data_are_refused_by_init():
+    blind_guide = in_plate(("z", NORMAL))
+    with pytest.raises(ValueError, match="data at observed site 'x'") as error:
+        rws_jax.make_step(model, blind_guide).init(jax.random.key(0), X.at[1].set(jnp.nan))
+    check(error, ValueError, "1 such values", "numpyro.handlers.mask")
+
+
+def test_arguments_that_must_be_static_are_told_by_init():
+    def flagged(x, train):
+        if train:
+            model(x)
+
+    with pytest.raises(TypeError, match="cannot be compiled") as error:
+        rws_jax.make_step(flagged, lambda x, train: guide(x)).init(jax.random.key(0), X, True)
+    check(error, TypeError, "functools.partial", "cond", "TracerBoolConversionError")
 
 
 def test_model_has_params_must_be_true_to_its_word():
@@ -349,6 +412,13 @@ UNDREAMABLE = {
     "no data": (unobserved_model, guide, {}, ["no data to dream", "observed_sites=('x',)"]),
     "unknown data": (model, guide, {"observed_sites": ("y",)}, ["'observed_sites' names ['y']", "['x', 'z']"]),
     "minibatch of full data": (indexing_model, indexing_guide, {}, ["observed site 'x'", "(3,)", "(2,)", "minibatch"]),
+    "the same, by observations": (
+        indexing_model,
+        lambda x, observations=None: indexing_guide((observations or {"x": x})["x"]),
+        {},
+        ["sleep cannot dream a minibatch", "observed site 'x'", "plates ['data'] subsampled"],
+    ),
+    "joint autoguide": (model, AutoDiagonalNormal(model), {}, ["the guide 'AutoDiagonalNormal'"]),
     "missing latent": (latents, guide, {}, ["latent site 'y' of the model is missing"]),
     "extra site": (model, in_plate(("z", NORMAL), ("u", NORMAL)), {}, ["sample site 'u' of the guide"]),
     "shape": (vector_model, guide, {}, ["shapes differ at latent site 'z'", "(3,), its shape in the guide"]),
@@ -368,6 +438,12 @@ def test_sleep_refuses_what_it_would_get_wrong(name, by):
     with pytest.raises(ValueError, match="expected") as error:
         sleep()
     check(error, ValueError, *words)
+
+
+def test_a_guide_that_cannot_take_the_arguments_of_the_model_is_named():
+    with pytest.raises(TypeError, match="cannot be called with the arguments of the model") as error:
+        rws_jax.make_step(lambda x, covariate: model(x), guide, insomnia=0.0).init(jax.random.key(0), X, X)
+    check(error, TypeError, "'guide'", "too many positional arguments", "simulated_data_to_args")
 
 
 @pytest.mark.parametrize("value", [None, X, ((X,), None), (X, {})])

@@ -53,5 +53,7 @@ def test_networks_train_on_both_sides(library):
     assert set(params) == {"decoder$params", "encoder$params"}
     assert bool(infos.finite.all())
     assert infos.wake_theta_loss[-50:].mean() < infos.wake_theta_loss[:10].mean()
-    moved = jax.tree.map(lambda new, old: not jnp.allclose(new, old), (state.theta, state.phi), (first.theta, first.phi))
+    moved = jax.tree.map(
+        lambda new, old: not jnp.allclose(new, old), (state.theta, state.phi), (first.theta, first.phi)
+    )
     assert all(jax.tree.leaves(moved))

@@ -296,6 +296,21 @@ def test_get_params_is_what_predictive_takes():
     assert draws["x"].shape == (7, 3)
 
 
+def test_a_parameter_fixed_by_a_handler_is_none():
+    frozen = numpyro.handlers.substitute(programs.binary_model, data={"p1": jnp.array(0.6)})
+    rws = rws_jax.make_step(frozen, programs.binary_guide)
+    state = rws.init(jax.random.key(0), DATA)
+    assert set(state.theta) == {"t2", "tx"}
+    _, info = rws.step(again(state), DATA)
+    keys = step_keys(state)
+    theta = programs.BINARY_THETA | {"p1": jnp.array(0.6)}
+    fixed = seed(programs.binary_model, keys(0)), seed(programs.binary_guide, keys(1))
+    expected = rws_jax.wake_theta_loss(theta, programs.BINARY_PHI, *fixed, DATA)
+    assert jnp.allclose(info.wake_theta_loss, expected, rtol=1e-5)
+    seeded = seed(frozen, keys(0)), seed(programs.binary_guide, keys(1))
+    assert jnp.allclose(rws_jax.wake_theta_loss({**theta, "p1": 0.1}, programs.BINARY_PHI, *seeded, DATA), expected)
+
+
 # Support and non-finite steps
 
 
@@ -402,3 +417,64 @@ def test_an_update_that_overflows_is_not_taken():
     after, info = rws.step(state, DATA)
     assert not bool(info.finite)
     chex.assert_trees_all_equal(after[:4], state[:4])
+
+
+def test_dreams_rescue_a_guide_that_has_left_the_support():
+    """Every particle of wake is dead; sleep goes on, and theta waits until wake is alive again."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z + numpyro.param("shift", 0.0), 0.3), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", -9.0) + 0.0 * x, 0.5))
+
+    rws = rws_jax.make_step(model, guide, insomnia=0.5, phi_optimizer=optax.adam(0.1))
+    state = rws.init(jax.random.key(0), 0.5)
+    after, info = rws.step(state, 0.5)
+    assert int(info.num_dead_units) == 1
+    assert info.wake_theta_loss == jnp.inf
+    assert bool(info.finite)
+    chex.assert_trees_all_equal((after.theta, after.theta_opt_state), (state.theta, state.theta_opt_state))
+    assert after.phi["m"] != state.phi["m"]
+    last, infos = jax.lax.scan(lambda s, _: rws.step(s, 0.5), after, length=300)
+    assert int(infos.num_dead_units[-50:].sum()) < 50
+    assert jnp.abs(last.phi["m"] - 0.5) < 0.3
+
+
+def test_a_gradient_that_would_freeze_an_optimizer_is_not_taken():
+    """Squared, it is infinite in float32: Adam's second moment would be infinite for ever."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Laplace(z + 1e22 * numpyro.param("w", 0.0), 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+
+    rws = rws_jax.make_step(model, guide)
+    state = rws.init(jax.random.key(0), 1.0)
+    after, info = rws.step(state, 1.0)
+    if jnp.asarray(0.0).dtype == jnp.float32:
+        assert not bool(info.finite)
+        chex.assert_trees_all_equal(after[:4], state[:4])
+
+
+def test_an_optimizer_cannot_hide_a_gradient_that_is_not_finite():
+    """The loss is finite, its gradient is not, and zero_nans would make it look like an ordinary step."""
+
+    def model(x):
+        w = numpyro.param("w", 0.0)
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z + jnp.sqrt(jnp.abs(w)), 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+
+    hiding = optax.chain(optax.zero_nans(), optax.sgd(0.1))
+    rws = rws_jax.make_step(model, guide, theta_optimizer=hiding)
+    state = rws.init(jax.random.key(0), 1.0)
+    after, info = rws.step(state, 1.0)
+    assert jnp.isfinite(info.wake_theta_loss)
+    assert not bool(info.finite)
+    chex.assert_trees_all_equal(after.phi, state.phi)
