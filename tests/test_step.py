@@ -61,8 +61,9 @@ def test_a_step_takes_the_gradients_of_the_three_losses(insomnia):
         sleep_loss = rws_jax.sleep_phi_loss(theta, phi, *sleep(), DATA, num_particles=3)
         return insomnia * wake_loss + (1 - insomnia) * sleep_loss, (wake_loss, sleep_loss)
 
-    theta_value, theta_expected = jax.value_and_grad(theta_loss)(state.theta)
-    (phi_value, (wake_loss, sleep_loss)), phi_expected = jax.value_and_grad(phi_losses, has_aux=True)(state.phi)
+    theta_value, theta_expected = jax.jit(jax.value_and_grad(theta_loss))(state.theta)
+    phi_expected = jax.jit(jax.value_and_grad(phi_losses, has_aux=True))(state.phi)
+    (phi_value, (wake_loss, sleep_loss)), phi_expected = phi_expected
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
     chex.assert_trees_all_close(theta_grad, theta_expected, **tolerance)
     chex.assert_trees_all_close(phi_grad, phi_expected, **tolerance)
@@ -348,8 +349,9 @@ def test_particles_outside_of_the_support_weigh_nothing():
 
     for kind, loss in (("theta", rws_jax.wake_theta_loss), ("phi", rws_jax.wake_phi_loss)):
         package = lambda t, f, loss=loss: loss(t, f, *make_programs(), x, num_particles=num)
-        found = jax.value_and_grad(package, argnums=(0, 1))(theta, phi)
-        expected = jax.value_and_grad(by_hand, argnums=(0, 1))(theta, phi, kind)
+        found = jax.jit(jax.value_and_grad(package, argnums=(0, 1)))(theta, phi)
+        hand = lambda t, f, kind=kind: by_hand(t, f, kind)
+        expected = jax.jit(jax.value_and_grad(hand, argnums=(0, 1)))(theta, phi)
         expected[1][1 if kind == "theta" else 0].update({"loc" if kind == "theta" else "rate": jnp.array(0.0)})
         chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
