@@ -150,9 +150,9 @@ def make_step(
             routing = simulated_data_to_args, observed_sites
             dreams = losses.sleep(theta, phi, *programs, args, kwargs, num_sleep_particles, *routing)
             told["sleep_phi_loss"] = losses.dream_loss(dreams)
-        phi_loss = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
-        total = theta_loss + phi_loss
-        return total, (total, alive, told | {"phi_loss": phi_loss, "insomnia": share})
+        told["phi_loss"] = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
+        total = theta_loss + told["phi_loss"]
+        return total, (total, alive, told)
 
     @jax.jit
     def step(state: RWSState, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
@@ -177,10 +177,17 @@ def make_step(
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
         new_state = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key=rng_key, step=state.step + 1)
         info = RWSInfo(
+            wake_theta_loss=told.get("wake_theta_loss"),
+            wake_phi_loss=told.get("wake_phi_loss"),
+            sleep_phi_loss=told.get("sleep_phi_loss"),
+            phi_loss=told["phi_loss"],
+            insomnia=share,
+            ess_mean=told.get("ess_mean"),
+            ess_min=told.get("ess_min"),
+            num_dead_units=told.get("num_dead_units"),
             theta_grad_norm=optax.tree.norm(grads[0]) if state.theta else None,
             phi_grad_norm=optax.tree.norm(grads[1]) if state.phi else None,
             finite=finite,
-            **{name: told.get(name) for name in RWSInfo._fields[:-3]},
         )
         return new_state, info
 
