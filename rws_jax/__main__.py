@@ -128,10 +128,10 @@ def independent_pixels_nll(train_images: jax.Array, images: jax.Array) -> float:
 
 
 def plot(path: Path, params: dict[str, Any], images: jax.Array, infos: rws_jax.RWSInfo, baseline: float) -> None:
-    """Learning curves of model and guide, and digits dreamed by the model beside real ones."""
+    """Learning curves of model and guide, and digits dreamt by the model beside real ones."""
     import matplotlib.pyplot as plt
 
-    figure, ((model_axes, guide_axes), (dreamed_axes, real_axes)) = plt.subplots(
+    figure, ((model_axes, guide_axes), (dreamt_axes, real_axes)) = plt.subplots(
         2, 2, figsize=(10, 7.2), height_ratios=(1, 1.15), layout="constrained"
     )
     curve(model_axes, "wake-theta", infos.wake_theta_loss)
@@ -146,7 +146,7 @@ def plot(path: Path, params: dict[str, Any], images: jax.Array, infos: rws_jax.R
         axes.spines[["top", "right"]].set_visible(False)
 
     dreams = Predictive(uncondition(model), params=params, num_samples=1)(jax.random.key(2), images[:60])
-    mosaic(dreamed_axes, "Dreamed by the model (pixel probabilities)", jax.nn.sigmoid(dreams["logits"][0]))
+    mosaic(dreamt_axes, "Dreamt by the model (pixel probabilities)", jax.nn.sigmoid(dreams["logits"][0]))
     mosaic(real_axes, "Handwritten, held out", images[:60])
     figure.savefig(path, dpi=120)
     plt.close(figure)

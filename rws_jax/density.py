@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution, constraints
 
@@ -61,10 +62,11 @@ class Units(NamedTuple):
 def log_density(fn: Distribution, value: Any, drawn_from: Distribution | None) -> Any:
     """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
     inside = _in_support(fn, value, drawn_from)
-    if inside is None:
-        return fn.log_prob(value)
-    # Double-where: log_prob is evaluated inside the support only, so that no NaN can come back as a gradient.
-    return jnp.where(inside, fn.log_prob(feasible(fn, value, drawn_from)), -jnp.inf)
+    with numpyro.validation_enabled(False):  # its test of the support would overrule the trust of this one
+        if inside is None:
+            return fn.log_prob(value)
+        # Double-where: log_prob is evaluated inside the support only, so that no NaN can come back as a gradient.
+        return jnp.where(inside, fn.log_prob(feasible(fn, value, drawn_from)), -jnp.inf)
 
 
 def feasible(fn: Distribution, value: Any, drawn_from: Distribution | None) -> jax.Array:
@@ -93,13 +95,14 @@ def _in_support(fn: Distribution, value: Any, drawn_from: Distribution | None) -
     if element is constraints.boolean or element.event_dim > 0:
         # Vectors and matrices (simplex, Cholesky factors) are tested within tolerances that float32 draws exceed, and
         # grey values as data of a Bernoulli are customary. So a value is trusted if it was drawn from such a support.
-        unknown = drawn_from is None and element.event_dim > 0
-        if unknown or (drawn_from is not None and type(_elementwise(drawn_from)) is type(element)):
+        # A Delta hands on a value that a joint guide has drawn: its own support tells nothing.
+        known = drawn_from is not None and not isinstance(drawn_from, dist.Delta)
+        if type(_elementwise(drawn_from)) is type(element) if known else element.event_dim > 0:
             return None
     return support(value)
 
 
-def _elementwise(fn: Distribution) -> Any:
+def _elementwise(fn: Any) -> Any:
     """The support of one element of a distribution."""
     support = fn.support
     while isinstance(support, constraints.independent):
@@ -107,11 +110,11 @@ def _elementwise(fn: Distribution) -> Any:
     return support
 
 
-def count_outside(fn: Distribution, value: Any) -> int:
+def count_outside(fn: Distribution, value: Any) -> Any:
     """How many values are NaN, or outside of a support that does not depend on the distribution's parameters."""
     fixed = any(_elementwise(fn) is support for support in _FIXED_SUPPORTS)
     inside = _in_support(fn, value, fn) if fixed else None
-    return 0 if inside is None else int(jnp.sum(jnp.logical_not(inside)))
+    return 0 if inside is None else jnp.sum(jnp.logical_not(inside))
 
 
 _FIXED_SUPPORTS = [

@@ -4,6 +4,7 @@ Real data must never reach the guide in place of dreamt ones.
 """
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.primitives import Messenger
 
-from rws_jax.sites import Site, Trace
+from rws_jax.sites import Site, Trace, base
 from rws_jax.validation import describe, fail
 
 Program = Callable[..., Any]
@@ -25,6 +26,8 @@ def show_data(
     args: tuple,
     kwargs: dict,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
+    *,
+    subsampled: bool = False,
 ) -> tuple[tuple, dict]:
     """The guide's arguments with dreamt `data` in place of real ones.
 
@@ -37,6 +40,7 @@ def show_data(
       args: the model's real positional arguments, covariates among them.
       kwargs: the model's real keyword arguments.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
+      subsampled: whether the dream is of a minibatch.
 
     Returns:
       The pair (args, kwargs) to call the guide with.
@@ -65,16 +69,17 @@ def show_data(
     else:
         _fail_unrouted(bare, sorted(data), [str(p) for p in signature.parameters.values()])
     for name, value in data.items():
-        _check_shape(name, value, real.get(name) if isinstance(real, dict) else None)
+        if isinstance(real, dict):
+            _check_shape(name, value, real.get(name))
+        elif subsampled:
+            _check_minibatch(name, value, args, kwargs)
     bound.arguments.update(shown)
     return bound.args, bound.kwargs
 
 
 def check_dreamable(site: Site) -> None:
     """A site can be dreamt if it has a distribution to be sampled from."""
-    name, fn = site["name"], site["fn"]
-    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-        fn = fn.base_dist
+    name, fn = site["name"], base(site["fn"])
     if isinstance(fn, dist.Unit | dist.ImproperUniform):
         what = "a numpyro.factor" if isinstance(fn, dist.Unit) else "an improper prior"
         fail(
@@ -108,18 +113,19 @@ def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
         )
 
 
-def check_minibatch(data: dict[str, Any], plates: dict[str, Any], args: tuple, kwargs: dict) -> None:
+def _check_minibatch(name: str, dreamt: Any, args: tuple, kwargs: dict) -> None:
     """A dreamt minibatch has its own rows only: a guide that picks them out of full data would read beyond."""
-    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves((args, kwargs))}
-    for name, value in data.items():
-        if plates and shapes and jnp.shape(value) not in shapes:
-            fail(
-                ValueError,
-                f"sleep cannot dream a minibatch that the model itself picks, at observed site {name!r}",
-                expected=f"the minibatch among the arguments, of shape {jnp.shape(value)}",
-                found=f"plates {sorted(plates)} subsampled, and arguments of shapes {sorted(shapes)}",
-                hint="pass the minibatch to model and guide, not the full data; plates keep size and subsample_size",
-            )
+    shape = jnp.shape(dreamt)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((args, kwargs))]
+    longer = [s for s in shapes if len(s) == len(shape) and sum(map(operator.ne, s, shape)) == 1 and s > shape]
+    if longer and shape not in shapes:
+        fail(
+            ValueError,
+            f"sleep cannot dream a minibatch that the model itself picks, at observed site {name!r}",
+            expected=f"the minibatch among the arguments, of shape {shape}",
+            found=f"full data of shape {longer[0]}",
+            hint="pass the minibatch to model and guide, not the full data; plates keep size and subsample_size",
+        )
 
 
 def _check_shape(name: str, dreamt: Any, real: Any) -> None:
@@ -130,8 +136,8 @@ def _check_shape(name: str, dreamt: Any, real: Any) -> None:
             f"dreamt and real data differ in shape at observed site {name!r}",
             expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
             found=f"{jnp.shape(dreamt)}, as dreamt by the model",
-            hint="pass the data in the shape that the model gives them, or say by simulated_data_to_args what the guide"
-            " is to see",
+            hint="pass the data (the minibatch, not the full data) in the shape that the model gives them, or say by"
+            " simulated_data_to_args what the guide is to see",
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from rws_jax.sites import Site, Trace, latent_sites, plate_size
+from rws_jax.sites import Site, Trace, base, latent_sites, plate_size
 from rws_jax.validation import fail
 
 
@@ -52,9 +52,12 @@ def check_match(model_run: Trace, guide_run: Trace) -> None:
     """Model and guide must agree on latent sites, shapes, event dimensions and plates."""
     model_latents, guide_latents = latent_sites(model_run), latent_sites(guide_run)
     check_none_missing(model_latents, guide_run)
+    joint = any(site["infer"].get("is_auxiliary") for site in guide_latents.values())
     for name, guide_site in guide_latents.items():
         if name in model_latents:
             _check_same_site(name, model_latents[name], guide_site)
+            if not joint:
+                _check_density(name, model_latents[name], guide_site)
         elif not guide_site["infer"].get("is_auxiliary"):
             _fail_extra(name, model_latents)
     for name, site in guide_run.items():
@@ -158,6 +161,17 @@ def _check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
             expected=f"{_describe(model_site)}, as in the model",
             found=f"{_describe(guide_site)} in the guide",
             hint="put the site under the same numpyro.plate, with equal name, size and dim, in both programs",
+        )
+
+
+def _check_density(name: str, model_site: Site, guide_site: Site) -> None:
+    if isinstance(base(guide_site["fn"]), dist.Delta) and not isinstance(base(model_site["fn"]), dist.Delta):
+        fail(
+            ValueError,
+            f"site {name!r} of the guide is a Delta, which has no density to be trained",
+            expected="a guide that spreads over the posterior",
+            found=f"Delta at site {name!r}",
+            hint="use AutoNormal in place of AutoDelta; for point estimates use numpyro.param in the model",
         )
 
 

@@ -14,7 +14,7 @@ from jax import lax
 
 from rws_jax import matching, sites
 from rws_jax.density import Units
-from rws_jax.dreams import check_minibatch, show_data
+from rws_jax.dreams import show_data
 from rws_jax.programs import Draws, Params, Program, again, draws_of, dreamt, sampled, scored
 
 
@@ -89,7 +89,6 @@ def dream(
 
     def draw(index: jax.Array) -> tuple[Draws, dict[str, jax.Array]]:
         run, data = dreamt(model, theta, index, args, kwargs, observed_sites)
-        check_minibatch(data, draws_of(run).plates, args, kwargs)
         return draws_of(run), data
 
     return jax.vmap(draw, out_axes=(_DRAWS, 0))(indices)
@@ -108,7 +107,9 @@ def score_dreams(
     """Log q(z | x) of dreams drawn by `dream`."""
 
     def score(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> Dreams:
-        guide_args, guide_kwargs = show_data(guide, data, args, kwargs, simulated_data_to_args)
+        guide_args, guide_kwargs = show_data(
+            guide, data, args, kwargs, simulated_data_to_args, subsampled=bool(draws.plates)
+        )
         run = scored(guide, "guide", phi, index, draws, guide_args, guide_kwargs)
         sites.check_guide(run)
         matching.check_none_missing(draws.latents, run)

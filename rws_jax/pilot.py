@@ -8,7 +8,7 @@ from numpyro.handlers import seed
 
 from rws_jax import matching, sites
 from rws_jax.density import Units, count_outside
-from rws_jax.dreams import check_minibatch, show_data
+from rws_jax.dreams import show_data
 from rws_jax.programs import Params, Program, again, draws_of, dreamt, sampled, scored
 from rws_jax.sites import Trace
 
@@ -49,9 +49,11 @@ def run_pilot(
     model, guide = seed(model, model_key), seed(guide, guide_key)
     if sleep:
         model_run, data = dreamt(model, theta, 0, args, kwargs, observed_sites)
-        check_minibatch(data, draws_of(model_run).plates, args, kwargs)
-        guide_args, guide_kwargs = show_data(guide, data, args, kwargs, simulated_data_to_args)
-        guide_run = scored(guide, "guide", phi, 0, draws_of(model_run), guide_args, guide_kwargs)
+        draws = draws_of(model_run)
+        guide_args, guide_kwargs = show_data(
+            guide, data, args, kwargs, simulated_data_to_args, subsampled=bool(draws.plates)
+        )
+        guide_run = scored(guide, "guide", phi, 0, draws, guide_args, guide_kwargs)
         sites.check_guide(guide_run)
         _check(model_run, guide_run)
         wake = wake or any(site["type"] == "param" for site in model_run.values())
@@ -72,5 +74,5 @@ def _check(model_run: Trace, guide_run: Trace) -> None:
 def _check_data(model_run: Trace) -> None:
     for name, site in model_run.items():
         if site["type"] == "sample" and site["is_observed"]:
-            concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((site["fn"], site["value"])))
-            sites.check_data(name, count_outside(site["fn"], site["value"]) if concrete else 0)
+            num_outside = count_outside(site["fn"], site["value"])
+            sites.check_data(name, 0 if isinstance(num_outside, Tracer) else int(num_outside))

@@ -6,14 +6,17 @@ constants. XLA merges the arithmetic that the two runs have in common.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro.contrib.control_flow.cond import _subs_wrapper as value_in_cond
 from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import _subs_wrapper as value_in_scan
 from numpyro.distributions import biject_to, constraints
-from numpyro.handlers import seed, trace
+from numpyro.handlers import condition, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from rws_jax import dreams, matching, sites
@@ -82,7 +85,7 @@ def dreamt(
             return None
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
         value = site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
-        real = jnp.result_type(site["value"])
+        real = jnp.asarray(site["value"]).dtype
         return value.astype(real) if jnp.issubdtype(real, jnp.floating) else value  # counts come as floats if data do
 
     run = _run(model, "model", params, index, redraw, args, kwargs)
@@ -186,7 +189,7 @@ class _values(Messenger):
 
     def process_message(self, msg: Site) -> None:
         if msg["type"] == "control_flow":
-            msg["args"] = self._enter(msg["fn"], *msg["args"])
+            self._enter(msg)
         if self.steps is not None:
             sites.check_in_control_flow(self.role, msg)
         if msg["type"] in ("sample", "plate") and not msg.get("_control_flow_done"):
@@ -197,21 +200,35 @@ class _values(Messenger):
                 numpyro.prng_key()  # the key that a draw would have taken: what follows must see the same randomness
             msg["value"] = value
 
-    def _enter(self, wrapper: Callable, *args: Any) -> tuple:
-        """The arguments of scan or cond, this handler put into the bodies."""
+    def _enter(self, msg: Site) -> None:
+        """Put this handler into the bodies of a scan or cond, and condition and substitute of the program before it."""
+        stack = msg["kwargs"]["substitute_stack"]
+        inner = [entry for entry in stack if entry[0] in ("condition", "substitute")]
+        msg["kwargs"]["substitute_stack"] = [entry for entry in stack if entry not in inner]
+
+        def inside(body: Program, steps: tuple, at_site: Callable) -> Program:
+            for kind, values in inner:
+                value_of = partial(at_site, values)
+                body = (
+                    condition(body, condition_fn=value_of) if kind == "condition" else substitute(body, None, value_of)
+                )
+            return _values(body, self.role, self.fixed, steps)
+
         steps = self.steps or ()
-        inside = lambda body, steps: _values(body, self.role, self.fixed, steps)
-        if wrapper is cond_wrapper:
-            predicate, true_body, false_body, operand = args
-            return predicate, inside(true_body, steps), inside(false_body, steps), operand
-        body, carry, xs, length, reverse = args
+        if msg["fn"] is cond_wrapper:
+            predicate, true_body, false_body, operand = msg["args"]
+            bodies = (inside(body, steps, value_in_cond) for body in (true_body, false_body))
+            msg["args"] = (predicate, *bodies, operand)
+            return
+        body, carry, xs, length, reverse = msg["args"]
         length = len(jax.tree.leaves(xs)[0]) if length is None else length
 
         def counted_body(carry: Any, x_and_step: tuple) -> Any:
             x, step = x_and_step
-            return inside(body, (*steps, step))(carry, x)
+            at_step = lambda values, site: value_in_scan(values, step, length, site)
+            return inside(body, (*steps, step), at_step)(carry, x)
 
-        return counted_body, carry, (xs, jnp.arange(length)), length, reverse
+        msg["args"] = (counted_body, carry, (xs, jnp.arange(length)), length, reverse)
 
 
 def _run(

@@ -24,6 +24,13 @@ def plate_size(runs: Iterable[Trace], frame: Any) -> int:
     return next((run[frame.name]["args"][0] for run in runs if frame.name in run), frame.size)
 
 
+def base(fn: Any) -> Any:
+    """A distribution without the expansions, masks and event dimensions put around it."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
 def fail_unseeded(role: str, site: Site) -> NoReturn:
     """A program asked for randomness and no handler gave it a key."""
     where = f"{site['type']} site {site['name']!r}" if "name" in site else f"a {site['type']} statement"
@@ -79,18 +86,7 @@ def check_supported(role: str, run: Trace) -> None:
 
 
 def check_guide(run: Trace) -> None:
-    """A guide proposes latents; it does not score data, and has densities to be trained."""
-    for name, site in latent_sites(run).items():
-        if isinstance(site["fn"], dist.Delta) and not any(
-            s["infer"].get("is_auxiliary") for s in latent_sites(run).values()
-        ):
-            fail(
-                ValueError,
-                f"site {name!r} of the guide is a Delta, which has no density to be trained",
-                expected="a guide that spreads over the posterior",
-                found=f"Delta at site {name!r}",
-                hint="use AutoNormal in place of AutoDelta; for point estimates use numpyro.param in the model",
-            )
+    """A guide proposes latents; it does not score data."""
     for name, site in run.items():
         if site["type"] == "sample" and site["is_observed"]:
             factor = isinstance(site["fn"], dist.Unit)
@@ -106,8 +102,8 @@ def check_guide(run: Trace) -> None:
 def check_initial(params: dict[str, Any]) -> None:
     """A parameter cannot be trained from where its unconstrained value is infinite."""
     for name, value in params.items():
-        leaves = [leaf for leaf in jax.tree.leaves(value) if not isinstance(leaf, Tracer)]
-        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(value)]
+        if not all(isinstance(leaf, Tracer) or bool(leaf) for leaf in finite):
             fail(
                 ValueError,
                 f"param site {name!r} starts at the edge of its constraint, or is not finite",

@@ -90,6 +90,7 @@ def make_step(
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
     validation.check_insomnia(insomnia)
+    insomnia = insomnia if callable(insomnia) else float(insomnia)
     trains_on_wake = callable(insomnia) or insomnia > 0
     trains_on_sleep = callable(insomnia) or insomnia < 1
     validation.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
@@ -211,16 +212,9 @@ def _update(optimizer: optax.GradientTransformation, grads: Params, params: Para
     return optax.apply_updates(params, updates), opt_state
 
 
-_NOT_STATIC = (
-    jax.errors.ConcretizationTypeError,  # and with it TracerBoolConversionError
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
 def _check_compiles(run: Callable, args: tuple, kwargs: dict) -> None:
-    """Programs that need concrete values run in `init`, and would fail in the compiled step only."""
+    """Programs that need concrete values have run in `init`, and would fail in the compiled step only."""
     try:
         jax.eval_shape(lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
-    except _NOT_STATIC as error:
-        validation.fail_static(type(error).__name__)
+    except TypeError as error:  # JAX's errors on tracers are of this kind
+        validation.fail_static(error)

@@ -54,7 +54,8 @@ def check_insomnia(value: Any) -> None:
     """A number in [0, 1], or a schedule."""
     if callable(value):
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    scalar = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer)
+    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
         fail(
             TypeError,
             "option 'insomnia' has the wrong type",
@@ -146,7 +147,8 @@ def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> Non
             found=describe(simulated_data_to_args),
             hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
         )
-    if isinstance(observed_sites, str) or not all(isinstance(name, str) for name in observed_sites):
+    listed = isinstance(observed_sites, tuple | list)
+    if not listed or not all(isinstance(name, str) for name in observed_sites):
         fail(
             TypeError,
             "option 'observed_sites' has the wrong type",
@@ -180,13 +182,13 @@ def check_params(value: Any, symbol: str) -> None:
         )
 
 
-def fail_static(problem: str) -> NoReturn:
+def fail_static(error: Exception) -> NoReturn:
     """A program runs with concrete arguments, but not with traced ones."""
     fail(
         TypeError,
         "model or guide cannot be compiled: they use a value that is known at run time only",
         expected="Python control flow and shapes that depend on static values only",
-        found=problem,
+        found=str(error).split("\n")[0][:200],
         hint="bind flags and sizes by functools.partial(model, ...); branch on sampled values by"
         " numpyro.contrib.control_flow.cond or by handlers.mask",
     )

@@ -89,12 +89,12 @@ def gaussian_log_q(phi, z, x):
 SCAN_X = jnp.array([0.4, -0.3, 1.1, 0.6])
 
 
-def scan_model(x):
+def scan_model(x, observed=True):
     mu = numpyro.param("mu", 0.2)
 
     def step(z, x):
         z = numpyro.sample("z", dist.Normal(0.8 * z + mu, 1.0))
-        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x if observed else None)
         return z, None
 
     scan(step, 0.0, x)

@@ -93,12 +93,15 @@ def test_draws_of_a_bernoulli_are_not_tested_again_but_other_draws_are():
     assert log_density(bernoulli, grey, dist.Normal(0.0, 1.0)) == -jnp.inf
 
 
-@pytest.mark.parametrize("size", [3, 300])
-def test_float32_draws_of_vectors_are_not_taken_for_outside(size):
-    """A simplex is tested within 1e-6, which the rounding of a sum of 300 numbers exceeds."""
-    fn = dist.Dirichlet(jnp.ones((50, size)))
-    draws = fn.sample(jax.random.key(0))
+@pytest.mark.usefixtures("allow_rank_promotion")
+def test_float32_draws_of_vectors_are_not_taken_for_outside():
+    """A simplex is tested within 1e-6, which the rounding of a sum of 3,000 numbers exceeds."""
+    logits = 0.3 * jax.random.normal(jax.random.key(0), (500, 2999))
+    draws = dist.transforms.StickBreakingTransform()(logits)
+    fn = dist.Dirichlet(jnp.ones((500, 3000)))
+    assert not jnp.all(fn.support(draws))
     assert jnp.all(log_density(fn, draws, fn) > -jnp.inf)
+    assert jnp.all(log_density(fn, draws, dist.Delta(draws, event_dim=1)) > -jnp.inf)
 
 
 def traced(program):

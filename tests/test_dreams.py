@@ -1,18 +1,21 @@
 """Sleep: dreams replace all real data, in the model and on their way to the guide."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from numpyro.contrib.control_flow import scan
+from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import seed
 from numpyro.infer.autoguide import AutoNormal
 
 import rws_jax
 from rws_jax.dreams import show_data
 from rws_jax.particles import dream
+from tests import programs
 
 REAL = {"x": jnp.zeros(3), "y": jnp.ones(3)}
 DREAMT = {"x": jnp.full(3, 7.0), "y": jnp.full(3, 8.0)}
@@ -163,3 +166,55 @@ def test_auto_normal_is_a_guide_in_wake_and_sleep(insomnia):
         params = rws.get_params(state, 2.0)
         assert jnp.abs(params["z_auto_loc"] - loc) < 0.1
         assert jnp.abs(params["z_auto_scale"] - scale) < 0.1
+
+
+def model_with_data_in_cond(x, observed=True):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    high = lambda _: numpyro.sample("x", dist.Normal(z + 2.0, 1.0), obs=x if observed else None)
+    low = lambda _: numpyro.sample("x", dist.Normal(z - 2.0, 0.5), obs=x if observed else None)
+    cond(z > 0, high, low, None)
+
+
+def normal_guide(x):
+    numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0), 1.0))
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize(
+    ("model", "guide", "x"),
+    [
+        pytest.param(programs.scan_model, programs.scan_guide, programs.SCAN_X, id="scan"),
+        pytest.param(model_with_data_in_cond, normal_guide, jnp.array(1.3), id="cond"),
+    ],
+)
+def test_data_given_by_condition_are_data(model, guide, x):
+    """In wake they are scored, as with obs=; in sleep they are dreamt."""
+    conditioned = numpyro.handlers.condition(partial(model, observed=False), data={"x": x})
+    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    losses = [rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x) for program in (model, conditioned)]
+    assert jnp.allclose(*losses)
+    _, data = dream(seed(conditioned, 0), params[0], jnp.arange(3), (x,), {}, ())
+    assert data["x"].shape == (3, *x.shape)
+    assert not jnp.any(data["x"] == x[None])
+
+
+@pytest.mark.usefixtures("allow_rank_promotion")
+def test_minibatches_of_any_form_can_be_dreamt():
+    """The minibatch is passed; what the model makes of it need not have the shape of an argument."""
+
+    def model(images):
+        with numpyro.plate("data", 100, subsample_size=len(images)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            flat = images.reshape(len(images), -1)
+            numpyro.sample("x", dist.Normal(z[:, None], 1.0).expand(flat.shape).to_event(1), obs=flat)
+
+    def guide(images):
+        with numpyro.plate("data", 100, subsample_size=len(images)):
+            numpyro.sample("z", dist.Normal(numpyro.param("a", 0.5) * images.mean(axis=(1, 2)), 1.0))
+
+    rewrite = lambda sim, images: ((sim["x"].reshape(images.shape),), {})
+    rws = rws_jax.make_step(model, guide, insomnia=0.0, simulated_data_to_args=rewrite)
+    with jax.debug_key_reuse(False):
+        state = rws.init(jax.random.key(0), jnp.ones((5, 2, 2)))
+        _, info = rws.step(state, jnp.ones((5, 2, 2)))
+    assert bool(info.finite)

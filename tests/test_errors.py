@@ -55,6 +55,7 @@ BAD_OPTIONS = [
     ({"theta_optimizer": 1e-3}, TypeError, "'theta_optimizer'"),
     ({"phi_optimizer": numpyro.optim.Adam(1e-3)}, TypeError, "'phi_optimizer'"),
     ({"observed_sites": "x"}, TypeError, "'observed_sites'"),
+    ({"observed_sites": None}, TypeError, "'observed_sites'"),
     ({"simulated_data_to_args": {}}, TypeError, "'simulated_data_to_args'"),
 ]
 
@@ -269,6 +270,7 @@ MISMATCHES = {
         scan_guide(3),
         ["subsampled plate 'data' of the model is inside"],
     ),
+    "delta in a plate": (model, in_plate(("z", dist.Delta(0.5))), ["site 'z' of the guide is a Delta"]),
     "delta": (model, AutoDelta(model), ["site 'z' of the guide is a Delta", "AutoNormal"]),
     "length of scan": (plain_scan_model, scan_guide(4), ["shapes differ at latent site 'z'", "(3,)", "(4,)", "length"]),
 }
@@ -315,7 +317,9 @@ def test_the_state_goes_before_the_data():
     check(error, TypeError, "rws.step(state, *args)", "float32[3]")
 
 
-@pytest.mark.parametrize("option", [{"num_particles": np.int64(3)}, {"insomnia": np.float32(1.0)}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"num_particles": np.int64(3)}, {"insomnia": np.float32(1.0)}, {"insomnia": jnp.array(1.0)}], ids=str
+)
 def test_numpy_numbers_are_numbers(option):
     rws_jax.make_step(model, guide, **option)
 
@@ -345,7 +349,27 @@ def test_arguments_that_must_be_static_are_told_by_init():
 
     with pytest.raises(TypeError, match="cannot be compiled") as error:
         rws_jax.make_step(flagged, lambda x, train: guide(x)).init(jax.random.key(0), X, True)
-    check(error, TypeError, "functools.partial", "cond", "TracerBoolConversionError")
+    check(error, TypeError, "functools.partial", "cond", "boolean")
+    sized = lambda x, size: model(x + jnp.zeros(size))
+    for argument in (3, "three"):
+        guide_ = lambda x, size: guide(x)
+        model_ = sized if argument == 3 else lambda x, size: model(x)
+        with pytest.raises(TypeError, match="cannot be compiled") as error:
+            rws_jax.make_step(model_, guide_).init(jax.random.key(0), X, argument)
+        check(error, TypeError, "functools.partial")
+
+
+def test_data_that_a_program_closes_over_are_no_obstacle():
+    y = jnp.array([1.0, 2.0])
+
+    def closing_model(x):
+        model(x)
+        with numpyro.plate("others", 2):
+            numpyro.sample("y", dist.Normal(numpyro.param("mu", 0.0), 1.0), obs=y)
+
+    state = rws_jax.make_step(closing_model, guide).init(jax.random.key(0), X)
+    jitted = jax.jit(rws_jax.make_step(closing_model, guide).init)(jax.random.key(0), X)
+    assert state.theta == jitted.theta
 
 
 def test_model_has_params_must_be_true_to_its_word():
@@ -416,7 +440,7 @@ UNDREAMABLE = {
         indexing_model,
         lambda x, observations=None: indexing_guide((observations or {"x": x})["x"]),
         {},
-        ["sleep cannot dream a minibatch", "observed site 'x'", "plates ['data'] subsampled"],
+        ["sleep cannot dream a minibatch", "observed site 'x'", "(2,)", "full data of shape (3,)"],
     ),
     "joint autoguide": (model, AutoDiagonalNormal(model), {}, ["the guide 'AutoDiagonalNormal'"]),
     "missing latent": (latents, guide, {}, ["latent site 'y' of the model is missing"]),

@@ -297,7 +297,7 @@ def test_get_params_is_what_predictive_takes():
     assert draws["x"].shape == (7, 3)
 
 
-def test_a_parameter_fixed_by_a_handler_is_none():
+def test_a_parameter_fixed_by_a_handler_is_not_trained():
     frozen = numpyro.handlers.substitute(programs.binary_model, data={"p1": jnp.array(0.6)})
     rws = rws_jax.make_step(frozen, programs.binary_guide)
     state = rws.init(jax.random.key(0), DATA)
