@@ -142,9 +142,10 @@ def test_dreams_have_the_float_type_of_the_data_that_they_stand_for():
         numpyro.sample("z", dist.Normal(0.0, 1.0))
         numpyro.sample("x", dist.Bernoulli(0.5), obs=x)
 
-    for real, expected in ((jnp.float32(1.0), jnp.float32), (jnp.float16(1.0), jnp.float16), (jnp.int32(1), jnp.int32)):
+    for dtype in (jnp.float16, jnp.float32, int):
+        real = jnp.array(1, dtype)
         _, data = dream(seed(model, 0), {}, jnp.arange(2), (real,), {}, ())
-        assert data["x"].dtype == expected
+        assert data["x"].dtype == real.dtype
 
 
 @pytest.mark.usefixtures("allow_key_reuse")

@@ -314,7 +314,7 @@ def test_parameters_go_before_programs():
 def test_the_state_goes_before_the_data():
     with pytest.raises(TypeError, match="the first argument of step is not a state") as error:
         rws_jax.make_step(model, guide).step(X)
-    check(error, TypeError, "rws.step(state, *args)", "float32[3]")
+    check(error, TypeError, "rws.step(state, *args)", f"{X.dtype}[3]")
 
 
 @pytest.mark.parametrize(
