@@ -202,9 +202,9 @@ class _values(Messenger):
 
     def _enter(self, msg: Site) -> None:
         """Put this handler into the bodies of a scan or cond, and condition and substitute of the program before it."""
-        stack = msg["kwargs"]["substitute_stack"]
-        inner = [entry for entry in stack if entry[0] in ("condition", "substitute")]
-        msg["kwargs"]["substitute_stack"] = [entry for entry in stack if entry not in inner]
+        stack, kinds = msg["kwargs"]["substitute_stack"], ("condition", "substitute")
+        inner = [entry for entry in stack if entry[0] in kinds]
+        msg["kwargs"]["substitute_stack"] = [entry for entry in stack if entry[0] not in kinds]
 
         def inside(body: Program, steps: tuple, at_site: Callable) -> Program:
             for kind, values in inner:

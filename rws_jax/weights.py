@@ -38,7 +38,7 @@ def alive(log_w: jax.Array) -> jax.Array:
 def bound(log_w: jax.Array) -> jax.Array:
     """The importance-weighted bound on log p(x), ``logsumexp_k log_w - log K``, in nats.
 
-    ``-inf``, with zero gradient, for a dead unit (Burda et al. 2016, eq. 8, arXiv 1509.00519).
+    ``-inf``, with zero gradient, for a dead unit (Burda et al. 2016, arXiv 1509.00519).
 
     Args:
       log_w: shape ``(particles, *units)``.

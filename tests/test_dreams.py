@@ -199,6 +199,15 @@ def test_data_given_by_condition_are_data(model, guide, x):
     assert not jnp.any(data["x"] == x[None])
 
 
+def test_the_outer_of_two_conditions_holds_in_scan():
+    x = programs.SCAN_X
+    inner = numpyro.handlers.condition(partial(programs.scan_model, observed=False), data={"x": x + 1.0})
+    both = numpyro.handlers.condition(inner, data={"x": x})
+    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    loss = lambda model: rws_jax.wake_theta_loss(*params, seed(model, 0), seed(programs.scan_guide, 1), x)
+    assert jnp.allclose(loss(both), loss(programs.scan_model))
+
+
 @pytest.mark.usefixtures("allow_rank_promotion")
 def test_minibatches_of_any_form_can_be_dreamt():
     """The minibatch is passed; what the model makes of it need not have the shape of an argument."""

@@ -220,7 +220,7 @@ def normal_guide(x):
 
 
 def test_wake_phi_gradient_per_datum_does_not_depend_on_the_number_of_data():
-    """N equal data x = 1: the exact gradient of each is -E[z | x] = -0.8. Joint weights would let it decay to -0.1.
+    """N equal data x = 1: the exact gradient of each is -E[z | x] = -0.8. Joint weights would let it decay, see below.
 
     Within 5 standard errors of the estimate from N = 1; the bias of K = 100 is common to all N.
     """
@@ -240,6 +240,22 @@ def test_wake_phi_gradient_per_datum_does_not_depend_on_the_number_of_data():
     assert jnp.abs(reference + 0.8) < 5 * error + 0.01
     for mean, standard_error in estimates.values():
         assert jnp.abs(mean - reference) < 5 * jnp.hypot(error, jnp.maximum(standard_error, error))
+
+
+@pytest.mark.parametrize(("n", "decayed"), [(1, -0.80), (10, -0.58), (100, -0.20)])
+def test_weights_joint_over_the_data_would_decay(n, decayed):
+    """What units are for: the same particles, weighted as one unit. The README's figures; 5 standard errors are 0.02."""
+
+    def grad(key):
+        def loss(m):
+            programs_ = seed(normal_model, key), seed(normal_guide, jax.random.fold_in(key, 1))
+            scored = losses.wake({}, {"m": m}, *programs_, (jnp.ones(n),), {}, 100)
+            return losses.phi_loss(losses.Particles(scored.log_p.sum(axis=1), scored.log_q.sum(axis=1), 1.0))
+
+        return jax.grad(loss)(jnp.array(0.0)) / n
+
+    grads = jax.jit(jax.vmap(grad))(jax.random.split(jax.random.key(n), 500))
+    assert jnp.abs(grads.mean() - decayed) < 0.02
 
 
 @allow_key_reuse
