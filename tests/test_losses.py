@@ -244,7 +244,7 @@ def test_wake_phi_gradient_per_datum_does_not_depend_on_the_number_of_data():
 
 @pytest.mark.parametrize(("n", "decayed"), [(1, -0.80), (10, -0.58), (100, -0.20)])
 def test_weights_joint_over_the_data_would_decay(n, decayed):
-    """What units are for: the same particles, weighted as one unit. The README's figures; 5 standard errors are 0.02."""
+    """The same particles, weighted as one unit: the README's figures. Five standard errors are at most 0.02."""
 
     def grad(key):
         def loss(m):
