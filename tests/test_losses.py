@@ -242,7 +242,7 @@ def test_wake_phi_gradient_per_datum_does_not_depend_on_the_number_of_data():
         assert jnp.abs(mean - reference) < 5 * jnp.hypot(error, jnp.maximum(standard_error, error))
 
 
-@pytest.mark.parametrize(("n", "decayed"), [(1, -0.80), (10, -0.58), (100, -0.20)])
+@pytest.mark.parametrize(("n", "decayed"), [(1, -0.80), (10, -0.59), (100, -0.20)])
 def test_weights_joint_over_the_data_would_decay(n, decayed):
     """The same particles, weighted as one unit: the README's figures. Five standard errors are at most 0.02."""
 
@@ -254,7 +254,7 @@ def test_weights_joint_over_the_data_would_decay(n, decayed):
 
         return jax.grad(loss)(jnp.array(0.0)) / n
 
-    grads = jax.jit(jax.vmap(grad))(jax.random.split(jax.random.key(n), 500))
+    grads = jax.jit(jax.vmap(grad))(jax.random.split(jax.random.key(n), 2000))
     assert jnp.abs(grads.mean() - decayed) < 0.02
 
 
