@@ -5,7 +5,7 @@ Real data must never reach the guide in place of dreamt ones.
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -103,6 +103,15 @@ def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
             found=f"{unknown}",
             hint="list the names of the sites that hold data, as in observed_sites=('x',)",
         )
+    for name in run:
+        if {f"{name}_observed", f"{name}_unobserved"} <= samples.keys():
+            fail(
+                ValueError,
+                f"sleep cannot dream site {name!r}, which is observed in part by obs_mask",
+                expected="sample sites that are observed as a whole or not at all",
+                found=f"obs_mask=... at site {name!r}",
+                hint="hide missing data by numpyro.handlers.mask, or use insomnia=1.0",
+            )
     if not any(site["is_observed"] for site in samples.values()):
         fail(
             ValueError,
@@ -111,6 +120,34 @@ def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
             found=f"latent sites {sorted(samples)}",
             hint="for a model that runs without data, name its data sites, as in observed_sites=('x',)",
         )
+
+
+def with_other_data(program: Program, args: tuple, kwargs: dict, observed: dict[str, Any]) -> Iterator[tuple]:
+    """For each argument that holds the data of an observed site: the site, and the arguments with other data there.
+
+    An argument holds them if it is named as the site, or is the very array that the site observes.
+    """
+    try:
+        bound = inspect.signature(program).bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # not every callable tells
+        return
+    for name, value in observed.items():
+        for argument, real in bound.arguments.items():
+            if jnp.ndim(real) and (argument == name or real is value):
+                other = inspect.BoundArguments(bound.signature, bound.arguments | {argument: jnp.flip(real)})
+                yield name, other.args, other.kwargs
+
+
+def fail_reads_data(name: str) -> NoReturn:
+    """Parts of a dream would be real data."""
+    fail(
+        ValueError,
+        f"the model's dreams depend on the real data of observed site {name!r}",
+        expected="a model that reads them by obs=... alone: it has to dream up all data by itself",
+        found="dreams that change with the data, for the same seed",
+        hint="pass what is not to be dreamt (totals, a shifted copy) as an argument of its own, let a scan carry what"
+        " is, or use insomnia=1.0",
+    )
 
 
 def _check_minibatch(name: str, dreamt: Any, args: tuple, kwargs: dict) -> None:

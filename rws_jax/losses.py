@@ -13,17 +13,26 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from rws_jax import weights
-from rws_jax.particles import Dreams, Particles, draw_particles, dream, score_dreams, score_particles
-from rws_jax.programs import Params, Program
-from rws_jax.validation import check_num_particles, check_params, check_sleep_options
+from rws_jax.estimators import dream_loss, phi_loss, sleep, theta_loss, wake
+from rws_jax.handlers import Params, Program
+from rws_jax.options import SleepOptions, WakeOptions, check_defensive_guide
+from rws_jax.programs import Call
+from rws_jax.validation import check_no_collision, check_params
 
 
 def wake_theta_loss(
-    theta: Params, phi: Params, model: Program, guide: Program, *args: Any, num_particles: int = 2, **kwargs: Any
+    theta: Params,
+    phi: Params,
+    model: Program,
+    guide: Program,
+    /,
+    *args: Any,
+    num_particles: int = 2,
+    defensive: float = 0.0,
+    defensive_guide: Program | None = None,
+    vectorize_particles: bool = True,
+    **kwargs: Any,
 ) -> jax.Array:
     r"""Minus the importance-weighted bound on the log evidence, which trains the model.
 
@@ -40,6 +49,9 @@ def wake_theta_loss(
       guide: NumPyro guide, seeded.
       *args: arguments of both programs.
       num_particles: K, at least 2.
+      defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
+      defensive_guide: seeded program that they come from; default the model's prior.
+      vectorize_particles: whether particles are mapped over; see `wake_phi_loss`.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -47,8 +59,9 @@ def wake_theta_loss(
       it is ``inf`` if all are dead.
 
     Raises:
-      ValueError: if programs or parameters do not match, or `num_particles` is below 2.
-      TypeError: if a program is not seeded, or `num_particles` is no int.
+      ValueError: if programs or parameters do not match, an option is out of range or has the name of a program's
+        argument.
+      TypeError: if a program is not seeded, or an option is of the wrong type.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
@@ -68,11 +81,26 @@ def wake_theta_loss(
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    return theta_loss(wake(theta, phi, model, guide, args, kwargs, num_particles))
+    model_call, guide_call = _calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
+    options = WakeOptions(num_particles=num_particles, defensive=defensive, vectorize_particles=vectorize_particles)
+    defence = _defensive_call(defensive, defensive_guide, args, kwargs)
+    return theta_loss(wake(model_call, guide_call, defence, options))
 
 
 def wake_phi_loss(
-    theta: Params, phi: Params, model: Program, guide: Program, *args: Any, num_particles: int = 2, **kwargs: Any
+    theta: Params,
+    phi: Params,
+    model: Program,
+    guide: Program,
+    /,
+    *args: Any,
+    num_particles: int = 2,
+    control_variate: bool = True,
+    defensive: float = 0.0,
+    defensive_guide: Program | None = None,
+    gradient: str = "score",
+    vectorize_particles: bool = True,
+    **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the self-normalised posterior to the guide, which trains the guide on real data.
 
@@ -82,6 +110,14 @@ def wake_phi_loss(
     exactly zero. Bias: that of self-normalised importance sampling, :math:`O(1/K)`, relative to the gradient of
     :math:`\mathrm{KL}(p(z \mid x) \,\|\, q_\phi)`.
 
+    The options change the gradient's variance, never this value. With a control variate the gradient is
+    :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`: the expectation is the same for every K, as :math:`E_q \nabla
+    \log q = 0`, and the variance vanishes where the guide is the posterior. Defensive particles come from
+    :math:`r = (1 - \delta) q_\phi + \delta u`, by a choice for each particle and unit, and weigh :math:`p / r`; the
+    control variate becomes :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose. The
+    gradient ``"dreg"`` is :math:`-\sum_k \bar w_k (1 - \bar w_k) \, \partial_z \log w_k \, \partial_\phi z_k`, of the same
+    expectation as the score's (Tucker et al. 2019, RWS-DReG).
+
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
       phi: the same for the guide.
@@ -89,14 +125,21 @@ def wake_phi_loss(
       guide: NumPyro guide, seeded.
       *args: arguments of both programs.
       num_particles: K, at least 2.
+      control_variate: whether to subtract the control variate; plays no part in ``gradient="dreg"``.
+      defensive: :math:`\delta` in [0, 1); 0.2 is customary.
+      defensive_guide: u, a seeded NumPyro guide without parameters; default the model's prior over the latents.
+      gradient: ``"score"``, or ``"dreg"`` for guides whose every site has `has_rsample`.
+      vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
+        may branch and recurse in Python on sampled values.
       **kwargs: keyword arguments of both programs.
 
     Returns:
       Scalar loss in nats, summed over units; dead units contribute zero.
 
     Raises:
-      ValueError: if programs or parameters do not match, or `num_particles` is below 2.
-      TypeError: if a program is not seeded, or `num_particles` is no int.
+      ValueError: if programs or parameters do not match, an option is out of range or has the name of a program's
+        argument.
+      TypeError: if a program is not seeded, or an option is of the wrong type.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
@@ -117,8 +160,18 @@ def wake_phi_loss(
     References:
       Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+      Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
-    return phi_loss(wake(theta, phi, model, guide, args, kwargs, num_particles))
+    model_call, guide_call = _calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
+    options = WakeOptions(
+        num_particles=num_particles,
+        control_variate=control_variate,
+        defensive=defensive,
+        gradient=gradient,
+        vectorize_particles=vectorize_particles,
+    )
+    defence = _defensive_call(defensive, defensive_guide, args, kwargs)
+    return phi_loss(wake(model_call, guide_call, defence, options), control_variate)
 
 
 def sleep_phi_loss(
@@ -126,10 +179,12 @@ def sleep_phi_loss(
     phi: Params,
     model: Program,
     guide: Program,
+    /,
     *args: Any,
     num_particles: int = 2,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
     observed_sites: tuple[str, ...] = (),
+    vectorize_particles: bool = True,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
@@ -157,6 +212,7 @@ def sleep_phi_loss(
       num_particles: S, the number of dreams, each as large as the data; at least 1.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
       observed_sites: names of data sites of a model that runs without data.
+      vectorize_particles: whether dreams are mapped over; see `wake_phi_loss`.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -187,64 +243,26 @@ def sleep_phi_loss(
       Le, Baydin and Wood, Inference Compilation and Universal Probabilistic Programming, 2017, arXiv 1610.09900.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    dreams = sleep(theta, phi, model, guide, args, kwargs, num_particles, simulated_data_to_args, observed_sites)
-    return dream_loss(dreams)
+    model_call, guide_call = _calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
+    options = SleepOptions(
+        num_particles=num_particles,
+        simulated_data_to_args=simulated_data_to_args,
+        observed_sites=observed_sites,
+        vectorize_particles=vectorize_particles,
+    )
+    return dream_loss(sleep(model_call, guide_call, options))
 
 
-def wake(
-    theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict, num_particles: int
-) -> Particles:
-    """One set of particles, scored: all that either wake loss needs."""
-    _check_params(theta, phi)
-    check_num_particles(num_particles, "num_particles", minimum=2)
-    indices = jnp.arange(num_particles)
-    draws = draw_particles(guide, phi, indices, args, kwargs)
-    return score_particles(model, guide, theta, phi, draws, indices, args, kwargs)
-
-
-def sleep(
-    theta: Params,
-    phi: Params,
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    num_particles: int,
-    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
-    observed_sites: tuple[str, ...],
-) -> Dreams:
-    """One set of dreams, scored by the guide."""
-    _check_params(theta, phi)
-    check_num_particles(num_particles, "num_particles", minimum=1)
-    check_sleep_options(simulated_data_to_args, observed_sites)
-    indices = jnp.arange(num_particles)
-    draws, data = dream(model, theta, indices, args, kwargs, observed_sites)
-    return score_dreams(guide, phi, draws, data, indices, args, kwargs, simulated_data_to_args)
-
-
-def theta_loss(particles: Particles) -> jax.Array:
-    """Wake-theta of scored particles."""
-    log_q = lax.stop_gradient(particles.log_q)  # phi is not trained on the bound: its gradient there loses SNR in K
-    log_w = weights.log_weights(particles.log_p, log_q)
-    live = weights.alive(log_w)
-    total = jnp.sum(jnp.where(live, weights.bound(log_w), 0.0))
-    return -particles.scale * jnp.where(jnp.any(live), total, -jnp.inf)
-
-
-def phi_loss(particles: Particles) -> jax.Array:
-    """Wake-phi of scored particles."""
-    log_w = weights.log_weights(particles.log_p, particles.log_q)
-    w = lax.stop_gradient(weights.normalise(log_w))  # weights are constants: theta gets nothing, phi only log q
-    # Double-where: a dead particle's log q may be infinite, and 0 * inf is NaN.
-    log_q = jnp.where(w > 0.0, particles.log_q, 0.0)
-    return -particles.scale * jnp.sum(w * log_q)
-
-
-def dream_loss(dreams: Dreams) -> jax.Array:
-    """Sleep-phi of scored dreams."""
-    return -dreams.scale * jnp.sum(jnp.mean(dreams.log_q, axis=0))
-
-
-def _check_params(theta: Params, phi: Params) -> None:
+def _calls(
+    loss: Callable, theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict
+) -> tuple[Call, Call]:
     check_params(theta, "theta")
     check_params(phi, "phi")
+    for program, role in ((model, "model"), (guide, "guide")):
+        check_no_collision(loss, program, role, len(args))
+    return Call(model, "model", theta, args, kwargs), Call(guide, "guide", phi, args, kwargs)
+
+
+def _defensive_call(defensive: float, defensive_guide: Program | None, args: tuple, kwargs: dict) -> Call | None:
+    check_defensive_guide(defensive, defensive_guide)
+    return None if defensive_guide is None else Call(defensive_guide, "defensive guide", None, args, kwargs)

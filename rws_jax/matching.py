@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from rws_jax.sites import Site, Trace, base, latent_sites, plate_size
+from rws_jax.supports import check_covers
 from rws_jax.validation import fail
 
 
@@ -49,15 +51,16 @@ def check_none_missing(model_latents: Iterable[str], guide_run: Trace) -> None:
 
 
 def check_match(model_run: Trace, guide_run: Trace) -> None:
-    """Model and guide must agree on latent sites, shapes, event dimensions and plates."""
+    """Model and guide must agree on latent sites, shapes, event dimensions, supports and plates."""
     model_latents, guide_latents = latent_sites(model_run), latent_sites(guide_run)
     check_none_missing(model_latents, guide_run)
     joint = any(site["infer"].get("is_auxiliary") for site in guide_latents.values())
     for name, guide_site in guide_latents.items():
         if name in model_latents:
-            _check_same_site(name, model_latents[name], guide_site)
+            _check_same_site(name, model_latents[name], guide_site, ("model", "guide"))
             if not joint:
                 _check_density(name, model_latents[name], guide_site)
+            check_covers(name, guide_site["fn"], model_latents[name]["fn"], "model")
         elif not guide_site["infer"].get("is_auxiliary"):
             _fail_extra(name, model_latents)
     for name, site in guide_run.items():
@@ -71,6 +74,23 @@ def check_match(model_run: Trace, guide_run: Trace) -> None:
                     found=f"size {sizes[1][0]}, subsample size {sizes[1][1]} in the guide",
                     hint="give the plate the same size and subsample_size in both programs",
                 )
+
+
+def check_defensive_match(guide_run: Trace, run: Trace) -> None:
+    """A defensive guide draws what the guide draws: each unit of a particle comes from one of the two."""
+    role = "defensive guide"
+    guide_latents, latents = latent_sites(guide_run), latent_sites(run)
+    if guide_latents.keys() != latents.keys():
+        fail(
+            ValueError,
+            f"guide and {role} draw different sites",
+            expected=f"sites {sorted(guide_latents)}, as in the guide",
+            found=f"sites {sorted(latents)} in the {role}",
+            hint=f"a particle comes from one of the two, so let the {role} draw every site of the guide",
+        )
+    for name, site in latents.items():
+        _check_same_site(name, guide_latents[name], site, ("guide", role))
+        check_covers(name, guide_latents[name]["fn"], site["fn"], role)
 
 
 def check_subsampling(runs: Iterable[Trace], frames: Iterable[Any]) -> None:
@@ -89,17 +109,27 @@ def check_subsampling(runs: Iterable[Trace], frames: Iterable[Any]) -> None:
             )
 
 
-def check_disjoint(theta: dict[str, Any], phi: dict[str, Any]) -> None:
-    """Each parameter belongs to one program, and so to one loss."""
+def check_disjoint(theta: Trace, phi: Trace, shared_params: bool) -> None:
+    """Each parameter belongs to one program, and so to one loss, unless the caller wants it shared."""
     shared = sorted(theta.keys() & phi.keys())
-    if shared:
+    if shared and not shared_params:
         fail(
             ValueError,
             f"param sites {shared} occur in both model and guide",
             expected="each numpyro.param name in one of the two programs: they minimise different losses",
             found=f"{shared} in both",
-            hint="rename the param sites of the guide",
+            hint="rename the param sites of the guide, or pass shared_params=True to train them on both losses",
         )
+    for name in shared:
+        kinds = [(_shapes(run[name]["value"]), str(run[name]["kwargs"].get("constraint"))) for run in (theta, phi)]
+        if kinds[0] != kinds[1]:
+            fail(
+                ValueError,
+                f"shared param site {name!r} differs between model and guide",
+                expected=f"shape {kinds[0][0]}, constraint {kinds[0][1]}, as in the model",
+                found=f"shape {kinds[1][0]}, constraint {kinds[1][1]} in the guide",
+                hint="declare it alike in both programs",
+            )
 
 
 def check_model_has_params(theta: dict[str, Any], model_has_params: bool) -> None:
@@ -134,32 +164,32 @@ def _fail_extra(name: str, model_sites: Iterable[str]) -> NoReturn:
     )
 
 
-def _check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
-    if model_site["fn"].event_dim != guide_site["fn"].event_dim:
+def _check_same_site(name: str, site: Site, other: Site, roles: tuple[str, str]) -> None:
+    if site["fn"].event_dim != other["fn"].event_dim:
         fail(
             ValueError,
             f"event dimensions differ at latent site {name!r}",
-            expected=f"event_dim={model_site['fn'].event_dim}, as in the model",
-            found=f"event_dim={guide_site['fn'].event_dim} in the guide",
+            expected=f"event_dim={site['fn'].event_dim}, as in the {roles[0]}",
+            found=f"event_dim={other['fn'].event_dim} in the {roles[1]}",
             hint="a missing or superfluous to_event() takes a dimension for a batch of independent units",
         )
-    shapes = [jnp.shape(site["value"]) for site in (model_site, guide_site)]
+    shapes = [jnp.shape(s["value"]) for s in (site, other)]
     if shapes[0] != shapes[1]:
         fail(
             ValueError,
             f"shapes differ at latent site {name!r}",
-            expected=f"{shapes[0]}, its shape in the model",
-            found=f"{shapes[1]}, as drawn by the guide",
-            hint="a scan must have the same length in both programs",
+            expected=f"{shapes[0]}, its shape in the {roles[0]}",
+            found=f"{shapes[1]}, as drawn by the {roles[1]}",
+            hint="plates, batch shapes, to_event() and the lengths of scans must be the same in both programs",
         )
-    plates = [sorted(map(tuple, site["cond_indep_stack"])) for site in (model_site, guide_site)]
+    plates = [sorted(map(tuple, s["cond_indep_stack"])) for s in (site, other)]
     # Automatic guides that draw all latents jointly hand them on as Delta sites, outside of any plate.
-    if plates[0] != plates[1] and not isinstance(guide_site["fn"], dist.Delta):
+    if plates[0] != plates[1] and not isinstance(other["fn"], dist.Delta):
         fail(
             ValueError,
             f"plates differ at latent site {name!r}",
-            expected=f"{_describe(model_site)}, as in the model",
-            found=f"{_describe(guide_site)} in the guide",
+            expected=f"{_describe(site)}, as in the {roles[0]}",
+            found=f"{_describe(other)} in the {roles[1]}",
             hint="put the site under the same numpyro.plate, with equal name, size and dim, in both programs",
         )
 
@@ -182,3 +212,8 @@ def _describe(site: Site) -> str:
 
 def _plate_sizes(site: Site) -> tuple[int, int]:
     return site["args"][0], len(site["value"])
+
+
+def _shapes(value: Any) -> Any:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+    return shapes[0] if len(shapes) == 1 else shapes

@@ -1,34 +1,50 @@
-"""All particles at once: one run of a program, mapped over particle indices.
+"""All particles: one run of a program for each index, mapped over or one by one.
 
 A particle's draw depends on the seed and on its index alone, not on how many particles there are or how they are
-grouped, so callers may pass any part of ``arange(num_particles)``.
+grouped, so callers may pass any part of ``arange(num_particles)``. Particles are mapped over if the indices are an
+array. If they are a Python range, each runs on its own and un-jitted, and its sites may be others than its neighbours'.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 
-from rws_jax import matching, sites
-from rws_jax.density import Units
+from rws_jax import matching, sites, weights
+from rws_jax.defensive import Defence, draw_defensive
+from rws_jax.density import Units, itself, those_of
 from rws_jax.dreams import show_data
-from rws_jax.programs import Draws, Params, Program, again, draws_of, dreamt, sampled, scored
+from rws_jax.programs import Call, Draws, draws_of, dreamt, sampled, scored
+from rws_jax.sites import Trace
+
+Indices = jax.Array | range
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["log_p", "log_q"], meta_fields=["scale"])
+@partial(jax.tree_util.register_dataclass, data_fields=["log_p", "log_q", "log_r", "path"], meta_fields=["scale"])
 @dataclass(frozen=True)
 class Particles:
     """Log densities of particles in nats, shape ``(particles, *units)``.
 
-    A sum over units has to be multiplied by `scale` (size / subsample size) to estimate the sum over the full data.
+    They were drawn from r, which is the guide's q itself if `log_r` is None. A sum over units has to be multiplied by
+    `scale` (size / subsample size) to estimate the sum over the full data. `path` holds the log-weights as functions of
+    the draws alone, through which the gradient of reparameterised ones passes.
     """
 
     log_p: jax.Array
     log_q: jax.Array
     scale: float
+    log_r: jax.Array | None = None
+    path: jax.Array | None = None
+
+    @property
+    def log_weights(self) -> jax.Array:
+        """``log p - log r``; all that phi is trained on beside log q, and constant to it."""
+        log_r = self.log_q if self.log_r is None else self.log_r
+        return weights.log_weights(self.log_p, jax.lax.stop_gradient(log_r))  # the bound does not train the guide
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_q"], meta_fields=["scale"])
@@ -45,75 +61,104 @@ _axes: Any = (0, None)
 _DRAWS = Draws(*_axes)
 
 
-def draw_particles(guide: Program, phi: Params, indices: jax.Array, args: tuple, kwargs: dict) -> Draws:
-    """Draw latents from the seeded guide; each has shape ``(particles, *site shape)``."""
-    phi = lax.stop_gradient(phi)  # drawn particles are constants: no pathwise gradient, from one site to the next too
+def draw_particles(
+    guide: Call, indices: Indices, defence: Defence | None = None, *, reparameterised: bool = False
+) -> Any:
+    """Draw latents from the guide, or from its mixture with a defence.
 
-    def draw(index: jax.Array) -> Draws:
-        run = sampled(guide, "guide", phi, index, args, kwargs)
+    `Draws` of shapes ``(particles, *site shape)`` or, one by one, a list of `Draws`. Reparameterised draws are functions of the
+    guide's parameters, all others constants.
+    """
+    if not reparameterised:
+        guide = guide.stopped()  # no pathwise gradient, from one site to the next too
+
+    def draw(index: Any) -> Draws:
+        run = sampled(guide, index)
         sites.check_guide(run)
-        return draws_of(run)
+        if reparameterised:
+            sites.check_reparameterised(run)
+        return draws_of(run) if defence is None else draw_defensive(defence, guide, run, index)
 
+    if isinstance(indices, range):
+        return [draw(index) for index in indices]
     return jax.vmap(draw, out_axes=_DRAWS)(indices)
 
 
 def score_particles(
-    model: Program,
-    guide: Program,
-    theta: Params,
-    phi: Params,
-    draws: Draws,
-    indices: jax.Array,
-    args: tuple,
-    kwargs: dict,
+    model: Call, guide: Call, draws: Any, indices: Indices, defence: Defence | None = None
 ) -> Particles:
-    """Log p(z, x) and log q(z | x) of particles drawn by `draw_particles`."""
+    """Log p(z, x), log q(z | x) and, with a defence, log r(z | x) of particles drawn by `draw_particles`."""
 
-    def score(draws: Draws, index: jax.Array) -> Particles:
-        guide_run = scored(again(guide), "guide", phi, index, draws, args, kwargs)
-        model_run = scored(model, "model", theta, index, draws, args, kwargs, drawn_in=guide_run)
+    def runs(draws: Draws, index: Any) -> tuple[Trace, ...]:
+        guide_run = scored(guide, index, draws, drawn_from=itself if defence else None)
+        model_run = scored(model, index, draws, drawn_from=those_of(guide_run))
         matching.check_match(model_run, guide_run)
-        units = Units.of(model_run, guide_run)
-        log_p = units.log_density(model_run, draws.latents, guide_run)
-        log_q = units.log_density(guide_run, draws.latents, guide_run)
-        return Particles(log_p, log_q, units.scale)
+        if defence is None or defence.guide is None:
+            return guide_run, model_run
+        return guide_run, model_run, scored(defence.guide, index, draws, drawn_from=those_of(guide_run))
 
-    return jax.vmap(score, in_axes=(_DRAWS, 0))(draws, indices)
+    def score(units: Units, runs: Sequence[Trace], draws: Draws) -> Particles:
+        guide_run, model_run = runs[:2]
+        log_p = units.log_density(model_run, draws.latents, those_of(guide_run))
+        log_q = units.log_density(guide_run, draws.latents, itself)
+        log_r = None
+        if defence is not None:
+            log_u = units.log_proposal(runs[-1], draws.latents, those_of(guide_run))
+            log_r = weights.log_mixture(log_q, log_u, defence.delta)
+        return Particles(log_p, log_q, units.scale, log_r)
+
+    if isinstance(indices, range):
+        all_runs = [runs(*particle) for particle in zip(draws, indices, strict=True)]
+        units = Units.of(*chain.from_iterable(all_runs))
+        return _stack([score(units, *particle) for particle in zip(all_runs, draws, strict=True)])
+
+    def score_one(draws: Draws, index: jax.Array) -> Particles:
+        all_runs = runs(draws, index)
+        return score(Units.of(*all_runs), all_runs, draws)
+
+    return jax.vmap(score_one, in_axes=(_DRAWS, 0))(draws, indices)
 
 
-def dream(
-    model: Program, theta: Params, indices: jax.Array, args: tuple, kwargs: dict, observed_sites: tuple[str, ...]
-) -> tuple[Draws, dict[str, jax.Array]]:
-    """Draw latents and data together from the seeded model."""
-    theta = lax.stop_gradient(theta)  # dreams are training data of the guide: theta learns nothing from them
+def dream(model: Call, indices: Indices, observed_sites: tuple[str, ...]) -> Any:
+    """Draw latents and data together from the model: the pair of them, or a list of pairs."""
+    model = model.stopped()  # dreams are training data of the guide: theta learns nothing from them
 
-    def draw(index: jax.Array) -> tuple[Draws, dict[str, jax.Array]]:
-        run, data = dreamt(model, theta, index, args, kwargs, observed_sites)
+    def draw(index: Any) -> tuple[Draws, dict[str, jax.Array]]:
+        run, data = dreamt(model, index, observed_sites)
         return draws_of(run), data
 
+    if isinstance(indices, range):
+        return [draw(index) for index in indices]
     return jax.vmap(draw, out_axes=(_DRAWS, 0))(indices)
 
 
-def score_dreams(
-    guide: Program,
-    phi: Params,
-    draws: Draws,
-    data: dict[str, jax.Array],
-    indices: jax.Array,
-    args: tuple,
-    kwargs: dict,
-    simulated_data_to_args: Callable | None,
-) -> Dreams:
+def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_args: Callable | None) -> Dreams:
     """Log q(z | x) of dreams drawn by `dream`."""
 
-    def score(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> Dreams:
-        guide_args, guide_kwargs = show_data(
-            guide, data, args, kwargs, simulated_data_to_args, subsampled=bool(draws.plates)
+    def run(draws: Draws, data: dict[str, jax.Array], index: Any) -> Trace:
+        args, kwargs = show_data(
+            guide.program, data, guide.args, guide.kwargs, simulated_data_to_args, subsampled=bool(draws.plates)
         )
-        run = scored(guide, "guide", phi, index, draws, guide_args, guide_kwargs)
-        sites.check_guide(run)
-        matching.check_none_missing(draws.latents, run)
-        units = Units.of(run)
-        return Dreams(units.log_density(run, draws.latents, {}), units.scale)
+        guide_run = scored(guide._replace(args=args, kwargs=kwargs), index, draws)
+        sites.check_guide(guide_run)
+        matching.check_none_missing(draws.latents, guide_run)
+        return guide_run
 
-    return jax.vmap(score, in_axes=(_DRAWS, 0, 0))(draws, data, indices)
+    def score(units: Units, run: Trace, draws: Draws) -> Dreams:
+        return Dreams(units.log_density(run, draws.latents, lambda site: None), units.scale)
+
+    if isinstance(indices, range):
+        all_runs = [run(draws, data, index) for (draws, data), index in zip(dreams, indices, strict=True)]
+        units = Units.of(*all_runs)
+        return _stack([score(units, r, draws) for r, (draws, _) in zip(all_runs, dreams, strict=True)])
+
+    def score_one(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> Dreams:
+        guide_run = run(draws, data, index)
+        return score(Units.of(guide_run), guide_run, draws)
+
+    draws, data = dreams
+    return jax.vmap(score_one, in_axes=(_DRAWS, 0, 0))(draws, data, indices)
+
+
+def _stack(particles: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *particles)

@@ -1,74 +1,88 @@
 """One particle of each phase, run once: how `init` meets the programs, and where a mismatch comes to light."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
-from numpyro.handlers import seed
 
-from rws_jax import matching, sites
-from rws_jax.density import Units, count_outside
-from rws_jax.dreams import show_data
-from rws_jax.programs import Params, Program, again, draws_of, dreamt, sampled, scored
+from rws_jax import dreams, matching, sites
+from rws_jax.defensive import Defence, draw_defensive
+from rws_jax.density import Units, those_of
+from rws_jax.options import SleepOptions, WakeOptions
+from rws_jax.programs import Call, draws_of, dreamt, sampled, scored
 from rws_jax.sites import Trace
+from rws_jax.supports import count_outside
 
 
 def run_pilot(
-    model: Program,
-    guide: Program,
-    theta: Params | None,
-    phi: Params | None,
-    rng_key: jax.Array,
-    args: tuple,
-    kwargs: dict,
+    model: Call,
+    guide: Call,
+    defence: Defence | None,
+    wake: WakeOptions,
+    sleep: SleepOptions | None,
     *,
-    wake: bool,
-    sleep: bool,
-    simulated_data_to_args: Callable | None,
-    observed_sites: tuple[str, ...],
+    trains_on_wake: bool,
+    index: Any = 0,
 ) -> tuple[Trace, Trace]:
     """Run model and guide as the chosen phases do, and check that they fit together.
 
     Args:
-      model: bare model.
-      guide: bare guide.
-      theta: values of the model's param sites; None for their initial values.
-      phi: the same for the guide.
-      rng_key: seeds both programs.
-      args: arguments of both programs.
-      kwargs: keyword arguments of both programs.
-      wake: whether the guide is trained on wake-phi. Wake is run as well if the model has parameters.
-      sleep: whether the guide is trained on sleep-phi.
-      simulated_data_to_args: as in `sleep_phi_loss`.
-      observed_sites: as in `sleep_phi_loss`.
+      model: the model, seeded.
+      guide: the guide, seeded.
+      defence: what else particles are drawn from.
+      wake: options of wake.
+      sleep: options of sleep; None if there is none.
+      trains_on_wake: whether the guide is trained on wake-phi. Wake is run as well if the model has parameters.
+      index: of the particle.
 
     Returns:
       A trace of the model and one of the guide.
     """
-    model_key, guide_key = jax.random.split(rng_key)
-    model, guide = seed(model, model_key), seed(guide, guide_key)
     if sleep:
-        model_run, data = dreamt(model, theta, 0, args, kwargs, observed_sites)
+        model_run, data = dreamt(model, index, sleep.observed_sites)
+        _check_reads_no_data(model, index, model_run, data, sleep)
         draws = draws_of(model_run)
-        guide_args, guide_kwargs = show_data(
-            guide, data, args, kwargs, simulated_data_to_args, subsampled=bool(draws.plates)
+        args, kwargs = dreams.show_data(
+            guide.program, data, guide.args, guide.kwargs, sleep.simulated_data_to_args, subsampled=bool(draws.plates)
         )
-        guide_run = scored(guide, "guide", phi, 0, draws, guide_args, guide_kwargs)
-        sites.check_guide(guide_run)
+        guide_run = scored(guide._replace(args=args, kwargs=kwargs), index, draws)
         _check(model_run, guide_run)
-        wake = wake or any(site["type"] == "param" for site in model_run.values())
-    if wake:
-        guide_run = sampled(again(guide), "guide", phi, 0, args, kwargs)
+        trains_on_wake = trains_on_wake or any(site["type"] == "param" for site in model_run.values())
+    if trains_on_wake:
+        guide_run = sampled(guide, index)
         sites.check_guide(guide_run)
-        model_run = scored(again(model), "model", theta, 0, draws_of(guide_run), args, kwargs, drawn_in=guide_run)
+        if wake.gradient == "dreg":
+            sites.check_reparameterised(guide_run)
+        model_run = scored(model, index, draws_of(guide_run), drawn_from=those_of(guide_run))
         _check(model_run, guide_run)
+        sites.warn_of_auxiliary(guide_run, model_run)
         _check_data(model_run)
+        if defence:
+            draw_defensive(defence, guide, guide_run, index)
     return model_run, guide_run
 
 
 def _check(model_run: Trace, guide_run: Trace) -> None:
+    sites.check_guide(guide_run)
     matching.check_match(model_run, guide_run)
     Units.of(model_run, guide_run)
+
+
+def _check_reads_no_data(model: Call, index: Any, run: Trace, data: dict[str, jax.Array], sleep: SleepOptions) -> None:
+    """Dreams must not depend on the real data: with other data in their place, the same seed gives the same dreams."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, data))):
+        return  # not known yet
+    observed = {name: site["value"] for name, site in sampled(model, index).items() if name in data}
+    for name, args, kwargs in dreams.with_other_data(model.program, model.args, model.kwargs, observed):
+        again, other_data = dreamt(model._replace(args=args, kwargs=kwargs), index, sleep.observed_sites)
+        if not _equal((draws_of(run).latents, data), (draws_of(again).latents, other_data)):
+            dreams.fail_reads_data(name)
+
+
+def _equal(tree: Any, other: Any) -> bool:
+    same = lambda a, b: jnp.shape(a) == jnp.shape(b) and bool(jnp.all((a == b) | ((a != a) & (b != b))))
+    return jax.tree.structure(tree) == jax.tree.structure(other) and jax.tree.all(jax.tree.map(same, tree, other))
 
 
 def _check_data(model_run: Trace) -> None:

@@ -1,5 +1,6 @@
 """Sites of one program, and what they must not be."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -17,6 +18,11 @@ Trace = dict[str, Site]
 def latent_sites(run: Trace) -> Trace:
     """The unobserved sample sites of a trace."""
     return {name: site for name, site in run.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def param_sites(run: Trace) -> Trace:
+    """The param sites of a trace."""
+    return {name: site for name, site in run.items() if site["type"] == "param"}
 
 
 def plate_size(runs: Iterable[Trace], frame: Any) -> int:
@@ -85,18 +91,95 @@ def check_supported(role: str, run: Trace) -> None:
             )
 
 
-def check_guide(run: Trace) -> None:
-    """A guide proposes latents; it does not score data."""
+def check_guide(run: Trace, role: str = "guide") -> None:
+    """A guide proposes latents; it does not score data, and nothing in it is summed out."""
     for name, site in run.items():
-        if site["type"] == "sample" and site["is_observed"]:
+        if site["type"] != "sample":
+            continue
+        if site["is_observed"]:
             factor = isinstance(site["fn"], dist.Unit)
             fail(
                 ValueError,
-                f"the guide has {'a factor at' if factor else 'observed'} site {name!r}",
+                f"the {role} has {'a factor at' if factor else 'observed'} site {name!r}",
                 expected="latent sample sites only",
                 found=f"numpyro.factor({name!r}, ...)" if factor else f"numpyro.sample({name!r}, ..., obs=...)",
                 hint="move it to the model; a guide reads data as ordinary arguments",
             )
+        if site["infer"].get("enumerate"):
+            fail(
+                ValueError,
+                f"site {name!r} of the {role} is annotated for enumeration, which does not happen here",
+                expected=f"a {role} whose every site is drawn",
+                found=f"infer={{'enumerate': {site['infer']['enumerate']!r}}} at site {name!r}",
+                hint="drop the annotation (config_enumerate); discrete sites need none",
+            )
+
+
+def check_proper(role: str, site: Site) -> None:
+    """An improper prior has a density, but cannot be drawn from."""
+    if site["type"] == "sample" and not site["is_observed"] and isinstance(base(site["fn"]), dist.ImproperUniform):
+        fail(
+            ValueError,
+            f"site {site['name']!r} of the {role} cannot be drawn: its distribution is improper",
+            expected=f"a {role} made of proper distributions",
+            found=f"ImproperUniform at site {site['name']!r}",
+            hint="pass defensive_guide, a proper distribution over the latents"
+            if role == "model"
+            else "use a proper distribution over the same support",
+        )
+
+
+def check_defensive_guide(run: Trace) -> None:
+    """A defensive guide is a guide that has nothing to learn."""
+    params = sorted(name for name, site in run.items() if site["type"] == "param")
+    if params:
+        fail(
+            ValueError,
+            "the defensive guide has parameters, which nothing would train",
+            expected="a defensive guide without numpyro.param",
+            found=f"param sites {params}",
+            hint="give it fixed values; it only has to reach what the guide may come to miss",
+        )
+    check_guide(run, "defensive guide")
+
+
+def check_prior(model_run: Trace, guide_run: Trace) -> None:
+    """The model's prior, as defensive guide, must draw auxiliary sites as well."""
+    for name, site in latent_sites(guide_run).items():
+        if site["infer"].get("is_auxiliary") and name not in model_run:
+            fail(
+                ValueError,
+                f"option 'defensive' draws from the model's prior, which has no auxiliary site {name!r}",
+                expected=f"sites {sorted(latent_sites(guide_run))}, as in the guide",
+                found=f"sites {sorted(latent_sites(model_run))} in the model",
+                hint="pass defensive_guide, which draws the auxiliary sites too",
+            )
+
+
+def check_reparameterised(run: Trace) -> None:
+    """The pathwise gradient passes through every draw."""
+    for name, site in latent_sites(run).items():
+        if not (site["fn"].has_rsample or isinstance(base(site["fn"]), dist.Delta)):
+            fail(
+                ValueError,
+                f"option 'gradient' is 'dreg', but site {name!r} of the guide is not reparameterised",
+                expected="a guide whose every site has has_rsample",
+                found=f"{type(base(site['fn'])).__name__} at site {name!r}",
+                hint="use gradient='score', the default, which needs no reparameterisation",
+            )
+
+
+def warn_of_auxiliary(guide_run: Trace, model_run: Trace) -> None:
+    """Without a density in the model an auxiliary site leaves the weights without a normalised target."""
+    guide_latents = latent_sites(guide_run)
+    if any(isinstance(base(site["fn"]), dist.Delta) for site in guide_latents.values()):
+        return  # an automatic guide: the latents are functions of the auxiliary site, with the density of both
+    for name in guide_latents.keys() - model_run.keys():
+        warnings.warn(
+            f"auxiliary site {name!r} of the guide has no density in the model: minus wake-theta is no lower bound on the"
+            f" evidence. Add numpyro.sample({name!r}, ...) to the model, any density of it given the latents.",
+            stacklevel=2,
+        )
 
 
 def check_initial(params: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from rws_jax.programs import Params
+from rws_jax.handlers import Params
 
 
 class RWSState(NamedTuple):
@@ -28,9 +28,10 @@ class RWSInfo(NamedTuple):
     """What one step saw: device arrays, shape ``()``. What was not computed is None.
 
     Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
-    Effective sample sizes are in particles, over units; `num_dead_units` counts those without a particle inside the
-    support. After a step with ``finite == False`` parameters and optimizer states are what they were before; so are
-    those of the model after a step in which every unit was dead.
+    Effective sample sizes are in particles, over units. `num_dead_particles` counts, over all units, particles outside
+    of the support, whose weight is zero, and `num_dead_units` the units that have no others. After a step with
+    ``finite == False`` parameters and optimizer states are what they were before; so are those of the model after a
+    step in which every unit was dead.
     """
 
     wake_theta_loss: jax.Array | None
@@ -41,6 +42,7 @@ class RWSInfo(NamedTuple):
     ess_mean: jax.Array | None
     ess_min: jax.Array | None
     num_dead_units: jax.Array | None
+    num_dead_particles: jax.Array | None
     theta_grad_norm: jax.Array | None
     phi_grad_norm: jax.Array | None
     finite: jax.Array

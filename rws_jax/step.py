@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from numpyro.handlers import seed
+from jax import lax
 
-from rws_jax import losses, matching, sites, validation, weights
-from rws_jax.pilot import run_pilot
-from rws_jax.programs import Params, Program, constrained_values, param_values, unconstrained
+from rws_jax import matching, options, sites, validation
+from rws_jax.handlers import Params, Program, unconstrained
+from rws_jax.objective import Objective
+from rws_jax.programs import constrained_values, param_values
 from rws_jax.state import RWS, RWSInfo, RWSState
 from rws_jax.trees import all_finite, select, stays_finite, strong, trainable
 
@@ -27,7 +28,14 @@ def make_step(
     num_particles: int = 2,
     insomnia: float | Callable[[jax.Array], Any] = 1.0,
     num_sleep_particles: int | None = None,
+    phi_steps: int = 1,
+    control_variate: bool = True,
+    defensive: float = 0.0,
+    defensive_guide: Program | None = None,
+    gradient: str = "score",
+    vectorize_particles: bool = True,
     model_has_params: bool = True,
+    shared_params: bool = False,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
     observed_sites: tuple[str, ...] = (),
 ) -> RWS:
@@ -48,7 +56,17 @@ def make_step(
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
       insomnia: share of wake-phi in the guide's loss, in [0, 1], or a schedule: a function of the step count.
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
+      phi_steps: updates of the guide for each one of the model, the last of which shares its particles with the model's;
+        the info tells of these.
+      control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
+      defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
+      defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
+      gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
+      vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
+        for programs that branch in Python on sampled values.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
+      shared_params: whether param sites may occur in both programs. They are kept in `theta`, and trained by its
+        optimizer on the sum of both losses' gradients.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
       observed_sites: names of data sites of a model that runs without data, in pure sleep.
@@ -87,41 +105,64 @@ def make_step(
     num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
     validation.check_program(model, "model")
     validation.check_program(guide, "guide")
+    if defensive_guide is not None:
+        validation.check_program(defensive_guide, "defensive guide")
+    options.check_defensive_guide(defensive, defensive_guide)
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
-    validation.check_insomnia(insomnia)
+    options.check_insomnia(insomnia)
     insomnia = insomnia if callable(insomnia) else float(insomnia)
     trains_on_wake = callable(insomnia) or insomnia > 0
     trains_on_sleep = callable(insomnia) or insomnia < 1
-    validation.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
-    validation.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
-    validation.check_sleep_options(simulated_data_to_args, observed_sites)
-
-    model, guide = unconstrained(model), unconstrained(guide)
-    pilot = partial(
-        run_pilot,
-        model,
-        guide,
-        wake=trains_on_wake,
-        sleep=trains_on_sleep,
+    options.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
+    options.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
+    options.check_phi_steps(phi_steps)
+    options.check_flag(shared_params, "shared_params")
+    wake = options.WakeOptions(
+        num_particles=num_particles,
+        control_variate=control_variate,
+        defensive=defensive,
+        gradient=gradient,
+        vectorize_particles=vectorize_particles,
+    )
+    sleep = options.SleepOptions(
+        num_particles=num_sleep_particles,
         simulated_data_to_args=simulated_data_to_args,
         observed_sites=observed_sites,
+        vectorize_particles=vectorize_particles,
+    )
+    objective = Objective(
+        model=unconstrained(model),
+        guide=unconstrained(guide),
+        defensive_guide=defensive_guide,
+        wake=wake,
+        sleep=sleep if trains_on_sleep else None,
+        trains_on_wake=trains_on_wake,
+        shared_params=shared_params,
     )
 
-    def init(rng_key: jax.Array, *args: Any, **kwargs: Any) -> RWSState:
+    def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key)
         pilot_key, rng_key = jax.random.split(rng_key)
-        model_run, guide_run = pilot(None, None, pilot_key, args, kwargs)
-        theta, phi = trainable(param_values(model_run)), trainable(param_values(guide_run))
+        theta_sites, phi_sites = {}, {}
+        for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
+            model_run, guide_run = objective.pilot(None, None, pilot_key, args, kwargs, index)
+            theta_sites, phi_sites = (
+                sites.param_sites(model_run) | theta_sites,
+                sites.param_sites(guide_run) | phi_sites,
+            )
+        matching.check_disjoint(theta_sites, phi_sites, shared_params)
+        theta = trainable(param_values(theta_sites))
+        phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
-        matching.check_disjoint(theta, phi)
         matching.check_model_has_params(theta, model_has_params)
         if theta:
-            validation.check_num_particles(num_particles, "num_particles", minimum=2)
-        _check_compiles(partial(pilot, theta, phi, pilot_key), args, kwargs)
+            options.check_num_particles(num_particles, "num_particles", minimum=2)
+        if vectorize_particles:
+            _check_compiles(partial(objective.pilot, theta, phi, pilot_key), args, kwargs)
         step_count = jnp.zeros((), jnp.int32)
         if callable(insomnia):
-            validation.check_scheduled_insomnia(insomnia(step_count))
+            options.check_scheduled_insomnia(insomnia(step_count))
         return RWSState(
             theta=theta,
             phi=phi,
@@ -131,50 +172,44 @@ def make_step(
             step=step_count,
         )
 
-    def objective(params: tuple[Params, Params], share: jax.Array, rng_key: jax.Array, args: tuple, kwargs: dict):
-        """The sum of the two programs' losses, whose gradients do not overlap, and what the info tells of it."""
-        theta, phi = params
-        rng_keys = jax.random.split(rng_key, 4)
-        theta_loss, alive, told = jnp.zeros(()), jnp.array(True), {}
-        if trains_on_wake or theta:
-            programs = seed(model, rng_keys[0]), seed(guide, rng_keys[1])
-            particles = losses.wake(theta, phi, *programs, args, kwargs, num_particles)
-            told["wake_theta_loss"] = losses.theta_loss(particles)
-            ess = weights.effective_sample_size(weights.log_weights(particles.log_p, particles.log_q))
-            told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(ess == 0.0)}
-            alive = jnp.any(ess != 0.0)
-            theta_loss = jnp.where(alive, told["wake_theta_loss"], 0.0)  # else infinite, which is for the info to tell
-        if trains_on_wake:
-            told["wake_phi_loss"] = losses.phi_loss(particles)
-        if trains_on_sleep:
-            programs = seed(model, rng_keys[2]), seed(guide, rng_keys[3])
-            routing = simulated_data_to_args, observed_sites
-            dreams = losses.sleep(theta, phi, *programs, args, kwargs, num_sleep_particles, *routing)
-            told["sleep_phi_loss"] = losses.dream_loss(dreams)
-        told["phi_loss"] = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
-        total = theta_loss + told["phi_loss"]
-        return total, (total, alive, told)
-
-    @jax.jit
-    def step(state: RWSState, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+    def step(state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
         validation.check_state(state, RWSState)
-        rng_key, step_key = jax.random.split(state.rng_key)
+        rng_key, *step_keys = jax.random.split(state.rng_key, phi_steps + 1)
         share = insomnia(state.step) if callable(insomnia) else insomnia
-        validation.check_scheduled_insomnia(share)
+        options.check_scheduled_insomnia(share)
         share = jnp.asarray(share, float)
         # A schedule that leaves [0, 1] can be told at run time only: as NaN it stops the update, and the info shows it.
         share = jnp.where((share >= 0.0) & (share <= 1.0), share, jnp.nan)
-        params = state.theta, state.phi
-        grads, (total, alive, told) = jax.grad(objective, has_aux=True)(params, share, step_key, args, kwargs)
-        new_theta = _update(theta_optimizer, grads[0], state.theta, state.theta_opt_state)
-        new_phi = _update(phi_optimizer, grads[1], state.phi, state.phi_opt_state)
+
+        def gradients(phi: Params, rng_key: jax.Array, trains_theta: bool) -> tuple:
+            loss = partial(objective, trains_theta=trains_theta)
+            return jax.grad(loss, has_aux=True)((state.theta, phi), share, rng_key, args, kwargs)
+
+        def update_phi(old: tuple[Params, Any], grads: Params, total: jax.Array, alive: jax.Array) -> tuple:
+            """The new guide, whether it has heard of anything to learn, and whether all of it is finite."""
+            new = _update(phi_optimizer, grads, *old)
+            heard = alive | (share < 1.0) if trains_on_sleep else alive
+            return select(heard, new, old), heard, all_finite((total, grads)) & stays_finite(new, old)
+
+        def guide_step(carry: tuple, rng_key: jax.Array) -> tuple:
+            old, finite = carry
+            grads, (total, alive, _) = gradients(old[0], rng_key, trains_theta=False)
+            new, _, still_finite = update_phi(old, grads[1], total, alive)
+            return (select(finite & still_finite, new, old), finite & still_finite), None
+
+        guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
+        if phi_steps > 1:
+            loop = lax.scan if vectorize_particles else _python_loop
+            (guide_state, finite), _ = loop(guide_step, (guide_state, finite), jnp.stack(step_keys[:-1]))
+        grads, (total, alive, told) = gradients(guide_state[0], step_keys[-1], trains_theta=True)
+        model_state = state.theta, state.theta_opt_state
+        new_model = _update(theta_optimizer, grads[0], *model_state)
+        new_guide, heard, guide_finite = update_phi(guide_state, grads[1], total, alive)
 
         # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
-        heard = alive | (share < 1.0) if trains_on_sleep else alive
-        old = (state.theta, state.theta_opt_state), (state.phi, state.phi_opt_state)
-        finite = heard & all_finite((total, grads)) & stays_finite((new_theta, new_phi), old)
-        theta, theta_opt_state = select(finite & alive, new_theta, old[0])
-        phi, phi_opt_state = select(finite, new_phi, old[1])
+        finite = finite & heard & guide_finite & all_finite(grads[0]) & stays_finite(new_model, model_state)
+        theta, theta_opt_state = select(finite & alive, new_model, model_state)
+        phi, phi_opt_state = select(finite, new_guide, (state.phi, state.phi_opt_state))
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
         new_state = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key=rng_key, step=state.step + 1)
         info = RWSInfo(
@@ -186,25 +221,34 @@ def make_step(
             ess_mean=told.get("ess_mean"),
             ess_min=told.get("ess_min"),
             num_dead_units=told.get("num_dead_units"),
+            num_dead_particles=told.get("num_dead_particles"),
             theta_grad_norm=optax.tree.norm(grads[0]) if state.theta else None,
             phi_grad_norm=optax.tree.norm(grads[1]) if state.phi else None,
             finite=finite,
         )
         return new_state, info
 
-    @jax.jit
-    def get_params(state: RWSState, *args: Any, **kwargs: Any) -> Params:
-        runs = pilot(state.theta, state.phi, jax.random.key(0), args, kwargs)  # what is drawn plays no part
-        return constrained_values(runs[0]) | constrained_values(runs[1])
+    def get_params(state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
+        params, missing = {}, state.theta.keys() | state.phi.keys()
+        for index in range(1 if vectorize_particles else _MAX_RUNS):
+            runs = objective.pilot(state.theta, state.phi, jax.random.key(0), args, kwargs, index)
+            params |= constrained_values(runs[0]) | constrained_values(runs[1])
+            if not missing - params.keys():
+                break
+        return params
 
-    return RWS(init, step, get_params)
+    if not vectorize_particles:
+        return RWS(init, step, get_params)
+    return RWS(init, jax.jit(step), jax.jit(get_params))
 
 
-def _mix(share: jax.Array, wake: jax.Array | None, sleep: jax.Array | None) -> jax.Array:
-    """``share * wake + (1 - share) * sleep``; a term of share zero plays no part, were it infinite."""
-    terms = [(share, wake), (1.0 - share, sleep)]
-    parts = [jnp.where(s == 0.0, 0.0, s * loss) for s, loss in terms if loss is not None]
-    return jnp.sum(jnp.stack(parts))
+_MAX_RUNS = 1000  # of programs that take some parameters in some branches only
+
+
+def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple:
+    for x in xs:
+        carry, _ = body(carry, x)
+    return carry, None
 
 
 def _update(optimizer: optax.GradientTransformation, grads: Params, params: Params, opt_state: Any) -> tuple:

@@ -1,17 +1,16 @@
-"""Checks of options, and the one shape that every message of the package has.
+"""Checks of what is passed to the package, and the one shape that all of its messages have.
 
 What is wrong and where, what was expected, what was found, and a remedy. All are raised before anything is trained:
 by `make_step`, by `init`, by the pure losses and while `step` is traced; never at run time.
 """
 
-import numbers
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
@@ -26,65 +25,6 @@ def describe(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array {value.dtype}{list(value.shape)}"
     return f"{value!r} of type {type(value).__name__}"
-
-
-def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
-    """An int of at least `minimum`."""
-    why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
-    expected = f"an int >= {minimum}{why}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        fail(
-            TypeError,
-            f"option {option!r} has the wrong type",
-            expected=expected,
-            found=describe(value),
-            hint=f"{option} sets array shapes, so it must be a Python int known when the step is compiled",
-        )
-    if value < minimum:
-        fail(
-            ValueError,
-            f"option {option!r} is too small",
-            expected=expected,
-            found=f"{value}",
-            hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
-        )
-
-
-def check_insomnia(value: Any) -> None:
-    """A number in [0, 1], or a schedule."""
-    if callable(value):
-        return
-    scalar = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer)
-    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
-        fail(
-            TypeError,
-            "option 'insomnia' has the wrong type",
-            expected="a number in [0, 1], or a function of the step count as optax's schedules are",
-            found=describe(value),
-            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
-        )
-    if not 0.0 <= float(value) <= 1.0:  # NaN is not either
-        fail(
-            ValueError,
-            "option 'insomnia' is out of range",
-            expected="a number in [0, 1]",
-            found=f"{value}",
-            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
-        )
-
-
-def check_scheduled_insomnia(value: Any) -> None:
-    """What an insomnia schedule returned must be one number, and in [0, 1] where it can be seen."""
-    if jnp.shape(value) != ():
-        fail(
-            TypeError,
-            "the schedule given as option 'insomnia' does not return a number",
-            expected="a scalar for each step count",
-            found=f"shape {jnp.shape(value)}",
-            hint="optax.linear_schedule(1.0, 0.5, 1000) is such a schedule",
-        )
-    if not isinstance(value, Tracer):
-        check_insomnia(float(value))
 
 
 def check_optimizer(value: Any, option: str) -> None:
@@ -137,24 +77,24 @@ def check_program(value: Any, role: str) -> None:
         inner = inner.fn
 
 
-def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> None:
-    """A function or None, and a tuple of names."""
-    if simulated_data_to_args is not None and not callable(simulated_data_to_args):
+def check_no_collision(loss: Callable, program: Any, role: str, num_args: int) -> None:
+    """A program's argument named as an option of the loss would not be passed on, in silence."""
+    options = {p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
+    while isinstance(program, Messenger) and program.fn is not None:
+        program = program.fn
+    try:
+        parameters = list(inspect.signature(program).parameters.values())
+    except (TypeError, ValueError):  # not every callable tells
+        return
+    bound = getattr(program, "keywords", {})  # by functools.partial
+    taken = sorted({p.name for p in parameters[num_args:] if p.kind != p.VAR_KEYWORD} & options - bound.keys())
+    if taken:
         fail(
-            TypeError,
-            "option 'simulated_data_to_args' is not callable",
-            expected="a function (sim_data, *args, **kwargs) -> (args, kwargs), or None",
-            found=describe(simulated_data_to_args),
-            hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
-        )
-    listed = isinstance(observed_sites, tuple | list)
-    if not listed or not all(isinstance(name, str) for name in observed_sites):
-        fail(
-            TypeError,
-            "option 'observed_sites' has the wrong type",
-            expected="a tuple of site names",
-            found=describe(observed_sites),
-            hint="observed_sites=('x',), with the comma",
+            ValueError,
+            f"argument {taken[0]!r} of the {role} has the name of an option of {loss.__name__}",
+            expected=f"arguments of the {role} named otherwise than the options {sorted(options)}",
+            found=f"{taken} among the arguments of the {role}",
+            hint=f"rename it, pass it by position, or bind it by functools.partial({role}, {taken[0]}=...)",
         )
 
 

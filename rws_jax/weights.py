@@ -76,3 +76,35 @@ def effective_sample_size(log_w: jax.Array) -> jax.Array:
     sum_of_squares = jnp.sum(normalise(log_w) ** 2, axis=0)
     live = sum_of_squares != 0.0
     return jnp.where(live, 1.0 / jnp.where(live, sum_of_squares, 1.0), 0.0)
+
+
+def log_mixture(log_q: jax.Array, log_u: jax.Array, delta: float) -> jax.Array:
+    """Log density of the mixture ``(1 - delta) q + delta u`` in nats, ``-inf`` where both are zero.
+
+    Args:
+      log_q: log density of the first component.
+      log_u: log density of the second, the same shape.
+      delta: share of the second, in (0, 1).
+    """
+    return jnp.logaddexp(jnp.log1p(-delta) + log_q, jnp.log(delta) + log_u)
+
+
+def score_baseline(log_w: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    r"""Coefficients :math:`b_k` for which :math:`\sum_k b_k \nabla \log q(z_k)` has expectation zero.
+
+    .. math:: b_k = \frac1K \frac{q(z_k)}{r(z_k)} \, \mathbb 1[\text{some other particle of the unit is alive}]
+
+    With proposals from the guide itself, and all of them alive, that is 1/K. :math:`E_r[(q / r) \nabla \log q] = E_q[\nabla
+    \log q] = 0`, and the indicator does not depend on :math:`z_k`, so the expectation is zero for each particle; dead
+    units, which train nothing, have no baseline either.
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+      log_ratio: ``log q - log r`` in nats at the same particles.
+
+    Returns:
+      Shape ``(particles, *units)``.
+    """
+    live = log_w != -jnp.inf
+    num_others = jnp.sum(live, axis=0, keepdims=True) - live
+    return jnp.where(num_others > 0, jnp.exp(log_ratio), 0.0) / log_w.shape[0]

@@ -13,9 +13,10 @@ from jax.scipy.stats import norm
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax import losses
-from rws_jax.particles import draw_particles, score_dreams, score_particles
-from rws_jax.programs import Draws
+from rws_jax import estimators
+from rws_jax.options import WakeOptions
+from rws_jax.particles import Dreams, Particles, draw_particles, dream, score_dreams, score_particles
+from rws_jax.programs import Call, Draws
 from tests import programs
 
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
@@ -27,6 +28,22 @@ allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")
 def seeded(model, guide, seed_value=0):
     model_key, guide_key = jax.random.split(jax.random.key(seed_value))
     return seed(model, model_key), seed(guide, guide_key)
+
+
+def calls(model, guide, theta, phi, *args, seed_value=0):
+    """The same programs with their parameters and arguments."""
+    model, guide = seeded(model, guide, seed_value)
+    return Call(model, "model", theta, args, {}), Call(guide, "guide", phi, args, {})
+
+
+def drawn(model, guide, phi, *args, num_particles):
+    """Latents that the losses draw from these programs."""
+    return draw_particles(calls(model, guide, {}, phi, *args)[1], jnp.arange(num_particles)).latents
+
+
+def wake(model, guide, *args, num_particles):
+    """Particles of programs without parameters."""
+    return estimators.wake(*calls(model, guide, {}, {}, *args), None, WakeOptions(num_particles=num_particles))
 
 
 def value_and_grads(loss):
@@ -59,14 +76,15 @@ def test_expected_wake_gradients_equal_enumeration(kind):
     x = programs.BINARY_DATA[:2]
     tuples = all_particle_tuples(num_particles=2, num_units=2)
     hand_loss = {"theta": theta_loss_by_hand, "phi": phi_loss_by_hand}[kind]
-    package_loss = {"theta": losses.theta_loss, "phi": losses.phi_loss}[kind]
+    package_loss = {"theta": estimators.theta_loss, "phi": estimators.phi_loss}[kind]
     argnum = {"theta": 0, "phi": 1}[kind]
-    model, guide = seeded(programs.binary_model, programs.binary_guide)
 
     def package(theta, phi, states):
         z1, z2 = programs.BINARY_STATES[states, 0], programs.BINARY_STATES[states, 1]
         draws = Draws({"z1": z1, "z2": z2}, {})
-        return package_loss(score_particles(model, guide, theta, phi, draws, jnp.arange(2), (x,), {}))
+        return package_loss(
+            score_particles(*calls(programs.binary_model, programs.binary_guide, theta, phi, x), draws, jnp.arange(2))
+        )
 
     def by_hand(theta, phi, states):
         log_p = jnp.stack([programs.binary_log_p(theta, x[n])[states[:, n]] for n in range(2)], axis=1)
@@ -87,13 +105,13 @@ def test_expected_wake_gradients_equal_enumeration(kind):
 
 def test_expected_sleep_gradient_equals_enumeration():
     """Dreams are (z1, z2, x); their exact expectation is a sum over eight states."""
-    _, guide = seeded(programs.binary_model, programs.binary_guide)
     dreams = jnp.array(list(itertools.product([0, 1], repeat=3)))
 
     def package(phi, dream):
         draws = Draws({"z1": dream[None, :1], "z2": dream[None, 1:2]}, {})
         data = {"x": dream[None, 2:].astype(float)}
-        return losses.dream_loss(score_dreams(guide, phi, draws, data, jnp.arange(1), (jnp.zeros(1),), {}, None))
+        _, guide = calls(programs.binary_model, programs.binary_guide, {}, phi, jnp.zeros(1))
+        return estimators.dream_loss(score_dreams(guide, (draws, data), jnp.arange(1), None))
 
     def by_hand(phi, dream):
         return -programs.binary_log_q(phi, dream[2])[2 * dream[0] + dream[1]]
@@ -111,13 +129,13 @@ def test_expected_sleep_gradient_equals_enumeration():
 def test_drawn_particles_follow_the_guide_and_dreams_the_model():
     """Frequencies within 5 standard errors; with 12 + 8 comparisons a false alarm has probability 1e-5."""
     x, num = programs.BINARY_DATA, 20_000
-    model, guide = seeded(programs.binary_model, programs.binary_guide)
-    drawn = draw_particles(guide, programs.BINARY_PHI, jnp.arange(num), (x,), {}).latents
+    model, guide = calls(programs.binary_model, programs.binary_guide, programs.BINARY_THETA, programs.BINARY_PHI, x)
+    z = draw_particles(guide, jnp.arange(num)).latents
     for n in range(3):
         q = jnp.exp(programs.binary_log_q(programs.BINARY_PHI, x[n]))
-        frequency = jnp.bincount(2 * drawn["z1"][:, n] + drawn["z2"][:, n], length=4) / num
+        frequency = jnp.bincount(2 * z["z1"][:, n] + z["z2"][:, n], length=4) / num
         assert jnp.all(jnp.abs(frequency - q) < 5 * jnp.sqrt(q * (1 - q) / num))
-    draws, data = losses.dream(model, programs.BINARY_THETA, jnp.arange(num), (x,), {}, ())
+    draws, data = dream(model, jnp.arange(num), ())
     state = 2 * draws.latents["z1"] + draws.latents["z2"]
     for value in (0.0, 1.0):
         p = jnp.exp(programs.binary_log_p(programs.BINARY_THETA, value))
@@ -148,7 +166,7 @@ def test_wake_equals_hand_computation_from_detached_values(name, kind):
     """Fails if a gradient flows through a draw: from site to site, out of scan or cond, or from a cached inverse."""
     model, guide, x, log_p, log_q = programs.BY_HAND[name]
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    z = draw_particles(seeded(model, guide)[1], params[1], jnp.arange(7), (x,), {}).latents
+    z = drawn(model, guide, params[1], x, num_particles=7)
     package = {"theta": rws_jax.wake_theta_loss, "phi": rws_jax.wake_phi_loss}[kind]
     hand = {"theta": theta_loss_by_hand, "phi": phi_loss_by_hand}[kind]
     found = value_and_grads(lambda *p: package(*p, *seeded(model, guide), x, num_particles=7))(*params)
@@ -162,7 +180,7 @@ def test_wake_equals_hand_computation_from_detached_values(name, kind):
 def test_sleep_equals_hand_computation_from_dreams(name):
     """Dreams of scan and cond are those of the model, and are scored as densities written out by hand do."""
     model, guide, x, _, log_q = programs.BY_HAND[name]
-    draws, data = losses.dream(seeded(model, guide)[0], programs.BY_HAND_THETA, jnp.arange(7), (x,), {}, ())
+    draws, data = dream(calls(model, guide, programs.BY_HAND_THETA, {}, x)[0], jnp.arange(7), ())
 
     def hand(phi):
         return -jnp.mean(
@@ -181,12 +199,12 @@ def test_hand_numbers_on_three_particles():
     """Weights 1/2, 1/3, 1/6 by choice: w = 3, 2, 1 with q = 1/4 each."""
     log_p = jnp.log(jnp.array([3.0, 2.0, 1.0])) + jnp.log(0.25)
     log_q = jnp.log(jnp.full(3, 0.25))
-    scored = losses.Particles(log_p, log_q, 1.0)
-    assert jnp.allclose(losses.theta_loss(scored), -jnp.log(2.0))  # mean weight 2
-    grad = jax.grad(lambda log_q: losses.phi_loss(losses.Particles(log_p, log_q, 1.0)))(log_q)
+    scored = Particles(log_p, log_q, 1.0)
+    assert jnp.allclose(estimators.theta_loss(scored), -jnp.log(2.0))  # mean weight 2
+    grad = jax.grad(lambda log_q: estimators.phi_loss(Particles(log_p, log_q, 1.0)))(log_q)
     assert jnp.allclose(grad, -jnp.array([3.0, 2.0, 1.0]) / 6.0)
-    assert jnp.allclose(losses.phi_loss(scored), jnp.log(4.0))
-    assert jnp.allclose(losses.dream_loss(losses.Dreams(log_q, 2.0)), 2.0 * jnp.log(4.0))
+    assert jnp.allclose(estimators.phi_loss(scored), jnp.log(4.0))
+    assert jnp.allclose(estimators.dream_loss(Dreams(log_q, 2.0)), 2.0 * jnp.log(4.0))
 
 
 # Ownership
@@ -248,9 +266,11 @@ def test_weights_joint_over_the_data_would_decay(n, decayed):
 
     def grad(key):
         def loss(m):
-            programs_ = seed(normal_model, key), seed(normal_guide, jax.random.fold_in(key, 1))
-            scored = losses.wake({}, {"m": m}, *programs_, (jnp.ones(n),), {}, 100)
-            return losses.phi_loss(losses.Particles(scored.log_p.sum(axis=1), scored.log_q.sum(axis=1), 1.0))
+            args = (jnp.ones(n),), {}
+            model = Call(seed(normal_model, key), "model", {}, *args)
+            guide = Call(seed(normal_guide, jax.random.fold_in(key, 1)), "guide", {"m": m}, *args)
+            scored = estimators.wake(model, guide, None, WakeOptions(num_particles=100))
+            return estimators.phi_loss(Particles(scored.log_p.sum(axis=1), scored.log_q.sum(axis=1), 1.0))
 
         return jax.grad(loss)(jnp.array(0.0)) / n
 
@@ -294,7 +314,7 @@ def test_minibatch_drawn_in_the_model_is_shared_by_all_particles_and_by_both_pro
             numpyro.sample("z", dist.Normal(data[index] + numpyro.param("m", 0.0), 0.1))
 
     phi = {"m": jnp.array(0.0)}
-    draw = lambda data: draw_particles(seeded(model, guide)[1], phi, jnp.arange(8), (data,), {})
+    draw = lambda data: draw_particles(calls(model, guide, {}, phi, data)[1], jnp.arange(8))
     draws = jax.jit(draw)(data)
     assert draws.plates["data"].shape == (5,)
     assert jnp.all(jnp.abs(draws.latents["z"] - data[draws.plates["data"]][None]) < 1.0)
@@ -324,14 +344,11 @@ def test_global_latent_makes_one_unit_and_nested_plates_make_many():
         with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", 4, dim=-1):
             numpyro.sample("z", dist.Normal(jnp.zeros((3, 4, 2)), 1.0).to_event(1))
 
-    wake = lambda model, guide, x: jax.jit(lambda x: losses.wake({}, {}, *seeded(model, guide), (x,), {}, 6))(x)
-    scored = wake(model, guide, jnp.ones(5))
+    scored = wake(model, guide, jnp.ones(5), num_particles=6)
     assert scored.log_p.shape == scored.log_q.shape == (6,)
-    scored = losses.wake({}, {}, *seeded(nested_model, nested_guide), (jnp.ones((3, 4, 2)),), {}, 6)
+    scored = wake(nested_model, nested_guide, jnp.ones((3, 4, 2)), num_particles=6)
     assert scored.log_p.shape == scored.log_q.shape == (6, 3, 4)
-    z = draw_particles(seeded(nested_model, nested_guide)[1], {}, jnp.arange(6), (jnp.ones((3, 4, 2)),), {}).latents[
-        "z"
-    ]
+    z = drawn(nested_model, nested_guide, {}, jnp.ones((3, 4, 2)), num_particles=6)["z"]
     by_hand = (norm.logpdf(z) + norm.logpdf(1.0, z)).sum(axis=-1)
     assert jnp.allclose(scored.log_p, by_hand, rtol=1e-5)
 
@@ -350,8 +367,8 @@ def test_mask_and_scale_handlers_count_as_written():
             numpyro.sample("z", dist.Normal(0.5, 1.0))
 
     x = jnp.array([1.0, jnp.nan, -1.0])
-    z = draw_particles(seeded(model, guide)[1], {}, jnp.arange(5), (x,), {}).latents["z"]
-    scored = losses.wake({}, {}, *seeded(model, guide), (x,), {}, 5)
+    z = drawn(model, guide, {}, x, num_particles=5)["z"]
+    scored = wake(model, guide, x, num_particles=5)
     likelihood = jnp.where(mask[None], norm.logpdf(jnp.nan_to_num(x)[None], z), 0.0)
     assert jnp.allclose(scored.log_p, 2.0 * (norm.logpdf(z) + likelihood), rtol=1e-5)
     assert jnp.allclose(scored.log_q, jnp.where(mask[None], norm.logpdf(z, 0.5), 0.0), rtol=1e-5)
@@ -381,8 +398,8 @@ def test_grad_jit_vmap_and_scan_give_the_numbers_of_eager_mode(loss):
 
 
 def test_a_particle_depends_on_the_seed_and_its_index_alone():
-    guide = lambda: seeded(*programs.BY_HAND["scan"][:2])[1]
-    draw = lambda indices: draw_particles(guide(), programs.BY_HAND_PHI, indices, (programs.SCAN_X,), {}).latents["z"]
+    model, guide, x, _, _ = programs.BY_HAND["scan"]
+    draw = lambda indices: draw_particles(calls(model, guide, {}, programs.BY_HAND_PHI, x)[1], indices).latents["z"]
     ten = draw(jnp.arange(10))
     chex.assert_trees_all_equal(draw(jnp.arange(4)), ten[:4])
     chex.assert_trees_all_equal(draw(jnp.array([7, 3])), ten[jnp.array([7, 3])])

@@ -1,0 +1,58 @@
+r"""Defensive proposals: particles from a mixture of the guide and a program that never stops proposing.
+
+.. math:: r(z \mid x) = (1 - \delta) \, q_\phi(z \mid x) + \delta \, u(z)
+
+A guide that has come to leave out a part of the posterior draws no particle there, and so never learns of it again
+(branch pruning; Le et al. 2019, arXiv 1805.10469). Particles of u reach it. Weights are p / r with r at the point
+drawn: they are bounded where p / u is, and the bound stays a bound.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from rws_jax import matching, sites
+from rws_jax.density import Units, those_of
+from rws_jax.programs import Call, Draws, draws_of, sampled, scored
+from rws_jax.sites import Trace
+
+
+class Defence(NamedTuple):
+    """The share `delta` of u in the mixture, and u: a program without parameters or, if None, the model's prior."""
+
+    delta: float
+    model: Call
+    guide: Call | None
+
+
+def draw_defensive(defence: Defence, guide: Call, guide_run: Trace, index: Any) -> Draws:
+    """Replace, unit by unit and with probability `delta`, what the guide drew by what u draws."""
+    draws = draws_of(guide_run)
+    if defence.guide is None:
+        model_run = run = sampled(defence.model.stopped(), index, draws.plates)
+        sites.check_prior(run, guide_run)
+    else:
+        run = sampled(defence.guide, index, draws.plates)
+        sites.check_defensive_guide(run)
+        model_run = scored(defence.model.stopped(), index, draws, drawn_from=those_of(guide_run))  # for its plates
+    units = Units.of(model_run, guide_run, run)
+    rng_key = jax.random.fold_in(jax.random.fold_in(guide.rng_key(), _CHOICE), index)
+    chosen = jax.random.bernoulli(rng_key, defence.delta, units.batch_shape)
+    if chosen.ndim == 0 and not isinstance(chosen, Tracer):
+        return Draws(draws_of(run).latents, draws.plates) if chosen else draws  # sites may differ between particles
+    if defence.guide is None:
+        matching.check_match(run, guide_run)
+    else:
+        matching.check_defensive_match(guide_run, run)
+    latents = {}
+    for name, site in sites.latent_sites(guide_run).items():
+        mine, other = site["value"], run[name]["value"]
+        event = (1,) * site["fn"].event_dim
+        choice = jnp.reshape(chosen, (1,) * (mine.ndim - chosen.ndim - len(event)) + chosen.shape + event)
+        latents[name] = jnp.where(choice, other, mine)
+    return Draws(latents, draws.plates)
+
+
+_CHOICE = 0xFFFFFFFF  # a number that neither a particle nor a site has

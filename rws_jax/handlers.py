@@ -1,0 +1,132 @@
+"""The handlers that a run of a program is made of: its parameters, one particle's randomness, and fixed values."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.contrib.control_flow.cond import _subs_wrapper as value_in_cond
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import _subs_wrapper as value_in_scan
+from numpyro.distributions import biject_to, constraints
+from numpyro.handlers import condition, substitute
+from numpyro.primitives import Messenger
+
+from rws_jax import sites
+from rws_jax.sites import Site
+
+Program = Callable[..., Any]
+Params = dict[str, Any]
+
+
+class unconstrained(Messenger):
+    """Makes a program one of unconstrained parameters.
+
+    Handlers around it read and write param sites on the real line; the program inside sees them mapped to their
+    `constraint`.
+    """
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] != "param":
+            return
+        if msg["value"] is not None:  # a handler inside, such as substitute, has fixed it: no parameter any more
+            msg["stop"] = True
+        else:
+            transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
+            initial = msg["fn"]
+            msg["fn"] = lambda *args, **kwargs: transform.inv(initial(*args, **kwargs))
+            msg["transform"] = transform
+
+    def postprocess_message(self, msg: Site) -> None:
+        if "transform" in msg:
+            msg["value"] = msg["transform"](msg["value"])
+
+
+class parameters(Messenger):
+    """Gives every param site its value from `values`; a site without one is an error."""
+
+    def __init__(self, fn: Program, role: str, values: Params) -> None:
+        self.role, self.values = role, values
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "param" and msg["value"] is None:
+            sites.check_param(self.role, msg["name"], self.values)
+            msg["value"] = self.values[msg["name"]]
+
+
+class randomness(Messenger):
+    """Gives a seeded program the randomness of one particle: every key is folded with the particle's index.
+
+    Plates keep their key, so that all particles see the same minibatch.
+    """
+
+    def __init__(self, fn: Program, role: str, index: Any) -> None:
+        self.role, self.index = role, index
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] not in ("sample", "plate", "prng_key", "control_flow") or msg["value"] is not None:
+            return
+        rng_key = msg["kwargs"]["rng_key"]
+        if rng_key is None:
+            sites.fail_unseeded(self.role, msg)
+        if msg["type"] != "plate":
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(rng_key, self.index)
+
+
+class fixed_values(Messenger):
+    """Sets sites to ``fixed(site, steps)``, also in the bodies of scan and cond.
+
+    `steps` are the positions, in the data, of the enclosing scans. NumPyro's own `substitute` counts the steps of a
+    reversed scan from the wrong end, and does not reach a cond within a scan.
+    """
+
+    def __init__(self, fn: Program, role: str, fixed: Callable[[Site, tuple], Any], steps: tuple | None = None) -> None:
+        self.role, self.fixed, self.steps = role, fixed, steps  # steps is None outside of control flow
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "control_flow":
+            self._enter(msg)
+        if self.steps is not None:
+            sites.check_in_control_flow(self.role, msg)
+        if msg["type"] in ("sample", "plate") and not msg.get("_control_flow_done"):
+            value = self.fixed(msg, self.steps or ())
+            if value is None:
+                return
+            if self.steps is not None and msg["value"] is None:
+                numpyro.prng_key()  # the key that a draw would have taken: what follows must see the same randomness
+            msg["value"] = value
+
+    def _enter(self, msg: Site) -> None:
+        """Put this handler into the bodies of a scan or cond, and condition and substitute of the program before it."""
+        stack, kinds = msg["kwargs"]["substitute_stack"], ("condition", "substitute")
+        inner = [entry for entry in stack if entry[0] in kinds]
+        msg["kwargs"]["substitute_stack"] = [entry for entry in stack if entry[0] not in kinds]
+
+        def inside(body: Program, steps: tuple, at_site: Callable) -> Program:
+            for kind, values in inner:
+                value_of = partial(at_site, values)
+                body = (
+                    condition(body, condition_fn=value_of) if kind == "condition" else substitute(body, None, value_of)
+                )
+            return fixed_values(body, self.role, self.fixed, steps)
+
+        steps = self.steps or ()
+        if msg["fn"] is cond_wrapper:
+            predicate, true_body, false_body, operand = msg["args"]
+            bodies = (inside(body, steps, value_in_cond) for body in (true_body, false_body))
+            msg["args"] = (predicate, *bodies, operand)
+            return
+        body, carry, xs, length, reverse = msg["args"]
+        length = len(jax.tree.leaves(xs)[0]) if length is None else length
+
+        def counted_body(carry: Any, x_and_step: tuple) -> Any:
+            x, step = x_and_step
+            at_step = lambda values, site: value_in_scan(values, step, length, site)
+            return inside(body, (*steps, step), at_step)(carry, x)
+
+        msg["args"] = (counted_body, carry, (xs, jnp.arange(length)), length, reverse)

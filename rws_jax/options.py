@@ -1,0 +1,208 @@
+"""The options of the losses, checked as they are made; `make_step` and the losses take the same."""
+
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from rws_jax.validation import describe, fail
+
+
+@dataclass(frozen=True, kw_only=True)
+class WakeOptions:
+    """How particles are drawn, and what becomes of them in wake-phi; see `wake_phi_loss`."""
+
+    num_particles: int
+    control_variate: bool = True
+    defensive: float = 0.0
+    gradient: str = "score"
+    vectorize_particles: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag(self.control_variate, "control_variate")
+        check_flag(self.vectorize_particles, "vectorize_particles")
+        _check_defensive(self.defensive)
+        _check_gradient(self.gradient, self.defensive)
+
+    @property
+    def indices(self) -> jax.Array | range:
+        """Of all particles, in the form that says how they run; see `rws_jax.particles`."""
+        return _indices(self.num_particles, self.vectorize_particles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SleepOptions:
+    """How dreams are drawn and shown to the guide; see `sleep_phi_loss`."""
+
+    num_particles: int
+    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None
+    observed_sites: tuple[str, ...] = ()
+    vectorize_particles: bool = True
+
+    def __post_init__(self) -> None:
+        check_num_particles(self.num_particles, "num_particles", minimum=1)
+        check_flag(self.vectorize_particles, "vectorize_particles")
+        _check_sleep_options(self.simulated_data_to_args, self.observed_sites)
+
+    @property
+    def indices(self) -> jax.Array | range:
+        """Of all dreams."""
+        return _indices(self.num_particles, self.vectorize_particles)
+
+
+def _indices(num_particles: int, vectorize_particles: bool) -> jax.Array | range:
+    return jnp.arange(num_particles) if vectorize_particles else range(num_particles)
+
+
+def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
+    """An int of at least `minimum`."""
+    why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
+    expected = f"an int >= {minimum}{why}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected=expected,
+            found=describe(value),
+            hint=f"{option} sets array shapes, so it must be a Python int known when the step is compiled",
+        )
+    if value < minimum:
+        fail(
+            ValueError,
+            f"option {option!r} is too small",
+            expected=expected,
+            found=f"{value}",
+            hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
+        )
+
+
+def check_insomnia(value: Any) -> None:
+    """A number in [0, 1], or a schedule."""
+    if callable(value):
+        return
+    scalar = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer)
+    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
+        fail(
+            TypeError,
+            "option 'insomnia' has the wrong type",
+            expected="a number in [0, 1], or a function of the step count as optax's schedules are",
+            found=describe(value),
+            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
+        )
+    if not 0.0 <= float(value) <= 1.0:  # NaN is not either
+        fail(
+            ValueError,
+            "option 'insomnia' is out of range",
+            expected="a number in [0, 1]",
+            found=f"{value}",
+            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
+        )
+
+
+def check_scheduled_insomnia(value: Any) -> None:
+    """What an insomnia schedule returned must be one number, and in [0, 1] where it can be seen."""
+    if jnp.shape(value) != ():
+        fail(
+            TypeError,
+            "the schedule given as option 'insomnia' does not return a number",
+            expected="a scalar for each step count",
+            found=f"shape {jnp.shape(value)}",
+            hint="optax.linear_schedule(1.0, 0.5, 1000) is such a schedule",
+        )
+    if not isinstance(value, Tracer):
+        check_insomnia(float(value))
+
+
+def check_flag(value: Any, option: str) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected="True or False",
+            found=describe(value),
+            hint=f"pass {option}=True or {option}=False; it is fixed when the step is compiled",
+        )
+
+
+def check_defensive_guide(defensive: float, defensive_guide: Any) -> None:
+    """A program, which plays no part if nothing is drawn from it."""
+    if defensive_guide is None:
+        return
+    if not defensive:
+        fail(
+            ValueError,
+            "option 'defensive_guide' is given, but option 'defensive' is 0",
+            expected="a share of particles to draw from it, defensive=0.2, say",
+            found=f"defensive={defensive}",
+            hint="pass defensive as well, or leave out defensive_guide",
+        )
+
+
+def check_phi_steps(value: Any) -> None:
+    """An int of at least 1."""
+    wrong_type = isinstance(value, bool) or not isinstance(value, numbers.Integral)
+    if wrong_type or value < 1:
+        fail(
+            TypeError if wrong_type else ValueError,
+            "option 'phi_steps' has the wrong type" if wrong_type else "option 'phi_steps' is too small",
+            expected="an int >= 1, the number of guide updates for each update of the model",
+            found=describe(value) if wrong_type else f"{value}",
+            hint="theta_optimizer=optax.set_to_zero() trains the guide alone",
+        )
+
+
+def _check_defensive(value: Any) -> None:
+    wrong_type = isinstance(value, bool) or not isinstance(value, numbers.Real)
+    if wrong_type or not 0.0 <= float(value) < 1.0:  # NaN is not either
+        fail(
+            TypeError if wrong_type else ValueError,
+            "option 'defensive' has the wrong type" if wrong_type else "option 'defensive' is out of range",
+            expected="a number in [0, 1), the share of particles that do not come from the guide",
+            found=describe(value) if wrong_type else f"{value}",
+            hint="0.2 is customary; 0.0 draws all particles from the guide",
+        )
+
+
+def _check_gradient(value: Any, defensive: float) -> None:
+    if value not in ("score", "dreg"):
+        fail(
+            ValueError,
+            "option 'gradient' is unknown",
+            expected="'score', or 'dreg' for reparameterised guides",
+            found=describe(value),
+            hint="'score' is right for every guide",
+        )
+    if value == "dreg" and defensive:
+        fail(
+            ValueError,
+            "options 'gradient' and 'defensive' do not go together",
+            expected="gradient='score' with defensive proposals, or defensive=0.0 with gradient='dreg'",
+            found=f"gradient='dreg', defensive={defensive}",
+            hint="particles that do not come from the guide have no path to its parameters",
+        )
+
+
+def _check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> None:
+    """A function or None, and a tuple of names."""
+    if simulated_data_to_args is not None and not callable(simulated_data_to_args):
+        fail(
+            TypeError,
+            "option 'simulated_data_to_args' is not callable",
+            expected="a function (sim_data, *args, **kwargs) -> (args, kwargs), or None",
+            found=describe(simulated_data_to_args),
+            hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
+        )
+    listed = isinstance(observed_sites, tuple | list)
+    if not listed or not all(isinstance(name, str) for name in observed_sites):
+        fail(
+            TypeError,
+            "option 'observed_sites' has the wrong type",
+            expected="a tuple of site names",
+            found=describe(observed_sites),
+            hint="observed_sites=('x',), with the comma",
+        )

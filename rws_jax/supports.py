@@ -1,0 +1,154 @@
+"""Supports of distributions: whether a value lies inside, a point that does, and whether one support covers another."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.core import Tracer
+from numpyro.distributions import Distribution, constraints
+
+from rws_jax.sites import base
+from rws_jax.validation import fail
+
+
+def feasible(fn: Distribution, value: Any, drawn_from: Distribution | None) -> jax.Array:
+    """`value`, with events outside of the support of `fn` replaced by some point inside of it."""
+    inside = in_support(fn, value, drawn_from)
+    if inside is None:
+        return value
+    inside = jnp.reshape(inside, jnp.shape(inside) + (1,) * fn.event_dim)
+    support: Any = fn.support
+    return jnp.where(inside, value, support.feasible_like(value))
+
+
+def in_support(fn: Distribution, value: Any, drawn_from: Distribution | None) -> Any:
+    """Whether each event lies in the support; masked events count as inside. None: taken on trust."""
+    if isinstance(fn, dist.MaskedDistribution):
+        inside = in_support(fn.base_dist, value, drawn_from)
+        return None if inside is None else inside | jnp.logical_not(fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return in_support(fn.base_dist, value, drawn_from)
+    if isinstance(fn, dist.Independent):
+        inside = in_support(fn.base_dist, value, drawn_from)
+        return None if inside is None else jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+    element, support = _elementwise(fn), fn.support
+    if support is None or isinstance(fn, dist.Unit):  # numpyro.factor: an empty value
+        return None
+    if element is constraints.boolean or element.event_dim > 0:
+        # Vectors and matrices (simplex, Cholesky factors) are tested within tolerances that float32 draws exceed, and
+        # grey values as data of a Bernoulli are customary. So a value is trusted if it was drawn from such a support.
+        # A Delta hands on a value that a joint guide has drawn: its own support tells nothing.
+        known = drawn_from is not None and not isinstance(drawn_from, dist.Delta)
+        if type(_elementwise(drawn_from)) is type(element) if known else element.event_dim > 0:
+            return None
+    return support(value)
+
+
+def _elementwise(fn: Any) -> Any:
+    """The support of one element of a distribution."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def count_outside(fn: Distribution, value: Any) -> Any:
+    """How many values are NaN, or outside of a support that does not depend on the distribution's parameters."""
+    fixed = any(_elementwise(fn) is support for support in _FIXED_SUPPORTS)
+    inside = in_support(fn, value, fn) if fixed else None
+    return 0 if inside is None else jnp.sum(jnp.logical_not(inside))
+
+
+_FIXED_SUPPORTS = [
+    constraints.real,
+    constraints.positive,
+    constraints.nonnegative,
+    constraints.unit_interval,
+    constraints.nonnegative_integer,
+    constraints.positive_integer,
+]
+
+
+def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str) -> None:
+    """A guide that cannot draw all that the model can would be wrong in silence: those values would go missing."""
+    if isinstance(base(guide_fn), dist.Delta) or isinstance(base(fn), dist.Delta):
+        return
+    guide_support, support = _elementwise(guide_fn), _elementwise(fn)
+    if not _covers(guide_support, support):
+        fail(
+            ValueError,
+            f"supports differ at latent site {name!r}: the guide cannot draw all that the {role} can",
+            expected=f"{_describe(support)}, the support of {type(base(fn)).__name__} in the {role}",
+            found=f"{_describe(guide_support)}, the support of {type(base(guide_fn)).__name__} in the guide",
+            hint=f"use {_alternative(support)} in the guide",
+        )
+
+
+class _Range(NamedTuple):
+    """All numbers, or all integers, from `low` to `high`."""
+
+    is_discrete: bool
+    low: Any
+    high: Any
+
+
+def _range_of(support: Any) -> _Range | None:
+    if support is constraints.boolean:
+        return _Range(True, 0, 1)
+    bounded = hasattr(support, "lower_bound") or hasattr(support, "upper_bound")
+    if support.event_dim > 0 or not (support is constraints.real or bounded):
+        return None
+    low, high = getattr(support, "lower_bound", -jnp.inf), getattr(support, "upper_bound", jnp.inf)
+    return _Range(support.is_discrete, low, high)
+
+
+def _covers(guide: Any, model: Any) -> bool:
+    """Whether one support includes another, as far as can be told; a bound not known yet counts as fitting."""
+    if guide is None or model is None:
+        return True
+    if guide.is_discrete != model.is_discrete:
+        return False
+    outer, inner = _range_of(guide), _range_of(model)
+    if outer is None:  # vectors and matrices of some kind
+        return type(guide) is type(model)
+    if inner is None or any(isinstance(bound, Tracer) for bound in (*outer, *inner)):
+        return True
+    low, high, inner_low, inner_high = (np.asarray(bound, float) for bound in (*outer[1:], *inner[1:]))
+    rounding = lambda bound: 1e-5 * (1.0 + np.abs(np.where(np.isfinite(bound), bound, 0.0)))
+    low_enough = low <= inner_low + rounding(inner_low)
+    return bool(np.all(low_enough) and np.all(high >= inner_high - rounding(inner_high)))
+
+
+def _describe(support: Any) -> str:
+    numbers = _range_of(support)
+    if numbers is None:
+        return type(support).__name__.lstrip("_")
+    what = "integers" if numbers.is_discrete else "real numbers"
+    low, high = (_show_bound(bound) for bound in numbers[1:])
+    return what + ("" if low == "-inf" else f" from {low}") + ("" if high == "inf" else f" to {high}")
+
+
+def _show_bound(bound: Any) -> str:
+    values = set() if isinstance(bound, Tracer) else set(np.ravel(bound).tolist())
+    return f"{values.pop():g}" if len(values) == 1 else "a varying bound"
+
+
+_ALTERNATIVES = {("-inf", "inf"): "dist.Normal", ("0", "inf"): "dist.LogNormal", ("0", "1"): "dist.Beta"}
+
+
+def _alternative(support: Any) -> str:
+    """A distribution for a guide, by the support that it has to cover."""
+    numbers = _range_of(support)
+    if support is constraints.boolean:
+        return "dist.Bernoulli"
+    if numbers is not None:
+        low, high = (_show_bound(bound) for bound in numbers[1:])
+        if numbers.is_discrete:
+            return "dist.Poisson" if high == "inf" else "dist.Categorical, with as many categories,"
+        if (low, high) in _ALTERNATIVES:
+            return _ALTERNATIVES[low, high]
+    if support is constraints.simplex:
+        return "dist.Dirichlet"
+    return "dist.TransformedDistribution(dist.Normal(...), dist.biject_to(support))"
