@@ -130,5 +130,5 @@ def fail_static(error: Exception) -> NoReturn:
         expected="Python control flow and shapes that depend on static values only",
         found=str(error).split("\n")[0][:200],
         hint="bind flags and sizes by functools.partial(model, ...); branch on sampled values by"
-        " numpyro.contrib.control_flow.cond or by handlers.mask",
+        " numpyro.contrib.control_flow.cond or handlers.mask, or in Python with vectorize_particles=False",
     )

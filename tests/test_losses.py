@@ -1,6 +1,4 @@
-"""Values and gradients of the three losses against enumeration, closed forms and densities written out by hand."""
-
-import itertools
+"""The losses on the same draws as formulas written out by hand; units, scales, and JAX transformations."""
 
 import chex
 import jax
@@ -8,32 +6,24 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
 from numpyro.handlers import seed
 
 import rws_jax
 from rws_jax import estimators
+from rws_jax.defensive import Defence
 from rws_jax.options import WakeOptions
-from rws_jax.particles import Dreams, Particles, draw_particles, dream, score_dreams, score_particles
-from rws_jax.programs import Call, Draws
-from tests import programs
+from rws_jax.particles import Dreams, Particles, draw_particles, dream
+from rws_jax.programs import Call
+from tests import oracles, programs
+from tests.oracles import calls, seeded, value_and_grads, wake
 
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 by_program = pytest.mark.parametrize("name", programs.BY_HAND)
 allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")
-
-
-def seeded(model, guide, seed_value=0):
-    model_key, guide_key = jax.random.split(jax.random.key(seed_value))
-    return seed(model, model_key), seed(guide, guide_key)
-
-
-def calls(model, guide, theta, phi, *args, seed_value=0):
-    """The same programs with their parameters and arguments."""
-    model, guide = seeded(model, guide, seed_value)
-    return Call(model, "model", theta, args, {}), Call(guide, "guide", phi, args, {})
+allow_as_numpyro_does = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+DELTA = 0.3
 
 
 def drawn(model, guide, phi, *args, num_particles):
@@ -41,157 +31,75 @@ def drawn(model, guide, phi, *args, num_particles):
     return draw_particles(calls(model, guide, {}, phi, *args)[1], jnp.arange(num_particles)).latents
 
 
-def wake(model, guide, *args, num_particles):
-    """Particles of programs without parameters."""
-    return estimators.wake(*calls(model, guide, {}, {}, *args), None, WakeOptions(num_particles=num_particles))
+# The same draws, densities written out by hand
+
+ESTIMATORS = {
+    "theta": (rws_jax.wake_theta_loss, {}),
+    "theta, defensive": (rws_jax.wake_theta_loss, {"defensive": DELTA}),
+    "phi": (rws_jax.wake_phi_loss, {"control_variate": False}),
+    "phi, control variate": (rws_jax.wake_phi_loss, {}),
+    "phi, defensive": (rws_jax.wake_phi_loss, {"defensive": DELTA, "control_variate": False}),
+    "phi, defensive, control variate": (rws_jax.wake_phi_loss, {"defensive": DELTA}),
+}
 
 
-def value_and_grads(loss):
-    """Value and gradients with respect to theta and phi, compiled."""
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-
-
-def theta_loss_by_hand(log_p, log_q):
-    log_w = log_p - jax.lax.stop_gradient(log_q)
-    return -jnp.sum(logsumexp(log_w, axis=0) - jnp.log(len(log_w)))
-
-
-def phi_loss_by_hand(log_p, log_q):
-    w = jax.lax.stop_gradient(jax.nn.softmax(log_p - log_q, axis=0))
-    return -jnp.sum(w * log_q)
-
-
-# Expectations at finite K, by enumeration of all particle tuples
-
-
-def all_particle_tuples(num_particles, num_units):
-    """Every assignment of states to particles and units: state indices, shape (tuples, particles, units)."""
-    states = itertools.product(range(4), repeat=num_particles * num_units)
-    return jnp.array(list(states)).reshape(-1, num_particles, num_units)
-
-
-@pytest.mark.parametrize("kind", ["theta", "phi"])
-def test_expected_wake_gradients_equal_enumeration(kind):
-    """The exact expectation over all 4^(2*2) particle tuples, so the bias of finite K is part of the comparison."""
-    x = programs.BINARY_DATA[:2]
-    tuples = all_particle_tuples(num_particles=2, num_units=2)
-    hand_loss = {"theta": theta_loss_by_hand, "phi": phi_loss_by_hand}[kind]
-    package_loss = {"theta": estimators.theta_loss, "phi": estimators.phi_loss}[kind]
-    argnum = {"theta": 0, "phi": 1}[kind]
-
-    def package(theta, phi, states):
-        z1, z2 = programs.BINARY_STATES[states, 0], programs.BINARY_STATES[states, 1]
-        draws = Draws({"z1": z1, "z2": z2}, {})
-        return package_loss(
-            score_particles(*calls(programs.binary_model, programs.binary_guide, theta, phi, x), draws, jnp.arange(2))
-        )
-
-    def by_hand(theta, phi, states):
-        log_p = jnp.stack([programs.binary_log_p(theta, x[n])[states[:, n]] for n in range(2)], axis=1)
-        log_q = jnp.stack([programs.binary_log_q(phi, x[n])[states[:, n]] for n in range(2)], axis=1)
-        return hand_loss(log_p, log_q)
-
-    params = programs.BINARY_THETA, programs.BINARY_PHI
-    log_q = jnp.stack([programs.binary_log_q(params[1], x[n]) for n in range(2)])
-    probs = jnp.exp(sum(log_q[n][tuples[:, k, n]] for k in range(2) for n in range(2)))
-    assert jnp.allclose(probs.sum(), 1.0, atol=1e-5)
-
-    def expected(loss):
-        values, grads = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=argnum), (None, None, 0)))(*params, tuples)
-        return jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), (values, grads))
-
-    chex.assert_trees_all_close(expected(package), expected(by_hand), atol=2e-6)
-
-
-def test_expected_sleep_gradient_equals_enumeration():
-    """Dreams are (z1, z2, x); their exact expectation is a sum over eight states."""
-    dreams = jnp.array(list(itertools.product([0, 1], repeat=3)))
-
-    def package(phi, dream):
-        draws = Draws({"z1": dream[None, :1], "z2": dream[None, 1:2]}, {})
-        data = {"x": dream[None, 2:].astype(float)}
-        _, guide = calls(programs.binary_model, programs.binary_guide, {}, phi, jnp.zeros(1))
-        return estimators.dream_loss(score_dreams(guide, (draws, data), jnp.arange(1), None))
-
-    def by_hand(phi, dream):
-        return -programs.binary_log_q(phi, dream[2])[2 * dream[0] + dream[1]]
-
-    log_p = jnp.stack([programs.binary_log_p(programs.BINARY_THETA, x)[2 * z1 + z2] for z1, z2, x in dreams])
-    assert jnp.allclose(jnp.exp(log_p).sum(), 1.0, atol=1e-6)
-
-    def expected(loss):
-        values_and_grads = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(programs.BINARY_PHI, dreams)
-        return jax.tree.map(lambda leaf: jnp.tensordot(jnp.exp(log_p), leaf, 1), values_and_grads)
-
-    chex.assert_trees_all_close(expected(package), expected(by_hand), atol=1e-6)
-
-
-def test_drawn_particles_follow_the_guide_and_dreams_the_model():
-    """Frequencies within 5 standard errors; with 12 + 8 comparisons a false alarm has probability 1e-5."""
-    x, num = programs.BINARY_DATA, 20_000
-    model, guide = calls(programs.binary_model, programs.binary_guide, programs.BINARY_THETA, programs.BINARY_PHI, x)
-    z = draw_particles(guide, jnp.arange(num)).latents
-    for n in range(3):
-        q = jnp.exp(programs.binary_log_q(programs.BINARY_PHI, x[n]))
-        frequency = jnp.bincount(2 * z["z1"][:, n] + z["z2"][:, n], length=4) / num
-        assert jnp.all(jnp.abs(frequency - q) < 5 * jnp.sqrt(q * (1 - q) / num))
-    draws, data = dream(model, jnp.arange(num), ())
-    state = 2 * draws.latents["z1"] + draws.latents["z2"]
-    for value in (0.0, 1.0):
-        p = jnp.exp(programs.binary_log_p(programs.BINARY_THETA, value))
-        frequency = jnp.bincount(jnp.where(data["x"] == value, state, 4).ravel(), length=5)[:4] / state.size
-        assert jnp.all(jnp.abs(frequency - p) < 5 * jnp.sqrt(p * (1 - p) / state.size))
-
-
-def test_exact_guide_gives_the_evidence_with_any_number_of_particles():
-    x = programs.BINARY_DATA
-    posterior = jnp.stack([jax.nn.softmax(programs.binary_log_p(programs.BINARY_THETA, v)) for v in (0.0, 1.0)])
-    q1 = posterior[:, 2] + posterior[:, 3]
-    q2 = jnp.stack([posterior[:, 1] / (1 - q1), posterior[:, 3] / q1], axis=1)
-    logit = lambda p: jnp.log(p) - jnp.log1p(-p)
-    phi = {"a": logit(q1), "b": logit(q2)}
-    evidence = sum(logsumexp(programs.binary_log_p(programs.BINARY_THETA, v)) for v in x)
-    model, guide = seeded(programs.binary_model, programs.binary_guide)
-    loss = jax.jit(lambda phi: rws_jax.wake_theta_loss(programs.BINARY_THETA, phi, model, guide, x, num_particles=2))
-    assert jnp.allclose(loss(phi), -evidence, rtol=1e-6)
-
-
-# The same particles, densities written out by hand
-
-
-@allow_key_reuse
+@allow_as_numpyro_does
 @by_program
-@pytest.mark.parametrize("kind", ["theta", "phi"])
-def test_wake_equals_hand_computation_from_detached_values(name, kind):
-    """Fails if a gradient flows through a draw: from site to site, out of scan or cond, or from a cached inverse."""
-    model, guide, x, log_p, log_q = programs.BY_HAND[name]
+def test_wake_equals_hand_computation_from_detached_values(name):
+    """Fails if a gradient flows through a draw: from site to site, out of scan or cond, or from a cached inverse.
+
+    The gradient of the other program's parameters must be exactly zero.
+    """
+    by_hand = programs.BY_HAND[name]
+    model, guide, x, num = by_hand.model, by_hand.guide, by_hand.x, 7
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    z = drawn(model, guide, params[1], x, num_particles=7)
-    package = {"theta": rws_jax.wake_theta_loss, "phi": rws_jax.wake_phi_loss}[kind]
-    hand = {"theta": theta_loss_by_hand, "phi": phi_loss_by_hand}[kind]
-    found = value_and_grads(lambda *p: package(*p, *seeded(model, guide), x, num_particles=7))(*params)
-    expected = value_and_grads(lambda t, f: hand(log_p(t, z, x), log_q(f, z, x)))(*params)
-    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
-    assert jnp.abs(found[1][0 if kind == "theta" else 1]["mu" if kind == "theta" else "a"]) > 1e-3
+    model_call, guide_call = calls(model, guide, *params, x)
+    draws = {
+        0.0: draw_particles(guide_call, jnp.arange(num)).latents,
+        DELTA: draw_particles(guide_call, jnp.arange(num), Defence(DELTA, model_call, None)).latents,
+    }
+    changed = [jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items()]
+    assert any(changed)
+
+    def hand(theta, phi, loss, options):
+        delta = options.get("defensive", 0.0)
+        z = draws[delta]
+        log_p, log_q = by_hand.log_p(theta, z, x), by_hand.log_q(phi, z, x)
+        log_r = oracles.mixture(log_q, by_hand.log_prior(theta, z, x), delta) if delta else None
+        if loss is rws_jax.wake_theta_loss:
+            return by_hand.scale * oracles.theta_loss(log_p, log_q, log_r)
+        return by_hand.scale * oracles.phi_loss(log_p, log_q, log_r, options.get("control_variate", True))
+
+    def all_of(evaluate):
+        """One compilation for all estimators."""
+        run = lambda kind: jax.value_and_grad(lambda *p: evaluate(*p, *ESTIMATORS[kind]), argnums=(0, 1))(*params)
+        return jax.jit(lambda: {kind: run(kind) for kind in ESTIMATORS})()
+
+    found = all_of(lambda t, f, loss, options: loss(t, f, *seeded(model, guide), x, num_particles=num, **options))
+    expected = all_of(hand)
+    chex.assert_trees_all_close(found, expected, rtol=5e-5, atol=2e-6)
+    for kind, (_, grads) in found.items():
+        trained, frozen = grads if kind.startswith("theta") else grads[::-1]
+        chex.assert_trees_all_equal(frozen, jax.tree.map(jnp.zeros_like, frozen))
+        assert all(jnp.abs(leaf) > 1e-4 for leaf in jax.tree.leaves(trained))
 
 
-@allow_key_reuse
+@allow_as_numpyro_does
 @by_program
 def test_sleep_equals_hand_computation_from_dreams(name):
     """Dreams of scan and cond are those of the model, and are scored as densities written out by hand do."""
-    model, guide, x, _, log_q = programs.BY_HAND[name]
-    draws, data = dream(calls(model, guide, programs.BY_HAND_THETA, {}, x)[0], jnp.arange(7), ())
+    by_hand = programs.BY_HAND[name]
+    model, guide, x = by_hand.model, by_hand.guide, by_hand.x
+    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    draws, data = dream(calls(model, guide, params[0], {}, x)[0], jnp.arange(7), ())
 
-    def hand(phi):
-        return -jnp.mean(
-            jnp.stack(
-                [log_q(phi, {n: v[s][None] for n, v in draws.latents.items()}, data["x"][s])[0] for s in range(7)]
-            )
-        )
+    def hand(theta, phi):
+        one = lambda s: by_hand.log_q(phi, {n: v[s][None] for n, v in draws.latents.items()}, data["x"][s])
+        return -by_hand.scale * sum(jnp.sum(one(s)) for s in range(7)) / 7 + 0.0 * theta["mu"]
 
-    loss = lambda phi: rws_jax.sleep_phi_loss(programs.BY_HAND_THETA, phi, *seeded(model, guide), x, num_particles=7)
-    found, expected = (jax.jit(jax.value_and_grad(f))(programs.BY_HAND_PHI) for f in (loss, hand))
-    chex.assert_trees_all_close(found, expected, rtol=2e-5)
+    found = value_and_grads(lambda *p: rws_jax.sleep_phi_loss(*p, *seeded(model, guide), x, num_particles=7))(*params)
+    chex.assert_trees_all_close(found, value_and_grads(hand)(*params), rtol=2e-5)
+    assert found[1][0]["mu"] == 0.0
     assert not jnp.any(data["x"][0] == x)
 
 
@@ -205,21 +113,6 @@ def test_hand_numbers_on_three_particles():
     assert jnp.allclose(grad, -jnp.array([3.0, 2.0, 1.0]) / 6.0)
     assert jnp.allclose(estimators.phi_loss(scored), jnp.log(4.0))
     assert jnp.allclose(estimators.dream_loss(Dreams(log_q, 2.0)), 2.0 * jnp.log(4.0))
-
-
-# Ownership
-
-
-@by_loss
-@allow_key_reuse
-@by_program
-def test_each_loss_trains_one_program_and_leaves_the_other_at_exactly_zero(loss, name):
-    model, guide, x, _, _ = programs.BY_HAND[name]
-    value = lambda *params: loss(*params, *seeded(model, guide), x, num_particles=5)
-    _, grads = value_and_grads(value)(programs.BY_HAND_THETA, programs.BY_HAND_PHI)
-    trained, frozen = grads if loss is rws_jax.wake_theta_loss else grads[::-1]
-    chex.assert_trees_all_equal(frozen, jax.tree.map(jnp.zeros_like, frozen))
-    assert all(jnp.abs(leaf) > 0 for leaf in jax.tree.leaves(trained))
 
 
 # Units and scales

@@ -1,0 +1,241 @@
+"""Particles that run one by one, un-jitted: programs that branch and recurse in Python."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from jax.scipy.stats import norm
+from numpyro.contrib.control_flow import cond
+from numpyro.handlers import mask, seed
+
+import rws_jax
+from rws_jax import estimators
+from rws_jax.particles import draw_particles, dream, score_dreams, score_particles
+from rws_jax.programs import Draws
+from tests import oracles, programs
+from tests.oracles import calls, seeded
+
+pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+THETA, PHI = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+
+
+@pytest.mark.parametrize("name", ["mixed", "nested plates", "subsampled", "cond"])
+def test_one_by_one_and_mapped_over_are_the_same_numbers(name):
+    """Particle k is the same particle, so losses and gradients are; defensive choices too.
+
+    Compiled here, to save time: a program that does not branch in Python can be.
+    """
+    model, guide, x = programs.BY_HAND[name][:3]
+
+    def losses(theta, phi, vectorize):
+        options = {"num_particles": 2, "vectorize_particles": vectorize}
+        wake = rws_jax.wake_phi_loss(theta, phi, *seeded(model, guide), x, defensive=0.5, **options)
+        theta_loss = rws_jax.wake_theta_loss(theta, phi, *seeded(model, guide), x, defensive=0.5, **options)
+        return theta_loss + wake + rws_jax.sleep_phi_loss(theta, phi, *seeded(model, guide), x, **options)
+
+    value_and_grads = lambda vectorize: jax.value_and_grad(losses, argnums=(0, 1))(THETA, PHI, vectorize)
+    chex.assert_trees_all_close(*jax.jit(lambda: (value_and_grads(True), value_and_grads(False)))(), rtol=2e-5)
+
+
+# The same model by Python, by cond, and by a superset of sites with masks
+
+
+def high_or_low(high, low):
+    """Programs that draw z from one of two distributions, in three ways."""
+
+    def python(branch):
+        return numpyro.sample("z", high if branch == 1 else low)
+
+    def control_flow(branch):
+        draw = lambda fn: lambda _: numpyro.sample("z", fn)
+        return cond(branch == 1, draw(high), draw(low), None)
+
+    def superset(branch):
+        with mask(mask=branch == 1):
+            z_high = numpyro.sample("z_high", high)
+        with mask(mask=branch == 0):
+            z_low = numpyro.sample("z_low", low)
+        return jnp.where(branch == 1, z_high, z_low)
+
+    return {"python": python, "cond": control_flow, "mask": superset}
+
+
+def branching_model(way):
+    def model(x):
+        mu = numpyro.param("mu", 0.2)
+        branch = numpyro.sample("branch", dist.Bernoulli(0.4))
+        z = high_or_low(dist.Normal(2.0 + mu, 1.0), dist.Normal(-1.0, 0.5))[way](branch)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+def branching_guide(way):
+    def guide(x):
+        a, c = numpyro.param("a", 0.5), numpyro.param("c", 0.7)
+        branch = numpyro.sample("branch", dist.Bernoulli(logits=a))
+        high_or_low(dist.Normal(c * x + a, 1.0), dist.Normal(c, 0.5))[way](branch)
+
+    return guide
+
+
+def in_the_way_of(way, draws):
+    """The draws of the Python version, as another one names them."""
+    stacked = {name: jnp.stack([d.latents[name] for d in draws]) for name in ("branch", "z")}
+    if way == "mask":  # the site that is not taken has some value or other
+        z, high = stacked.pop("z"), stacked["branch"] == 1
+        stacked |= {"z_high": jnp.where(high, z, 7.0), "z_low": jnp.where(high, -7.0, z)}
+    return Draws(stacked, {})
+
+
+@pytest.mark.parametrize("way", ["cond", "mask"])
+def test_compiled_branches_have_the_gradients_of_python_branches(way):
+    x, num = 1.3, 6
+    python = branching_model("python"), branching_guide("python")
+    compiled = branching_model(way), branching_guide(way)
+    draws = draw_particles(calls(*python, THETA, PHI, x)[1], range(num))
+    assert {int(d.latents["branch"]) for d in draws} == {0, 1}
+    dreams = dream(calls(*python, THETA, PHI, x)[0], range(num), ())
+    dreamt = in_the_way_of(way, [d for d, _ in dreams]), {"x": jnp.stack([data["x"] for _, data in dreams])}
+
+    def losses(theta, phi, version, draws, dreams, indices):
+        model, guide = calls(*version, theta, phi, x)
+        scored = score_particles(model, guide, draws, indices)
+        asleep = estimators.dream_loss(score_dreams(guide, dreams, indices, None))
+        return estimators.theta_loss(scored), estimators.phi_loss(scored), asleep
+
+    def values_and_grads(*inputs):
+        evaluate = lambda theta, phi: losses(theta, phi, *inputs)
+        return evaluate(THETA, PHI), jax.jacobian(evaluate, argnums=(0, 1))(THETA, PHI)
+
+    found = jax.jit(lambda: values_and_grads(compiled, in_the_way_of(way, draws), dreamt, jnp.arange(num)))()
+    chex.assert_trees_all_close(found, values_and_grads(python, draws, dreams, range(num)), rtol=2e-5, atol=1e-6)
+
+
+# A number of sites that is itself random
+
+
+def geometric_model(x):
+    """Toss until heads; the data are near the number of tails."""
+    p = numpyro.param("p", 0.5)
+    number = 0
+    while numpyro.sample(f"heads_{number}", dist.Bernoulli(p)) == 0:
+        number += 1
+    numpyro.sample("x", dist.Normal(float(number), 1.0), obs=x)
+
+
+def geometric_guide(x):
+    a = numpyro.param("a", -0.5)
+    number = 0
+    while numpyro.sample(f"heads_{number}", dist.Bernoulli(logits=a + 0.5 * number - 0.2 * x)) == 0:
+        number += 1
+
+
+def numbers_of(draws):
+    return jnp.array([len(d.latents) - 1.0 for d in draws])
+
+
+def geometric_log_p(theta, n, x):
+    return n * jnp.log1p(-theta["p"]) + jnp.log(theta["p"]) + norm.logpdf(x, n)
+
+
+def geometric_log_q(phi, n, x):
+    tails = lambda i: jax.nn.log_sigmoid(-(phi["a"] + 0.5 * i - 0.2 * x))
+    before = jnp.array([sum([tails(i) for i in range(int(k))], jnp.zeros(())) for k in n])
+    return before + jax.nn.log_sigmoid(phi["a"] + 0.5 * n - 0.2 * x)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.4])
+def test_a_geometric_number_of_sites_is_scored_as_by_hand(delta):
+    x, num, theta, phi = 2.0, 6, {"p": jnp.array(0.4)}, {"a": jnp.array(-0.5)}
+    model, guide = calls(geometric_model, geometric_guide, theta, phi, x)
+    defence = estimators.Defence(delta, model, None) if delta else None
+    n = numbers_of(draw_particles(guide, range(num), defence))
+    assert len(set(n.tolist())) > 2
+
+    def by_hand(theta, phi, loss):
+        log_p, log_q = geometric_log_p(theta, n, x), geometric_log_q(phi, n, x)
+        log_u = log_p - norm.logpdf(x, n)
+        return loss(log_p, log_q, oracles.mixture(log_q, log_u, delta) if delta else None)
+
+    def package(theta, phi, loss, **options):
+        programs_ = seeded(geometric_model, geometric_guide)
+        return loss(theta, phi, *programs_, x, num_particles=num, vectorize_particles=False, defensive=delta, **options)
+
+    grad = lambda evaluate, *args: jax.value_and_grad(evaluate, argnums=(0, 1))(theta, phi, *args)
+    found = grad(package, rws_jax.wake_theta_loss), grad(package, rws_jax.wake_phi_loss)
+    with_baseline = lambda *densities: oracles.phi_loss(*densities, control_variate=True)
+    expected = grad(by_hand, oracles.theta_loss), grad(by_hand, with_baseline)
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_a_geometric_number_of_sites_trains():
+    """The posterior of stopping at the first toss, by summing over the number of tails, pulls the guide."""
+    weights = jnp.array([0.5 ** (n + 1) * norm.pdf(0.0, n) for n in range(20)])
+    heads_at_once = weights[0] / weights.sum()
+
+    def guide(x):
+        a = numpyro.param("a", -1.5)
+        number = 0
+        while numpyro.sample(f"heads_{number}", dist.Bernoulli(logits=a if number == 0 else 0.0)) == 0:
+            number += 1
+
+    rws = rws_jax.make_step(
+        geometric_model, guide, num_particles=5, insomnia=0.9, vectorize_particles=False,
+        theta_optimizer=optax.set_to_zero(), phi_optimizer=optax.sgd(2.0),
+    )  # fmt: skip
+    state = rws.init(jax.random.key(0), 0.0)
+    for _ in range(10):
+        state, info = rws.step(state, 0.0)
+        assert bool(info.finite)
+    expected = 0.9 * heads_at_once + 0.1 * 0.5  # dreams stop at once as often as the prior does
+    assert jnp.abs(jax.nn.sigmoid(rws.get_params(state, 0.0)["a"]) - expected) < 0.15
+    assert info.ess_mean.shape == ()
+    assert state.theta.keys() == {"p"}
+
+
+# The rest of the contract
+
+
+def test_parameters_of_branches_are_all_found_by_init():
+    def guide(x):
+        branch = numpyro.sample("branch", dist.Bernoulli(0.5))
+        loc = numpyro.param("high" if branch == 1 else "low", 1.0)
+        numpyro.sample("z", dist.Normal(loc, 1.0))
+
+    rws = rws_jax.make_step(branching_model("python"), guide, num_particles=6, vectorize_particles=False)
+    state = rws.init(jax.random.key(0), 1.3)
+    assert state.phi.keys() == {"high", "low"}
+    state, _ = rws.step(state, 1.3)
+    assert rws.get_params(state, 1.3).keys() == {"mu", "high", "low"}
+    with pytest.raises(ValueError, match="param site 'low' of the guide has no value in phi"):
+        rws.step(state._replace(phi={"high": jnp.zeros(())}), 1.3)
+
+
+def test_python_branches_are_refused_where_particles_are_mapped_over():
+    with pytest.raises(TypeError, match="cannot be compiled") as error:
+        rws_jax.make_step(branching_model("python"), branching_guide("python")).init(jax.random.key(0), 1.3)
+    for remedy in ("vectorize_particles=False", "cond", "mask"):
+        assert remedy in str(error.value)
+
+
+def test_the_state_is_the_same_with_and_without_mapping_over_particles():
+    steps = {}
+    for vectorize in (True, False):
+        rws = rws_jax.make_step(
+            programs.one_model, programs.one_guide, insomnia=0.5, phi_steps=2, vectorize_particles=vectorize,
+            theta_optimizer=optax.sgd(0.1), phi_optimizer=optax.sgd(0.1),
+        )  # fmt: skip
+        state, info = rws.step(rws.init(jax.random.key(0), 1.3), 1.3)
+        steps[vectorize] = state._replace(rng_key=jax.random.key_data(state.rng_key)), info
+    chex.assert_trees_all_close(steps[True], steps[False], rtol=1e-5, atol=1e-6)
+
+
+def test_programs_must_be_seeded():
+    with pytest.raises(TypeError, match="the guide is not seeded"):
+        rws_jax.wake_phi_loss(
+            {"p": 0.5}, {"a": 0.0}, seed(geometric_model, 0), geometric_guide, 1.0, vectorize_particles=False
+        )
