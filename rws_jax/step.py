@@ -172,9 +172,11 @@ def make_step(
             step=step_count,
         )
 
-    def step(state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
-        validation.check_state(state, RWSState)
-        rng_key, *step_keys = jax.random.split(state.rng_key, phi_steps + 1)
+    # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
+    def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+        validation.check_state(rws_state, RWSState)
+        state = rws_state
+        rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if phi_steps == 1 else 3)
         share = insomnia(state.step) if callable(insomnia) else insomnia
         options.check_scheduled_insomnia(share)
         share = jnp.asarray(share, float)
@@ -200,8 +202,8 @@ def make_step(
         guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
         if phi_steps > 1:
             loop = lax.scan if vectorize_particles else _python_loop
-            (guide_state, finite), _ = loop(guide_step, (guide_state, finite), jnp.stack(step_keys[:-1]))
-        grads, (total, alive, told) = gradients(guide_state[0], step_keys[-1], trains_theta=True)
+            (guide_state, finite), _ = loop(guide_step, (guide_state, finite), jax.random.split(guide_key[0], phi_steps - 1))
+        grads, (total, alive, told) = gradients(guide_state[0], step_key, trains_theta=True)
         model_state = state.theta, state.theta_opt_state
         new_model = _update(theta_optimizer, grads[0], *model_state)
         new_guide, heard, guide_finite = update_phi(guide_state, grads[1], total, alive)
@@ -228,7 +230,8 @@ def make_step(
         )
         return new_state, info
 
-    def get_params(state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
+    def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
+        state = rws_state
         params, missing = {}, state.theta.keys() | state.phi.keys()
         for index in range(1 if vectorize_particles else _MAX_RUNS):
             runs = objective.pilot(state.theta, state.phi, jax.random.key(0), args, kwargs, index)
