@@ -80,10 +80,14 @@ def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str)
         fail(
             ValueError,
             f"supports differ at latent site {name!r}: the guide cannot draw all that the {role} can",
-            expected=f"{_describe(support)}, the support of {type(base(fn)).__name__} in the {role}",
-            found=f"{_describe(guide_support)}, the support of {type(base(guide_fn)).__name__} in the guide",
+            expected=f"{_describe(support)}, the support of {_name(fn)} in the {role}",
+            found=f"{_describe(guide_support)}, the support of {_name(guide_fn)} in the guide",
             hint=f"use {_alternative(support)} in the guide",
         )
+
+
+def _name(fn: Distribution) -> str:
+    return type(base(fn)).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
 class _Range(NamedTuple):

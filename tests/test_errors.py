@@ -57,15 +57,42 @@ BAD_OPTIONS = [
     ({"observed_sites": "x"}, TypeError, "'observed_sites'"),
     ({"observed_sites": None}, TypeError, "'observed_sites'"),
     ({"simulated_data_to_args": {}}, TypeError, "'simulated_data_to_args'"),
+    ({"phi_steps": 0}, ValueError, "'phi_steps'"),
+    ({"phi_steps": 1.5}, TypeError, "'phi_steps'"),
+    ({"shared_params": 1}, TypeError, "'shared_params'"),
+]
+
+BAD_LOSS_OPTIONS = [
+    ({"control_variate": None}, TypeError, "'control_variate'"),
+    ({"defensive": 1.0}, ValueError, "'defensive'"),
+    ({"defensive": -0.2}, ValueError, "'defensive'"),
+    ({"defensive": float("nan")}, ValueError, "'defensive'"),
+    ({"defensive": "prior"}, TypeError, "'defensive'"),
+    ({"defensive": True}, TypeError, "'defensive'"),
+    ({"defensive_guide": lambda x: None}, ValueError, "'defensive_guide'"),
+    ({"gradient": "pathwise"}, ValueError, "'gradient'"),
+    ({"gradient": "dreg", "defensive": 0.2}, ValueError, "'gradient' and 'defensive'"),
+    ({"vectorize_particles": 0}, TypeError, "'vectorize_particles'"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "word"), BAD_OPTIONS, ids=lambda v: "-".join(v) if isinstance(v, dict) else ""
+    ("options", "kind", "word"),
+    BAD_OPTIONS + BAD_LOSS_OPTIONS,
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else "",
 )
 def test_bad_options_are_refused_when_the_step_is_made(options, kind, word):
     with pytest.raises(kind) as error:
         rws_jax.make_step(model, guide, **options)
+    check(error, kind, word)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"), BAD_LOSS_OPTIONS, ids=lambda v: "-".join(v) if isinstance(v, dict) else ""
+)
+def test_bad_options_are_refused_by_the_loss(options, kind, word):
+    with pytest.raises(kind) as error:
+        rws_jax.wake_phi_loss({}, {"m": 0.0}, seed(model, 0), seed(guide, 1), X, **options)
     check(error, kind, word)
 
 
@@ -137,6 +164,27 @@ def in_plate(*sites):
                 numpyro.sample(name, fn)
 
     return program
+
+
+def in_plate_with(infer):
+    def program(x):
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", NORMAL, infer=infer)
+
+    return program
+
+
+def column_model(x):
+    with numpyro.plate("data", 3, dim=-2):
+        numpyro.sample("z", dist.Normal(jnp.zeros((3, 3)), 1.0))
+
+
+def column_guide(x):
+    with numpyro.plate("data", 3, dim=-1):
+        numpyro.sample("z", dist.Normal(jnp.zeros((3, 3)), 1.0))
+
+
+ORDERED = dist.TransformedDistribution(dist.Normal(jnp.zeros(3), 1.0).to_event(1), dist.transforms.OrderedTransform())
 
 
 def latents(x):
@@ -253,6 +301,38 @@ def subsampled_scan_model(x):
 MISMATCHES = {
     "missing latent": (latents, guide, ["latent site 'y' of the model is missing", "numpyro.sample('y', ...)"]),
     "extra site": (model, in_plate(("z", NORMAL), ("u", NORMAL)), ["sample site 'u' of the guide", "'is_auxiliary'"]),
+    "dim of plate": (column_model, column_guide, ["plates differ at latent site 'z'", "dim=-2", "dim=-1"]),
+    "support within": (model, in_plate(("z", dist.LogNormal(0.0, 1.0))), ["'z'", "real numbers from 0", "dist.Normal"]),
+    "support of fewer": (
+        in_plate(("z", dist.Categorical(jnp.ones(5) / 5))),
+        in_plate(("z", dist.Categorical(jnp.ones(3) / 3))),
+        ["supports differ at latent site 'z'", "integers from 0 to 4", "integers from 0 to 2", "as many categories"],
+    ),
+    "support of counts": (
+        in_plate(("z", dist.Poisson(2.0))),
+        in_plate(("z", dist.Bernoulli(0.5))),
+        ["supports differ at latent site 'z'", "integers from 0,", "integers from 0 to 1", "dist.Poisson"],
+    ),
+    "discrete for continuous": (
+        in_plate(("z", dist.Gamma(2.0, 1.0))),
+        in_plate(("z", dist.Poisson(2.0))),
+        ["supports differ at latent site 'z'", "Gamma in the model", "Poisson in the guide", "dist.LogNormal"],
+    ),
+    "continuous for discrete": (
+        in_plate(("z", dist.Bernoulli(0.5))),
+        in_plate(("z", NORMAL)),
+        ["supports differ at latent site 'z'", "Bernoulli in the model", "use dist.Bernoulli in the guide"],
+    ),
+    "support of vectors": (
+        in_plate(("z", dist.Dirichlet(jnp.ones(3)))),
+        in_plate(("z", ORDERED)),
+        ["supports differ at latent site 'z'", "Simplex", "OrderedVector", "dist.Dirichlet"],
+    ),
+    "enumeration": (
+        model,
+        in_plate_with({"enumerate": "parallel"}),
+        ["site 'z' of the guide is annotated for enumeration", "'parallel'", "config_enumerate"],
+    ),
     "observed in guide": (model, observing_guide, ["the guide has observed site 'x'"]),
     "factor in guide": (model, factor_guide, ["the guide has a factor at site 'penalty'"]),
     "mutable in guide": (model, mutable_guide, ["the guide has mutable site 'count'"]),
@@ -276,7 +356,7 @@ MISMATCHES = {
 }
 
 
-@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 @pytest.mark.parametrize("name", MISMATCHES)
 def test_programs_that_do_not_fit_are_refused_by_init(name):
     bad_model, bad_guide, words = MISMATCHES[name]
@@ -285,7 +365,7 @@ def test_programs_that_do_not_fit_are_refused_by_init(name):
     check(error, ValueError, *words)
 
 
-@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 @pytest.mark.parametrize("name", [name for name in MISMATCHES if name not in ("param in both", "delta")])
 def test_programs_that_do_not_fit_are_refused_by_the_losses(name):
     bad_model, bad_guide, words = MISMATCHES[name]
@@ -405,6 +485,26 @@ def improper_model(x):
         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def obs_mask_model(x):
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", NORMAL)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=jnp.array([True, False, True]))
+
+
+def shifted_model(x):
+    """Autoregressive on the real data."""
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", NORMAL)
+        numpyro.sample("x", dist.Normal(z + jnp.roll(x, 1), 1.0), obs=x)
+
+
+def centred_model(images):
+    """The same in another way: the argument has another name than the site."""
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Normal(images.min(), 1.0) if images.ndim == 2 else dist.Normal(images, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=images)
+
+
 def auxiliary_guide(x):
     with numpyro.plate("data", 3):
         u = numpyro.sample("u", NORMAL, infer={"is_auxiliary": True})
@@ -433,6 +533,7 @@ UNDREAMABLE = {
     "factor": (factor_model, guide, {}, ["sleep cannot dream", "site 'penalty' is a numpyro.factor", "insomnia=1.0"]),
     "improper": (improper_model, guide, {}, ["site 'z' is an improper prior", "insomnia=1.0"]),
     "auxiliary": (model, auxiliary_guide, {}, ["auxiliary site 'u'", "AutoNormal"]),
+    "observed in part": (obs_mask_model, guide, {}, ["sleep cannot dream site 'x'", "obs_mask", "handlers.mask"]),
     "no data": (unobserved_model, guide, {}, ["no data to dream", "observed_sites=('x',)"]),
     "unknown data": (model, guide, {"observed_sites": ("y",)}, ["'observed_sites' names ['y']", "['x', 'z']"]),
     "minibatch of full data": (indexing_model, indexing_guide, {}, ["observed site 'x'", "(3,)", "(2,)", "minibatch"]),
@@ -476,3 +577,117 @@ def test_simulated_data_to_args_returns_a_pair(value):
     with pytest.raises(TypeError) as error:
         rws_jax.make_step(model, guide, **options).init(jax.random.key(0), X)
     check(error, TypeError, "'simulated_data_to_args'", "(args, kwargs)")
+
+
+@pytest.mark.parametrize(
+    ("bad_model", "options"),
+    [(shifted_model, {}), (centred_model, {"simulated_data_to_args": lambda sim, images: ((sim["x"],), {})})],
+)
+def test_dreams_that_depend_on_the_real_data_are_refused(bad_model, options):
+    rws = rws_jax.make_step(bad_model, guide, insomnia=0.5, **options)
+    with pytest.raises(ValueError, match="dreams depend on the real data") as error:
+        rws.init(jax.random.key(0), X)
+    check(error, ValueError, "observed site 'x'", "argument of its own", "insomnia=1.0")
+    rws_jax.make_step(bad_model, guide).init(jax.random.key(0), X)  # wake is right
+
+
+# defensive proposals, reparameterised gradients
+
+
+def u_guide(fn):
+    return in_plate(("z", fn))
+
+
+DEFENSIVE = {
+    "parameters": (guide, model, guide, ["the defensive guide has parameters", "['m']"]),
+    "observed": (observing_guide, model, guide, ["the defensive guide has observed site 'x'"]),
+    "other sites": (in_plate(("y", NORMAL)), model, guide, ["guide and defensive guide draw different sites", "['y']"]),
+    "shape": (no_plate_guide, model, guide, ["plates differ at latent site 'z'", "in the defensive guide"]),
+    "support": (
+        u_guide(dist.Poisson(1.0)),
+        model,
+        guide,
+        ["supports differ at latent site 'z'", "the defensive guide"],
+    ),
+    "improper": (None, improper_model, guide, ["site 'z' of the model cannot be drawn", "pass defensive_guide"]),
+    "auxiliary": (None, model, auxiliary_guide, ["no auxiliary site 'u'", "pass defensive_guide"]),
+}
+
+
+@pytest.mark.parametrize("by", ["init", "loss"])
+@pytest.mark.parametrize("name", DEFENSIVE)
+@pytest.mark.filterwarnings("ignore:auxiliary site")
+def test_bad_defensive_guides_are_refused(name, by):
+    defensive_guide, bad_model, bad_guide, words = DEFENSIVE[name]
+    if by == "init":
+        rws = rws_jax.make_step(bad_model, bad_guide, defensive=0.2, defensive_guide=defensive_guide)
+        wake = partial(rws.init, jax.random.key(0), X)
+    else:
+        u = None if defensive_guide is None else seed(defensive_guide, 2)
+        programs = seed(bad_model, 0), seed(bad_guide, 1)
+        wake = partial(rws_jax.wake_phi_loss, {}, {"m": 0.0}, *programs, X, defensive=0.2, defensive_guide=u)
+    with pytest.raises(ValueError, match="expected") as error:
+        wake()
+    check(error, ValueError, *words)
+
+
+def test_a_defensive_guide_is_seeded_for_losses_and_bare_for_make_step():
+    with pytest.raises(TypeError, match="the defensive guide is not seeded") as error:
+        rws_jax.wake_theta_loss(
+            {}, {"m": 0.0}, seed(model, 0), seed(guide, 1), X, defensive=0.2, defensive_guide=u_guide(NORMAL)
+        )
+    check(error, TypeError, "seed(defensive guide, rng_key)")
+    with pytest.raises(ValueError, match="seeded already"):
+        rws_jax.make_step(model, guide, defensive=0.2, defensive_guide=seed(u_guide(NORMAL), 0))
+    with pytest.raises(TypeError, match="the defensive guide is not callable"):
+        rws_jax.make_step(model, guide, defensive=0.2, defensive_guide="prior")
+
+
+@pytest.mark.parametrize("by", ["init", "loss"])
+def test_dreg_names_the_site_that_is_not_reparameterised(by):
+    discrete_model, discrete_guide = (
+        in_plate(("z", NORMAL), ("k", dist.Bernoulli(0.5))),
+        in_plate(("z", NORMAL), ("k", dist.Bernoulli(0.2))),
+    )
+    if by == "init":
+        wake = partial(rws_jax.make_step(discrete_model, discrete_guide, gradient="dreg").init, jax.random.key(0), X)
+    else:
+        programs = seed(discrete_model, 0), seed(discrete_guide, 1)
+        wake = partial(rws_jax.wake_phi_loss, {}, {}, *programs, X, gradient="dreg")
+    with pytest.raises(ValueError, match="'dreg'") as error:
+        wake()
+    check(error, ValueError, "site 'k'", "Bernoulli", "gradient='score'")
+
+
+# names and parameters that both sides have
+
+
+def test_option_names_collide_with_arguments_of_programs():
+    def clashing(x, gradient=None, num_particles=None):
+        model(x)
+
+    programs = seed(clashing, 0), seed(lambda x, *args: guide(x), 1)
+    with pytest.raises(ValueError, match="argument 'gradient' of the model has the name of an option") as error:
+        rws_jax.wake_phi_loss({}, {"m": 0.0}, *programs, X)
+    check(error, ValueError, "wake_phi_loss", "['gradient', 'num_particles']", "functools.partial(model, gradient=...)")
+    rws_jax.wake_phi_loss({}, {"m": 0.0}, *programs, X, "a", 3)
+    bound = seed(partial(clashing, gradient="a", num_particles=3), 0)
+    rws_jax.wake_phi_loss({}, {"m": 0.0}, bound, programs[1], X)
+    with pytest.raises(ValueError, match="argument 'observed_sites' of the guide has the name of an option"):
+        rws_jax.sleep_phi_loss({}, {"m": 0.0}, seed(model, 0), seed(lambda x, *, observed_sites=(): guide(x), 1), X)
+    rws_jax.make_step(clashing, lambda x, **kwargs: guide(x)).init(jax.random.key(0), X, gradient=1.0, num_particles=3)
+
+
+def test_shared_parameters_are_declared_alike():
+    def positive_model(x):
+        numpyro.param("m", 1.0, constraint=dist.constraints.positive)
+        model(x)
+
+    with pytest.raises(ValueError, match="shared param site 'm' differs") as error:
+        rws_jax.make_step(positive_model, guide, shared_params=True).init(jax.random.key(0), X)
+    check(error, ValueError, "Positive", "declare it alike")
+
+
+def test_auxiliary_sites_without_a_density_in_the_model_are_told():
+    with pytest.warns(UserWarning, match="auxiliary site 'u' of the guide has no density in the model"):
+        rws_jax.make_step(model, auxiliary_guide).init(jax.random.key(0), X)
