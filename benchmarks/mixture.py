@@ -1,10 +1,10 @@
-"""A mixture with a branch for each of 20 components, the test of Le et al. (2019, arXiv 1805.10469) for pruned branches.
+"""A mixture with a branch for each of 20 components: do guides lose branches? (Le et al. 2019, arXiv 1805.10469.)
 
     python benchmarks/mixture.py --start far --num-particles 2 --num-seeds 5
 
 Model: z ~ Categorical(softmax(theta / 2)), x | z ~ Normal(10 z, 5), where only theta is learned. The truth is
 p(z = c) = (c + 5) / 290; training starts with the mass at the wrong end ("far") or uniform ("near"). The guide is a
-network of two layers of 16 units on raw x. Each step sees 100 fresh data, and both programs are trained by Adam at 1e-3.
+network of two layers of 16 units on raw x. Each step sees 100 fresh data; Adam at 1e-3 trains both programs.
 
 Prints medians over seeds, evaluated at the end of training:
 
@@ -103,15 +103,14 @@ def train(method, start, num_particles, num_steps, rng_key):
     return state.theta, state.phi
 
 
-def gradient_std(method, num_particles, theta, phi, x, num_repeats=500):
+def gradient_std(method, num_particles, x, theta, phi, num_repeats=500):
     """Standard deviation of the guide's gradient over repeated draws for the same data."""
     seed, options = numpyro.handlers.seed, METHODS[method]
-    num_sleep = {"sleep": num_particles}.get(method)
 
     def loss(phi, rng_key):
         keys = jax.random.split(rng_key, 3)
         programs = seed(model, keys[0]), seed(guide, keys[1])
-        if num_sleep:
+        if method == "sleep":
             return rws_jax.sleep_phi_loss(theta, phi, *programs, x, num_particles=num_particles)
         extra = {"defensive_guide": seed(uniform_guide, keys[2])} if "defensive" in options else {}
         return rws_jax.wake_phi_loss(theta, phi, *programs, x, num_particles=num_particles, **options, **extra)
@@ -139,7 +138,7 @@ def main():
         theta, phi = jax.block_until_ready(run(keys))
         milliseconds = 1e3 * (time.perf_counter() - start) / args.num_steps / args.num_seeds
         p_error, q_error = jax.vmap(errors, (0, 0, None))(theta, phi, x)
-        noise = jax.jit(jax.vmap(lambda t, f: gradient_std(method, args.num_particles, t, f, x)))(theta, phi)
+        noise = jax.jit(jax.vmap(partial(gradient_std, method, args.num_particles, x)))(theta, phi)
         medians = [float(jnp.median(value)) for value in (p_error, q_error, noise)]
         print(f"{method:<18}{medians[0]:9.4f}{medians[1]:9.4f}{medians[2]:10.3f}{milliseconds:9.3f}")
 

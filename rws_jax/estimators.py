@@ -20,7 +20,7 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
     defence = Defence(options.defensive, model, defensive_guide) if options.defensive else None
     pathwise = options.gradient == "dreg"
     draws = draw_particles(guide, indices, defence, reparameterised=pathwise)
-    values = lax.stop_gradient(draws)  # densities are those of fixed values, which know nothing of parameters
+    values = lax.stop_gradient(draws) if pathwise else draws  # densities are those of fixed values
     particles = score_particles(model, guide, values, indices, defence)
     if pathwise:
         along = score_particles(model.stopped(), guide.stopped(), draws, indices)  # the log-weight as seen by the draw

@@ -111,12 +111,12 @@ def wake_phi_loss(
     :math:`\mathrm{KL}(p(z \mid x) \,\|\, q_\phi)`.
 
     The options change the gradient's variance, never this value. With a control variate the gradient is
-    :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`: the expectation is the same for every K, as :math:`E_q \nabla
-    \log q = 0`, and the variance vanishes where the guide is the posterior. Defensive particles come from
-    :math:`r = (1 - \delta) q_\phi + \delta u`, by a choice for each particle and unit, and weigh :math:`p / r`; the
+    :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`. The expectation is the same for every K, since
+    :math:`E_q \nabla \log q = 0`, and the variance vanishes where the guide is the posterior. Defensive particles come
+    from :math:`r = (1 - \delta) q_\phi + \delta u`, by a choice for each particle and unit, and weigh :math:`p / r`; the
     control variate becomes :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose. The
-    gradient ``"dreg"`` is :math:`-\sum_k \bar w_k (1 - \bar w_k) \, \partial_z \log w_k \, \partial_\phi z_k`, of the same
-    expectation as the score's (Tucker et al. 2019, RWS-DReG).
+    gradient ``"dreg"`` is :math:`-\sum_k \bar w_k (1 - \bar w_k) \, \partial_z \log w_k \, \partial_\phi z_k`, whose
+    expectation is that of the score's (Tucker et al. 2019).
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.

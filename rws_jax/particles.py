@@ -66,8 +66,8 @@ def draw_particles(
 ) -> Any:
     """Draw latents from the guide, or from its mixture with a defence.
 
-    `Draws` of shapes ``(particles, *site shape)`` or, one by one, a list of `Draws`. Reparameterised draws are functions of the
-    guide's parameters, all others constants.
+    `Draws` of shapes ``(particles, *site shape)`` or, one by one, a list of `Draws`. Reparameterised draws are functions
+    of the guide's parameters, all others constants.
     """
     if not reparameterised:
         guide = guide.stopped()  # no pathwise gradient, from one site to the next too

@@ -70,8 +70,8 @@ def scored(
     """Run with latents and minibatch fixed to `draws`.
 
     A program that did not draw these values itself is given `drawn_from`, the distribution that did, by site. It must
-    not compute with a value outside of its support (a negative scale, say), lest NaN arise downstream of a particle whose
-    weight is zero, so it gets some other point in its place. A guide goes on with its own draws, as when drawing.
+    not compute with a value outside of its support (a negative scale, say), lest NaN arise downstream of a particle
+    whose weight is zero, so it gets some other point in its place. A guide goes on with its own draws, as when drawing.
     """
 
     def fixed(site: Site, steps: tuple) -> Any:

@@ -176,8 +176,8 @@ def warn_of_auxiliary(guide_run: Trace, model_run: Trace) -> None:
         return  # an automatic guide: the latents are functions of the auxiliary site, with the density of both
     for name in guide_latents.keys() - model_run.keys():
         warnings.warn(
-            f"auxiliary site {name!r} of the guide has no density in the model: minus wake-theta is no lower bound on the"
-            f" evidence. Add numpyro.sample({name!r}, ...) to the model, any density of it given the latents.",
+            f"auxiliary site {name!r} of the guide has no density in the model: minus wake-theta is no lower bound on"
+            f" the evidence. Add numpyro.sample({name!r}, ...) to the model, any density of it given the latents.",
             stacklevel=2,
         )
 

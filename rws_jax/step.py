@@ -56,8 +56,8 @@ def make_step(
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
       insomnia: share of wake-phi in the guide's loss, in [0, 1], or a schedule: a function of the step count.
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
-      phi_steps: updates of the guide for each one of the model, the last of which shares its particles with the model's;
-        the info tells of these.
+      phi_steps: updates of the guide, with fresh particles each, for every one of the model. The last shares its
+        particles with the model's, and it is these that the info tells of.
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
@@ -201,8 +201,11 @@ def make_step(
 
         guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
         if phi_steps > 1:
-            loop = lax.scan if vectorize_particles else _python_loop
-            (guide_state, finite), _ = loop(guide_step, (guide_state, finite), jax.random.split(guide_key[0], phi_steps - 1))
+            loop, rng_keys = (
+                lax.scan if vectorize_particles else _python_loop,
+                jax.random.split(*guide_key, phi_steps - 1),
+            )
+            (guide_state, finite), _ = loop(guide_step, (guide_state, finite), rng_keys)
         grads, (total, alive, told) = gradients(guide_state[0], step_key, trains_theta=True)
         model_state = state.theta, state.theta_opt_state
         new_model = _update(theta_optimizer, grads[0], *model_state)

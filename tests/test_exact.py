@@ -36,10 +36,8 @@ def uniform_guide(x):
 # Two binary latents in a plate: the sum over all particle tuples
 
 
-@pytest.fixture(scope="module")
-def tuples():
-    """Every assignment of states to two particles and two units: state indices, shape (tuples, particles, units)."""
-    return jnp.array(list(itertools.product(range(4), repeat=4))).reshape(-1, 2, 2)
+# Every assignment of states to two particles and two units: state indices, shape (tuples, particles, units).
+TUPLES = jnp.array(list(itertools.product(range(4), repeat=4))).reshape(-1, 2, 2)
 
 
 def log_proposal(phi, theta, x, proposal):
@@ -52,7 +50,7 @@ def log_proposal(phi, theta, x, proposal):
 
 
 @pytest.mark.parametrize("proposal", ["guide", "prior", "uniform"])
-def test_expected_wake_gradients_equal_enumeration(tuples, proposal):
+def test_expected_wake_gradients_equal_enumeration(proposal):
     """The exact expectation over all 4^(2*2) particle tuples, so the bias of finite K is part of the comparison.
 
     The control variate leaves the expected gradient as it is, at K = 2; and the mean weight is the evidence.
@@ -74,12 +72,12 @@ def test_expected_wake_gradients_equal_enumeration(tuples, proposal):
         return loss(log_p, at_states(partial(programs.binary_log_q, phi)), log_r)
 
     log_r = jnp.stack([log_proposal(params[1], params[0], x[n], proposal) for n in range(2)])
-    probs = jnp.exp(sum(log_r[n][tuples[:, k, n]] for k in range(2) for n in range(2)))
+    probs = jnp.exp(sum(log_r[n][TUPLES[:, k, n]] for k in range(2) for n in range(2)))
     assert jnp.allclose(probs.sum(), 1.0, atol=1e-5)
 
     def expected(evaluate, loss):
         values_and_grads = jax.value_and_grad(partial(evaluate, loss=loss), argnums=(0, 1))
-        leaves = jax.jit(jax.vmap(values_and_grads, (None, None, 0)))(*params, tuples)
+        leaves = jax.jit(jax.vmap(values_and_grads, (None, None, 0)))(*params, TUPLES)
         return jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), leaves)
 
     close = partial(chex.assert_trees_all_close, atol=2e-6)

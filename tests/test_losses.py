@@ -104,14 +104,31 @@ def test_sleep_equals_hand_computation_from_dreams(name):
 
 
 def test_hand_numbers_on_three_particles():
-    """Weights 1/2, 1/3, 1/6 by choice: w = 3, 2, 1 with q = 1/4 each."""
-    log_p = jnp.log(jnp.array([3.0, 2.0, 1.0])) + jnp.log(0.25)
-    log_q = jnp.log(jnp.full(3, 0.25))
+    """Weights 1/2, 1/3, 1/6 by choice: w = 3, 2, 1 with q = 1/4 each; the control variate takes 1/3 from each.
+
+    With r = 1/8, 1/4, 1/2 the weights are 6/8.5, 2/8.5, 0.5/8.5, and q / r = 2, 1, 1/2.
+    """
+    log_p, log_q = jnp.log(jnp.array([3.0, 2.0, 1.0]) / 4.0), jnp.log(jnp.full(3, 0.25))
+    w = jnp.array([3.0, 2.0, 1.0]) / 6.0
     scored = Particles(log_p, log_q, 1.0)
     assert jnp.allclose(estimators.theta_loss(scored), -jnp.log(2.0))  # mean weight 2
-    grad = jax.grad(lambda log_q: estimators.phi_loss(Particles(log_p, log_q, 1.0)))(log_q)
-    assert jnp.allclose(grad, -jnp.array([3.0, 2.0, 1.0]) / 6.0)
     assert jnp.allclose(estimators.phi_loss(scored), jnp.log(4.0))
+    gradient = lambda log_r, **options: jax.grad(
+        lambda log_q: estimators.phi_loss(Particles(log_p, log_q, 1.0, log_r), **options)
+    )(log_q)
+    assert jnp.allclose(gradient(None, control_variate=False), -w)
+    assert jnp.allclose(gradient(None), -(w - 1 / 3), atol=1e-6)
+    log_r = jnp.log(jnp.array([1 / 8, 1 / 4, 1 / 2]))
+    assert jnp.allclose(estimators.theta_loss(Particles(log_p, log_q, 1.0, log_r)), -jnp.log(8.5 / 3))
+    w = jnp.array([6.0, 2.0, 0.5]) / 8.5
+    assert jnp.allclose(gradient(log_r, control_variate=False), -w)
+    assert jnp.allclose(gradient(log_r), -(w - jnp.array([2.0, 1.0, 0.5]) / 3), atol=1e-6)
+    # Along the path, of log-weights that move by 1, 2, 3: minus the sum of w (1 - w) times these.
+    path = lambda t: Particles(log_p, log_q, 1.0, None, t * jnp.array([1.0, 2.0, 3.0]))
+    slope = jnp.array([1 / 4, 2 / 9, 5 / 36])
+    found = jax.grad(lambda t: estimators.phi_loss(path(t)))(1.0)
+    assert jnp.allclose(found, -jnp.sum(slope * jnp.array([1.0, 2.0, 3.0])))
+    assert jnp.allclose(estimators.phi_loss(path(1.0)), jnp.log(4.0))
     assert jnp.allclose(estimators.dream_loss(Dreams(log_q, 2.0)), 2.0 * jnp.log(4.0))
 
 
@@ -291,7 +308,7 @@ def test_grad_jit_vmap_and_scan_give_the_numbers_of_eager_mode(loss):
 
 
 def test_a_particle_depends_on_the_seed_and_its_index_alone():
-    model, guide, x, _, _ = programs.BY_HAND["scan"]
+    model, guide, x = programs.BY_HAND["scan"][:3]
     draw = lambda indices: draw_particles(calls(model, guide, {}, programs.BY_HAND_PHI, x)[1], indices).latents["z"]
     ten = draw(jnp.arange(10))
     chex.assert_trees_all_equal(draw(jnp.arange(4)), ten[:4])

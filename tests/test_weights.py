@@ -121,8 +121,8 @@ def test_results_are_those_of_double_precision(log_w):
 @given(log_weight_arrays(64.0), st.floats(-1024.0, 1024.0, width=32))
 def test_a_shift_moves_the_bound_and_leaves_the_weights(log_w, shift):
     shifted = log_w + np.float32(shift)
-    alive = np.asarray(alive(log_w))
-    moved = np.asarray(bound_of(shifted))[alive] - np.asarray(bound_of(log_w))[alive]
+    live = np.asarray(alive(log_w))
+    moved = np.asarray(bound_of(shifted))[live] - np.asarray(bound_of(log_w))[live]
     np.testing.assert_allclose(moved, shift, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(normalise(shifted), normalise(log_w), atol=1e-3)
 

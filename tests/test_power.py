@@ -1,0 +1,184 @@
+"""The tests can fail: each way of getting an estimator wrong turns at least one of them red."""
+
+import inspect
+import types
+from functools import partial
+
+import pytest
+
+from rws_jax import defensive, density, estimators, handlers, particles, step, weights
+from tests import test_exact, test_losses, test_options, test_step, test_support
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
+
+
+def functions_of(namespace, module):
+    """Functions, methods and properties that a module defines, by name."""
+    for name, value in vars(namespace).items():
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
+            yield f"{namespace.__name__}.{name}", function
+        elif isinstance(value, type) and value.__module__ == module.__name__ and namespace.__name__ != value.__name__:
+            yield from functions_of(value, module)
+
+
+@pytest.fixture
+def mutate(monkeypatch):
+    """Replace a piece of a module's source for the time of a test; its functions keep their identity."""
+
+    def replace(module, old, new):
+        source = inspect.getsource(module)
+        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {module.__name__}"
+        mutant = types.ModuleType(module.__name__)
+        exec(compile(source.replace(old, new), module.__file__, "exec"), vars(mutant))
+        changed = dict(functions_of(mutant, module))
+        for name, function in functions_of(module, module):
+            if function.__code__.co_consts != changed[name].__code__.co_consts or (
+                function.__code__.co_code != changed[name].__code__.co_code
+            ):
+                monkeypatch.setattr(function, "__code__", changed[name].__code__)
+
+    return replace
+
+
+# Tests that a mutation must turn red
+by_hand = lambda name: partial(test_losses.test_wake_equals_hand_computation_from_detached_values, name)
+asleep = lambda name: partial(test_losses.test_sleep_equals_hand_computation_from_dreams, name)
+expected = lambda proposal: partial(test_exact.test_expected_wake_gradients_equal_enumeration, proposal)
+drawn = lambda proposal: partial(test_exact.test_particles_are_drawn_from_their_proposal, proposal)
+narrower = lambda name: partial(
+    test_support.test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted, name
+)
+dreams_expected = test_exact.test_expected_sleep_gradient_equals_enumeration
+dreg_by_hand = test_exact.test_the_reparameterised_gradient_is_that_of_the_formula
+dying = partial(test_exact.test_the_control_variate_leaves_the_expected_gradient_where_particles_can_die, 2)
+
+# name -> module, a piece of its source, what it is replaced by, a test that must then fail
+MUTATIONS = {
+    "draws not detached": (particles, "guide = guide.stopped()  #", "pass  #", by_hand("two latents")),
+    "weights not detached": (
+        estimators,
+        "lax.stop_gradient(particles.log_weights)",
+        "particles.log_weights",
+        by_hand("one latent"),
+    ),
+    "proposal not detached": (particles, "jax.lax.stop_gradient(log_r)", "log_r", by_hand("one latent")),
+    "dreams not detached": (particles, "model = model.stopped()  #", "pass  #", asleep("one latent")),
+    "values of dreg not detached": (
+        estimators,
+        "lax.stop_gradient(draws) if pathwise else draws",
+        "draws",
+        test_options.test_dreg_is_passed_on_to_wake_phi,
+    ),
+    "densities of dreg not detached": (
+        estimators,
+        "model.stopped(), guide.stopped(), draws",
+        "model, guide, draws",
+        dreg_by_hand,
+    ),
+    "single weight in dreg": (estimators, "slope = w * (1.0 - w)", "slope = w", dreg_by_hand),
+    "sign of wake-theta": (estimators, "return -particles.scale *", "return particles.scale *", expected("guide")),
+    "sign of wake-phi": (estimators, "loss = -jnp.sum(w *", "loss = jnp.sum(w *", expected("guide")),
+    "sign of sleep-phi": (estimators, "return -dreams.scale", "return dreams.scale", dreams_expected),
+    "sign of the baseline": (
+        estimators,
+        "loss = loss + _gradient_only",
+        "loss = loss - _gradient_only",
+        by_hand("one latent"),
+    ),
+    "joint weights": (
+        density,
+        "return cls({frame.dim: frame.size for frame in common}, scale)",
+        "return cls({}, scale)",
+        expected("guide"),
+    ),
+    "1/K forgotten in the bound": (
+        weights,
+        "jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[0])",
+        "jnp.where(live, total, -jnp.inf)",
+        expected("guide"),
+    ),
+    "1/K forgotten in the baseline": (weights, "0.0) / log_w.shape[0]", "0.0)", by_hand("one latent")),
+    "baseline without q/r": (weights, "jnp.exp(log_ratio)", "1.0 + 0.0 * log_ratio", expected("prior")),
+    "baseline of dead units": (weights, "num_others > 0", "num_others >= 0", dying),
+    "scale missing in wake-phi": (estimators, "return particles.scale * loss", "return loss", by_hand("subsampled")),
+    "scale missing in wake-theta": (estimators, "return -particles.scale *", "return -1.0 *", by_hand("subsampled")),
+    "scale missing in sleep": (estimators, "return -dreams.scale *", "return -1.0 *", asleep("subsampled")),
+    "scale left in the weights": (density, '(site["scale"] / self.scale)', 'site["scale"]', by_hand("subsampled")),
+    "q in place of r": (
+        particles,
+        "log_r = weights.log_mixture(log_q, log_u, defence.delta)",
+        "log_r = None",
+        expected("prior"),
+    ),
+    "r with its shares exchanged": (
+        weights,
+        "jnp.log1p(-delta) + log_q, jnp.log(delta) + log_u",
+        "jnp.log1p(-delta) + log_u, jnp.log(delta) + log_q",
+        expected("uniform"),
+    ),
+    "r at the point that the guide drew": (
+        defensive,
+        "latents[name] = jnp.where(choice, other, mine)",
+        "latents[name] = mine",
+        drawn("uniform"),
+    ),
+    "components exchanged": (
+        defensive,
+        "jnp.where(choice, other, mine)",
+        "jnp.where(choice, mine, other)",
+        drawn("uniform"),
+    ),
+    "one component for all units": (
+        defensive,
+        "defence.delta, units.batch_shape)",
+        "defence.delta, (1,) * len(units.batch_shape))",
+        drawn("prior"),
+    ),
+    "u tempered by scale": (
+        density,
+        'log_density(site["fn"], latents[name], drawn_from(site)) for',
+        '2.0 * log_density(site["fn"], latents[name], drawn_from(site)) for',
+        by_hand("scaled"),
+    ),
+    "one draw for all particles": (
+        handlers,
+        "jax.random.fold_in(rng_key, self.index)",
+        "jax.random.fold_in(rng_key, 0)",
+        test_losses.test_a_particle_depends_on_the_seed_and_its_index_alone,
+    ),
+    "density outside of the support": (
+        density,
+        "return jnp.where(inside, fn.log_prob(feasible(fn, value, drawn_from)), -jnp.inf)",
+        "return fn.log_prob(value)",
+        narrower("exponential"),
+    ),
+    "steps that are not finite": (
+        step,
+        "select(finite, new_guide, (state.phi, state.phi_opt_state))",
+        "new_guide",
+        test_step.test_an_update_that_overflows_is_not_taken,
+    ),
+    "model updated by dead units": (
+        step,
+        "select(finite & alive, new_model, model_state)",
+        "select(finite, new_model, model_state)",
+        test_step.test_dreams_rescue_a_guide_that_has_left_the_support,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_turns_a_test_red(name, mutate):
+    module, old, new, test = MUTATIONS[name]
+    mutate(module, old, new)
+    with pytest.raises(AssertionError):
+        test()
+
+
+def test_what_was_replaced_is_restored(mutate):
+    original = estimators.dream_loss.__code__
+    mutate(estimators, "return -dreams.scale", "return dreams.scale")
+    assert estimators.dream_loss.__code__ != original
+    mutate(estimators, "return -dreams.scale", "return -dreams.scale")
+    assert estimators.dream_loss.__code__.co_code == original.co_code
