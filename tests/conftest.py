@@ -2,12 +2,17 @@
 
 import os
 
+import jaxlib.version
+
 flags = [
     "--xla_force_host_platform_device_count=8",
     # Machine code is not optimised, which halves the time of compiling. XLA's own passes stay as they are.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 ]
+if (0, 7) <= jaxlib.version.__version_info__[:2] <= (0, 10):
+    # Compiles a third faster; only where it is known to exist, as XLA aborts on a flag that it does not know.
+    flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("MPLBACKEND", "agg")
 

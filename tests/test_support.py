@@ -196,6 +196,7 @@ def test_dead_particles_pass_debug_nans():
             jax.grad(value, argnums=(0, 1))(state.theta, state.phi)
 
 
+@pytest.mark.slow
 def test_no_tracer_leaks():
     with jax.checking_leaks():
         rws = narrow_step(defensive=0.3, phi_steps=2)
@@ -222,6 +223,7 @@ def test_double_precision_gives_the_same_numbers_more_exactly():
     assert abs(losses[True] - exact) < 0.1
 
 
+@pytest.mark.slow
 def test_eager_compiled_and_scanned_steps_agree():
     rws = narrow_step(defensive=0.3, phi_steps=2)
     state = rws.init(jax.random.key(0), X)
