@@ -38,6 +38,7 @@ def draw_defensive(defence: Defence, guide: Call, guide_run: Trace, index: Any) 
         sites.check_defensive_guide(run)
         model_run = scored(defence.model.stopped(), index, draws, drawn_from=those_of(guide_run))  # for its plates
     units = Units.of(model_run, guide_run, run)
+    sites.check_unscaled(guide_run, units.scale)
     rng_key = jax.random.fold_in(jax.random.fold_in(guide.rng_key(), _CHOICE), index)
     chosen = jax.random.bernoulli(rng_key, defence.delta, units.batch_shape)
     if chosen.ndim == 0 and not isinstance(chosen, Tracer):

@@ -16,9 +16,8 @@ import jax
 
 from rws_jax.estimators import dream_loss, phi_loss, sleep, theta_loss, wake
 from rws_jax.handlers import Params, Program
-from rws_jax.options import SleepOptions, WakeOptions, check_defensive_guide
-from rws_jax.programs import Call
-from rws_jax.validation import check_no_collision, check_params
+from rws_jax.options import SleepOptions, WakeOptions
+from rws_jax.programs import calls, defensive_call
 
 
 def wake_theta_loss(
@@ -81,9 +80,9 @@ def wake_theta_loss(
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    model_call, guide_call = _calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
+    model_call, guide_call = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
     options = WakeOptions(num_particles=num_particles, defensive=defensive, vectorize_particles=vectorize_particles)
-    defence = _defensive_call(defensive, defensive_guide, args, kwargs)
+    defence = defensive_call(defensive, defensive_guide, args, kwargs)
     return theta_loss(wake(model_call, guide_call, defence, options))
 
 
@@ -110,13 +109,12 @@ def wake_phi_loss(
     exactly zero. Bias: that of self-normalised importance sampling, :math:`O(1/K)`, relative to the gradient of
     :math:`\mathrm{KL}(p(z \mid x) \,\|\, q_\phi)`.
 
-    The options change the gradient's variance, never this value. With a control variate the gradient is
-    :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`. The expectation is the same for every K, since
-    :math:`E_q \nabla \log q = 0`, and the variance vanishes where the guide is the posterior. Defensive particles come
-    from :math:`r = (1 - \delta) q_\phi + \delta u`, by a choice for each particle and unit, and weigh :math:`p / r`; the
-    control variate becomes :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose. The
-    gradient ``"dreg"`` is :math:`-\sum_k \bar w_k (1 - \bar w_k) \, \partial_z \log w_k \, \partial_\phi z_k`, whose
-    expectation is that of the score's (Tucker et al. 2019).
+    Two options change the variance of the gradient, and neither the value nor, for every K, the expectation. With a
+    control variate it is :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`, as :math:`E_q \nabla \log q = 0`;
+    the variance vanishes where the guide is the posterior. With ``"dreg"`` it is :math:`-\sum_k \bar w_k (1 - \bar w_k)
+    \, \partial_z \log w_k \, \partial_\phi z_k` (Tucker et al. 2019). Defensive particles come from
+    :math:`r = (1 - \delta) q_\phi + \delta u`, a choice for each particle and unit, and weigh :math:`p / r`; their
+    control variate is :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose.
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
@@ -162,7 +160,7 @@ def wake_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
-    model_call, guide_call = _calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
+    model_call, guide_call = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
     options = WakeOptions(
         num_particles=num_particles,
         control_variate=control_variate,
@@ -170,7 +168,7 @@ def wake_phi_loss(
         gradient=gradient,
         vectorize_particles=vectorize_particles,
     )
-    defence = _defensive_call(defensive, defensive_guide, args, kwargs)
+    defence = defensive_call(defensive, defensive_guide, args, kwargs)
     return phi_loss(wake(model_call, guide_call, defence, options), control_variate)
 
 
@@ -243,7 +241,7 @@ def sleep_phi_loss(
       Le, Baydin and Wood, Inference Compilation and Universal Probabilistic Programming, 2017, arXiv 1610.09900.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    model_call, guide_call = _calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
+    model_call, guide_call = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
     options = SleepOptions(
         num_particles=num_particles,
         simulated_data_to_args=simulated_data_to_args,
@@ -251,18 +249,3 @@ def sleep_phi_loss(
         vectorize_particles=vectorize_particles,
     )
     return dream_loss(sleep(model_call, guide_call, options))
-
-
-def _calls(
-    loss: Callable, theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict
-) -> tuple[Call, Call]:
-    check_params(theta, "theta")
-    check_params(phi, "phi")
-    for program, role in ((model, "model"), (guide, "guide")):
-        check_no_collision(loss, program, role, len(args))
-    return Call(model, "model", theta, args, kwargs), Call(guide, "guide", phi, args, kwargs)
-
-
-def _defensive_call(defensive: float, defensive_guide: Program | None, args: tuple, kwargs: dict) -> Call | None:
-    check_defensive_guide(defensive, defensive_guide)
-    return None if defensive_guide is None else Call(defensive_guide, "defensive guide", None, args, kwargs)

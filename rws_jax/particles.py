@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rws_jax import matching, sites, weights
+from rws_jax import matching, sites, validation, weights
 from rws_jax.defensive import Defence, draw_defensive
 from rws_jax.density import Units, itself, those_of
 from rws_jax.dreams import show_data
@@ -66,7 +66,7 @@ def draw_particles(
 ) -> Any:
     """Draw latents from the guide, or from its mixture with a defence.
 
-    `Draws` of shapes ``(particles, *site shape)`` or, one by one, a list of `Draws`. Reparameterised draws are functions
+    `Draws` of shapes ``(particles, *site shape)``, or a list of `Draws` one by one. Reparameterised ones are functions
     of the guide's parameters, all others constants.
     """
     if not reparameterised:
@@ -81,7 +81,7 @@ def draw_particles(
 
     if isinstance(indices, range):
         return [draw(index) for index in indices]
-    return jax.vmap(draw, out_axes=_DRAWS)(indices)
+    return _map(draw, out_axes=_DRAWS)(indices)
 
 
 def score_particles(
@@ -116,7 +116,7 @@ def score_particles(
         all_runs = runs(draws, index)
         return score(Units.of(*all_runs), all_runs, draws)
 
-    return jax.vmap(score_one, in_axes=(_DRAWS, 0))(draws, indices)
+    return _map(score_one, in_axes=(_DRAWS, 0))(draws, indices)
 
 
 def dream(model: Call, indices: Indices, observed_sites: tuple[str, ...]) -> Any:
@@ -129,7 +129,7 @@ def dream(model: Call, indices: Indices, observed_sites: tuple[str, ...]) -> Any
 
     if isinstance(indices, range):
         return [draw(index) for index in indices]
-    return jax.vmap(draw, out_axes=(_DRAWS, 0))(indices)
+    return _map(draw, out_axes=(_DRAWS, 0))(indices)
 
 
 def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_args: Callable | None) -> Dreams:
@@ -157,7 +157,19 @@ def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_a
         return score(Units.of(guide_run), guide_run, draws)
 
     draws, data = dreams
-    return jax.vmap(score_one, in_axes=(_DRAWS, 0, 0))(draws, data, indices)
+    return _map(score_one, in_axes=(_DRAWS, 0, 0))(draws, data, indices)
+
+
+def _map(fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
+    """`jax.vmap`; a program that branches in Python on a value drawn in it is told of the alternatives."""
+
+    def mapped(*args: Any) -> Any:
+        try:
+            return jax.vmap(fn, in_axes, out_axes)(*args)
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+            validation.fail_static(error)
+
+    return mapped
 
 
 def _stack(particles: list[Any]) -> Any:

@@ -1,12 +1,13 @@
 """One particle of each phase, run once: how `init` meets the programs, and where a mismatch comes to light."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from rws_jax import dreams, matching, sites
+from rws_jax import dreams, matching, sites, validation
 from rws_jax.defensive import Defence, draw_defensive
 from rws_jax.density import Units, those_of
 from rws_jax.options import SleepOptions, WakeOptions
@@ -61,6 +62,14 @@ def run_pilot(
         if defence:
             draw_defensive(defence, guide, guide_run, index)
     return model_run, guide_run
+
+
+def check_compiles(run: Callable, args: tuple, kwargs: dict) -> None:
+    """Programs that need concrete values have run in `init`, and would fail in the compiled step only."""
+    try:
+        jax.eval_shape(lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
+    except TypeError as error:  # JAX's errors on tracers are of this kind
+        validation.fail_static(error)
 
 
 def _check(model_run: Trace, guide_run: Trace) -> None:

@@ -18,8 +18,10 @@ from numpyro.primitives import Messenger
 
 from rws_jax import dreams, matching, sites
 from rws_jax.handlers import Params, Program, fixed_values, parameters, randomness
+from rws_jax.options import check_defensive_guide
 from rws_jax.sites import Site, Trace
 from rws_jax.supports import feasible
+from rws_jax.validation import check_no_collision, check_params
 
 
 class Call(NamedTuple):
@@ -43,6 +45,23 @@ class Call(NamedTuple):
                 return jax.random.clone(program.rng_key)
             program = program.fn
         sites.fail_unseeded(self.role, {"type": "sample"})
+
+
+def calls(
+    loss: Callable, theta: Params, phi: Params, model: Program, guide: Program, args: tuple, kwargs: dict
+) -> tuple[Call, Call]:
+    """Model and guide as a loss is given them."""
+    check_params(theta, "theta")
+    check_params(phi, "phi")
+    for program, role in ((model, "model"), (guide, "guide")):
+        check_no_collision(loss, program, role, len(args))
+    return Call(model, "model", theta, args, kwargs), Call(guide, "guide", phi, args, kwargs)
+
+
+def defensive_call(defensive: float, defensive_guide: Program | None, args: tuple, kwargs: dict) -> Call | None:
+    """A defensive guide, if there is one; it has no parameters."""
+    check_defensive_guide(defensive, defensive_guide)
+    return None if defensive_guide is None else Call(defensive_guide, "defensive guide", None, args, kwargs)
 
 
 class Draws(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 
@@ -153,6 +154,20 @@ def check_prior(model_run: Trace, guide_run: Trace) -> None:
                 expected=f"sites {sorted(latent_sites(guide_run))}, as in the guide",
                 found=f"sites {sorted(latent_sites(model_run))} in the model",
                 hint="pass defensive_guide, which draws the auxiliary sites too",
+            )
+
+
+def check_unscaled(guide_run: Trace, subsampling: float) -> None:
+    """A power of the guide's density is not what its draws come from, and so no part of a mixture."""
+    for name, site in latent_sites(guide_run).items():
+        scale = 1.0 if site["scale"] is None else site["scale"]
+        if isinstance(scale, Tracer) or not np.allclose(scale, subsampling):
+            fail(
+                ValueError,
+                f"option 'defensive' needs the guide's density itself, but site {name!r} of the guide is scaled",
+                expected="no numpyro.handlers.scale around sites of the guide",
+                found=f"site {name!r} under handlers.scale",
+                hint="scale sites of the model alone, or use defensive=0.0",
             )
 
 

@@ -12,7 +12,9 @@ from jax import lax
 from rws_jax import matching, options, sites, validation
 from rws_jax.handlers import Params, Program, unconstrained
 from rws_jax.objective import Objective
+from rws_jax.pilot import check_compiles
 from rws_jax.programs import constrained_values, param_values
+from rws_jax.sites import Trace
 from rws_jax.state import RWS, RWSInfo, RWSState
 from rws_jax.trees import all_finite, select, stays_finite, strong, trainable
 
@@ -144,13 +146,12 @@ def make_step(
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key)
         pilot_key, rng_key = jax.random.split(rng_key)
-        theta_sites, phi_sites = {}, {}
+        theta_sites: Trace = {}
+        phi_sites: Trace = {}
         for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
             model_run, guide_run = objective.pilot(None, None, pilot_key, args, kwargs, index)
-            theta_sites, phi_sites = (
-                sites.param_sites(model_run) | theta_sites,
-                sites.param_sites(guide_run) | phi_sites,
-            )
+            theta_sites = sites.param_sites(model_run) | theta_sites
+            phi_sites = sites.param_sites(guide_run) | phi_sites
         matching.check_disjoint(theta_sites, phi_sites, shared_params)
         theta = trainable(param_values(theta_sites))
         phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
@@ -159,7 +160,7 @@ def make_step(
         if theta:
             options.check_num_particles(num_particles, "num_particles", minimum=2)
         if vectorize_particles:
-            _check_compiles(partial(objective.pilot, theta, phi, pilot_key), args, kwargs)
+            check_compiles(partial(objective.pilot, theta, phi, pilot_key), args, kwargs)
         step_count = jnp.zeros((), jnp.int32)
         if callable(insomnia):
             options.check_scheduled_insomnia(insomnia(step_count))
@@ -201,10 +202,8 @@ def make_step(
 
         guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
         if phi_steps > 1:
-            loop, rng_keys = (
-                lax.scan if vectorize_particles else _python_loop,
-                jax.random.split(*guide_key, phi_steps - 1),
-            )
+            loop = lax.scan if vectorize_particles else _python_loop
+            rng_keys = jax.random.split(guide_key[0], phi_steps - 1)
             (guide_state, finite), _ = loop(guide_step, (guide_state, finite), rng_keys)
         grads, (total, alive, told) = gradients(guide_state[0], step_key, trains_theta=True)
         model_state = state.theta, state.theta_opt_state
@@ -217,21 +216,12 @@ def make_step(
         phi, phi_opt_state = select(finite, new_guide, (state.phi, state.phi_opt_state))
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
         new_state = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key=rng_key, step=state.step + 1)
-        info = RWSInfo(
-            wake_theta_loss=told.get("wake_theta_loss"),
-            wake_phi_loss=told.get("wake_phi_loss"),
-            sleep_phi_loss=told.get("sleep_phi_loss"),
-            phi_loss=told["phi_loss"],
-            insomnia=share,
-            ess_mean=told.get("ess_mean"),
-            ess_min=told.get("ess_min"),
-            num_dead_units=told.get("num_dead_units"),
-            num_dead_particles=told.get("num_dead_particles"),
-            theta_grad_norm=optax.tree.norm(grads[0]) if state.theta else None,
-            phi_grad_norm=optax.tree.norm(grads[1]) if state.phi else None,
-            finite=finite,
-        )
-        return new_state, info
+        if state.theta:
+            told["theta_grad_norm"] = optax.tree.norm(grads[0])
+        if state.phi:
+            told["phi_grad_norm"] = optax.tree.norm(grads[1])
+        absent = dict.fromkeys(RWSInfo._fields)
+        return new_state, RWSInfo(**absent | told | {"insomnia": share, "finite": finite})
 
     def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         state = rws_state
@@ -260,11 +250,3 @@ def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple:
 def _update(optimizer: optax.GradientTransformation, grads: Params, params: Params, opt_state: Any) -> tuple:
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
-
-
-def _check_compiles(run: Callable, args: tuple, kwargs: dict) -> None:
-    """Programs that need concrete values have run in `init`, and would fail in the compiled step only."""
-    try:
-        jax.eval_shape(lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
-    except TypeError as error:  # JAX's errors on tracers are of this kind
-        validation.fail_static(error)

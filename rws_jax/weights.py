@@ -94,9 +94,9 @@ def score_baseline(log_w: jax.Array, log_ratio: jax.Array) -> jax.Array:
 
     .. math:: b_k = \frac1K \frac{q(z_k)}{r(z_k)} \, \mathbb 1[\text{some other particle of the unit is alive}]
 
-    With proposals from the guide itself, and all of them alive, that is 1/K. :math:`E_r[(q / r) \nabla \log q] = E_q[\nabla
-    \log q] = 0`, and the indicator does not depend on :math:`z_k`, so the expectation is zero for each particle; dead
-    units, which train nothing, have no baseline either.
+    With proposals from the guide itself, and all of them alive, that is 1/K. The expectation is zero for each particle,
+    since :math:`E_r[(q / r) \nabla \log q] = E_q[\nabla \log q] = 0` and the indicator does not depend on :math:`z_k`.
+    Dead units, which train nothing, have no baseline either.
 
     Args:
       log_w: shape ``(particles, *units)``.

@@ -610,6 +610,7 @@ DEFENSIVE = {
         ["supports differ at latent site 'z'", "the defensive guide"],
     ),
     "improper": (None, improper_model, guide, ["site 'z' of the model cannot be drawn", "pass defensive_guide"]),
+    "scaled": (None, model, numpyro.handlers.scale(guide, scale=2.0), ["site 'z' of the guide is scaled", "handlers"]),
     "auxiliary": (None, model, auxiliary_guide, ["no auxiliary site 'u'", "pass defensive_guide"]),
 }
 
@@ -641,6 +642,18 @@ def test_a_defensive_guide_is_seeded_for_losses_and_bare_for_make_step():
         rws_jax.make_step(model, guide, defensive=0.2, defensive_guide=seed(u_guide(NORMAL), 0))
     with pytest.raises(TypeError, match="the defensive guide is not callable"):
         rws_jax.make_step(model, guide, defensive=0.2, defensive_guide="prior")
+
+
+def test_python_branches_on_draws_are_told_of_the_alternatives():
+    def branching_guide(x):
+        z = numpyro.sample("z", NORMAL)
+        if z > 0:
+            numpyro.sample("y", NORMAL)
+
+    for loss in (rws_jax.wake_theta_loss, rws_jax.wake_phi_loss):
+        with pytest.raises(TypeError, match="cannot be compiled") as error:
+            loss({}, {}, seed(model, 0), seed(branching_guide, 1), X)
+        check(error, TypeError, "control_flow.cond", "handlers.mask", "vectorize_particles=False")
 
 
 @pytest.mark.parametrize("by", ["init", "loss"])

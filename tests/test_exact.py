@@ -293,19 +293,32 @@ def test_all_gradients_of_wake_phi_have_one_expectation_and_less_variance(gradie
         assert control_variate[1][name] < 0.9 * plain[1][name]
 
 
-def test_the_reparameterised_gradient_is_that_of_the_formula():
-    """Two dependent latents: along z1 = a + e1, z2 = c z1 + e2 of the same draws, densities of fixed parameters."""
-    model, guide, x, log_p, log_q, *_ = programs.BY_HAND["two latents"]
+def path_of_two(phi, e):
+    """z1 = a + e1, z2 = c z1 + e2."""
+    z1 = phi["a"] + e["z1"]
+    return {"z1": z1, "z2": phi["c"] * z1 + e["z2"]}
+
+
+def path_of_minibatch(phi, e):
+    """z = a + c x + e for each datum."""
+    return {"z": phi["a"] + phi["c"] * programs.PLATE_X[None] + e["z"]}
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize(("name", "path"), [("two latents", path_of_two), ("subsampled", path_of_minibatch)])
+def test_the_reparameterised_gradient_is_that_of_the_formula(name, path):
+    """Along the path of the same draws, with the parameters of the densities fixed; units weigh for themselves."""
+    model, guide, x, log_p, log_q, _, scale = programs.BY_HAND[name]
     theta, phi, num = programs.BY_HAND_THETA, programs.BY_HAND_PHI, 5
     z = draw_particles(calls(model, guide, theta, phi, x)[1], jnp.arange(num)).latents
-    e1, e2 = z["z1"] - phi["a"], z["z2"] - phi["c"] * z["z1"]
+    noise = {"z1": z["z1"] - phi["a"], "z2": z["z2"] - phi["c"] * z["z1"]} if name == "two latents" else {}
+    noise |= {"z": z["z"] - path_of_minibatch(phi, {"z": 0.0})["z"]} if name == "subsampled" else {}
 
     def by_hand(moving):
-        z1 = moving["a"] + e1
-        z = {"z1": z1, "z2": moving["c"] * z1 + e2}
+        z = path(moving, noise)
         log_w = log_p(theta, z, x) - log_q(phi, z, x)
-        w = jax.lax.stop_gradient(jax.nn.softmax(log_w))
-        return -jnp.sum(w * (1 - w) * log_w)
+        w = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=0))
+        return -scale * jnp.sum(w * (1 - w) * log_w)
 
     loss = lambda *p: rws_jax.wake_phi_loss(*p, *seeded(model, guide), x, num_particles=num, gradient="dreg")
     value, grads = value_and_grads(loss)(theta, phi)

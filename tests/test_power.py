@@ -50,7 +50,9 @@ narrower = lambda name: partial(
     test_support.test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted, name
 )
 dreams_expected = test_exact.test_expected_sleep_gradient_equals_enumeration
-dreg_by_hand = test_exact.test_the_reparameterised_gradient_is_that_of_the_formula
+dreg_by_hand = partial(
+    test_exact.test_the_reparameterised_gradient_is_that_of_the_formula, "two latents", test_exact.path_of_two
+)
 dying = partial(test_exact.test_the_control_variate_leaves_the_expected_gradient_where_particles_can_die, 2)
 
 # name -> module, a piece of its source, what it is replaced by, a test that must then fail
