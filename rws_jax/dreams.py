@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.autoguide import AutoGuide, AutoNormal
 from numpyro.primitives import Messenger
 
 from rws_jax.sites import Site, Trace, base
@@ -56,6 +56,8 @@ def show_data(
     bare = _bare(guide)
     if isinstance(bare, AutoNormal):
         return args, kwargs  # does not read data
+    if isinstance(bare, AutoGuide):
+        _fail_joint(bare)
     signature = inspect.signature(guide)
     by_name = {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     try:
@@ -189,6 +191,17 @@ def _check_pair(value: Any) -> None:
             found=describe(value),
             hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
         )
+
+
+def _fail_joint(guide: AutoGuide) -> NoReturn:
+    """Dreams are values of the model's latents; such guides score points, or another variable."""
+    fail(
+        ValueError,
+        f"sleep cannot train the automatic guide {_name(guide)}: it is a point, or draws latents through another site",
+        expected="a guide with a density for each latent site",
+        found=f"{_name(guide)}",
+        hint="use AutoNormal, or insomnia=1.0",
+    )
 
 
 def _fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: list[str]) -> NoReturn:

@@ -37,7 +37,7 @@ def check_shape(role: str, site: Site, shape: tuple[int, ...]) -> None:
         fail(
             ValueError,
             f"shapes differ at latent site {site['name']!r}",
-            expected=f"{own}, its shape in the {role}",
+            expected=f"{own}, its shape in the {role} with {_describe(site)}",
             found=f"{shape}, as drawn",
             hint="give both programs the same plates, batch shape and to_event() at this site",
         )
@@ -160,7 +160,7 @@ def _fail_extra(name: str, model_sites: Iterable[str]) -> NoReturn:
         f"sample site {name!r} of the guide is not a latent site of the model",
         expected=f"one of the model's latent sites {sorted(model_sites)}",
         found=f"numpyro.sample({name!r}, ...) in the guide",
-        hint="rename it, or mark it infer={'is_auxiliary': True}",
+        hint="rename it, give the model a site of this name too, or mark it infer={'is_auxiliary': True}",
     )
 
 

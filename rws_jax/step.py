@@ -104,7 +104,6 @@ def make_step(
       Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
     validation.check_program(model, "model")
     validation.check_program(guide, "guide")
     if defensive_guide is not None:
@@ -117,6 +116,7 @@ def make_step(
     trains_on_wake = callable(insomnia) or insomnia > 0
     trains_on_sleep = callable(insomnia) or insomnia < 1
     options.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
+    num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
     options.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
     options.check_phi_steps(phi_steps)
     options.check_flag(shared_params, "shared_params")
@@ -224,12 +224,11 @@ def make_step(
         return new_state, RWSInfo(**absent | told | {"insomnia": share, "finite": finite})
 
     def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
-        state = rws_state
-        params, missing = {}, state.theta.keys() | state.phi.keys()
+        params, (theta, phi) = {}, rws_state[:2]
         for index in range(1 if vectorize_particles else _MAX_RUNS):
-            runs = objective.pilot(state.theta, state.phi, jax.random.key(0), args, kwargs, index)
-            params |= constrained_values(runs[0]) | constrained_values(runs[1])
-            if not missing - params.keys():
+            for run in objective.pilot(theta, phi, jax.random.key(0), args, kwargs, index):
+                params |= constrained_values(run)
+            if params.keys() >= theta.keys() | phi.keys():
                 break
         return params
 

@@ -82,7 +82,9 @@ def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str)
             f"supports differ at latent site {name!r}: the guide cannot draw all that the {role} can",
             expected=f"{_describe(support)}, the support of {_name(fn)} in the {role}",
             found=f"{_describe(guide_support)}, the support of {_name(guide_fn)} in the guide",
-            hint=f"use {_alternative(support)} in the guide",
+            hint=f"use {_alternative(support)} in the guide"
+            if role == "model"
+            else f"use {_alternative(guide_support)} in the {role}",
         )
 
 
