@@ -79,6 +79,19 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
         )
 
 
+def check_all_met(names: Iterable[str], met: dict[str, Any]) -> None:
+    """Constraints of parameters are known once the programs have come by them."""
+    missing = sorted(set(names) - met.keys())
+    if missing:
+        fail(
+            ValueError,
+            f"param sites {missing} of the state were not met when the programs ran",
+            expected="programs that take all of their parameters",
+            found=f"param sites {sorted(met)}",
+            hint="pass the state that belongs to these programs; take parameters at their top, not in branches",
+        )
+
+
 def check_supported(role: str, run: Trace) -> None:
     """Mutable state would keep its first value for ever."""
     for name, site in run.items():

@@ -230,6 +230,7 @@ def make_step(
                 params |= constrained_values(run)
             if params.keys() >= theta.keys() | phi.keys():
                 break
+        sites.check_all_met(theta.keys() | phi.keys(), params)
         return params
 
     if not vectorize_particles:

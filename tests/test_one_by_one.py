@@ -215,6 +215,13 @@ def test_parameters_of_branches_are_all_found_by_init():
         rws.step(state._replace(phi={"high": jnp.zeros(())}), 1.3)
 
 
+def test_parameters_that_are_never_met_are_named():
+    rws = rws_jax.make_step(programs.one_model, programs.one_guide)
+    state = rws.init(jax.random.key(0), 1.3)
+    with pytest.raises(ValueError, match=r"param sites \['other'\] of the state were not met"):
+        rws.get_params(state._replace(phi=state.phi | {"other": jnp.zeros(())}), 1.3)
+
+
 def test_python_branches_are_refused_where_particles_are_mapped_over():
     with pytest.raises(TypeError, match="cannot be compiled") as error:
         rws_jax.make_step(branching_model("python"), branching_guide("python")).init(jax.random.key(0), 1.3)
