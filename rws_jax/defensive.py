@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from rws_jax import matching, sites
 from rws_jax.density import Units, those_of
@@ -27,8 +26,12 @@ class Defence(NamedTuple):
     guide: Call | None
 
 
-def draw_defensive(defence: Defence, guide: Call, guide_run: Trace, index: Any) -> Draws:
-    """Replace, unit by unit and with probability `delta`, what the guide drew by what u draws."""
+def draw_defensive(defence: Defence, guide: Call, guide_run: Trace, index: Any, *, whole: bool = False) -> Draws:
+    """Replace, unit by unit and with probability `delta`, what the guide drew by what u draws.
+
+    A particle is replaced as a `whole` where sites may differ between runs: half of one may not go with half of
+    another. Each unit's draw comes from r all the same.
+    """
     draws = draws_of(guide_run)
     if defence.guide is None:
         model_run = run = sampled(defence.model.stopped(), index, draws.plates)
@@ -37,16 +40,15 @@ def draw_defensive(defence: Defence, guide: Call, guide_run: Trace, index: Any) 
         run = sampled(defence.guide, index, draws.plates)
         sites.check_defensive_guide(run)
         model_run = scored(defence.model.stopped(), index, draws, drawn_from=those_of(guide_run))  # for its plates
-    units = Units.of(model_run, guide_run, run)
-    sites.check_unscaled(guide_run, units.scale)
     rng_key = jax.random.fold_in(jax.random.fold_in(guide.rng_key(), _CHOICE), index)
-    chosen = jax.random.bernoulli(rng_key, defence.delta, units.batch_shape)
-    if chosen.ndim == 0 and not isinstance(chosen, Tracer):
-        return Draws(draws_of(run).latents, draws.plates) if chosen else draws  # sites may differ between particles
+    if whole:
+        chosen = jax.random.bernoulli(rng_key, defence.delta)
+        return Draws(draws_of(run).latents, draws.plates) if chosen else draws
     if defence.guide is None:
         matching.check_match(run, guide_run)
     else:
         matching.check_defensive_match(guide_run, run)
+    chosen = jax.random.bernoulli(rng_key, defence.delta, Units.of(model_run, guide_run, run).batch_shape)
     latents = {}
     for name, site in sites.latent_sites(guide_run).items():
         mine, other = site["value"], run[name]["value"]

@@ -64,7 +64,7 @@ class Units(NamedTuple):
         Returns:
           Log density in nats, shape ``units``: one axis for each common plate.
         """
-        total = jnp.zeros(())
+        total = jnp.zeros([self.sizes[dim] for dim in sorted(self.sizes)])  # there may be no site
         for name, site in run.items():
             if site["type"] == "sample":
                 value, source = (latents[name], drawn_from(site)) if name in latents else (site["value"], site["fn"])
@@ -80,6 +80,10 @@ class Units(NamedTuple):
             log_density(site["fn"], latents[name], drawn_from(site)) for name, site in sites.latent_sites(run).items()
         ]
         return sum(map(self._sum, log_probs), jnp.zeros(()))
+
+    def joint(self) -> "Units":
+        """All of it as one unit."""
+        return self._replace(sizes={})
 
     def _sum(self, log_prob: jax.Array) -> jax.Array:
         inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in self.sizes)

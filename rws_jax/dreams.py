@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
-from numpyro.primitives import Messenger
 
 from rws_jax.sites import Site, Trace, base
-from rws_jax.validation import describe, fail
+from rws_jax.validation import describe, fail, unwrapped
 
 Program = Callable[..., Any]
 
@@ -53,7 +53,7 @@ def show_data(
         pair = simulated_data_to_args(data, *args, **kwargs)
         _check_pair(pair)
         return tuple(pair[0]), dict(pair[1])
-    bare = _bare(guide)
+    bare = unwrapped(guide)
     if isinstance(bare, AutoNormal):
         return args, kwargs  # does not read data
     if isinstance(bare, AutoGuide):
@@ -124,20 +124,40 @@ def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
         )
 
 
-def with_other_data(program: Program, args: tuple, kwargs: dict, observed: dict[str, Any]) -> Iterator[tuple]:
-    """For each argument that holds the data of an observed site: the site, and the arguments with other data there.
+def with_other_data(
+    program: Program, args: tuple, kwargs: dict, observed: dict[str, Any], dreamt: dict[str, Any]
+) -> Iterator[tuple]:
+    """For each argument that holds the data of an observed site: the site, and the arguments with dreamt data there.
 
-    An argument holds them if it is named as the site, or is the very array that the site observes.
+    An argument holds them if it is named as the site, or if it is or contains the very array that the site observes.
     """
     try:
         bound = inspect.signature(program).bind_partial(*args, **kwargs)
     except (TypeError, ValueError):  # not every callable tells
         return
     for name, value in observed.items():
-        for argument, real in bound.arguments.items():
-            if jnp.ndim(real) and (argument == name or real is value):
-                other = inspect.BoundArguments(bound.signature, bound.arguments | {argument: jnp.flip(real)})
-                yield name, other.args, other.kwargs
+        is_value = lambda leaf, value=value: leaf is value
+        if name in bound.arguments:
+            holders, holds = [name], lambda leaf: True
+        else:
+            holders, holds = (
+                [a for a, real in bound.arguments.items() if any(map(is_value, jax.tree.leaves(real)))],
+                is_value,
+            )
+        if len(holders) == 1:  # the same array in two arguments is data in the one and a covariate in the other
+            real = bound.arguments[holders[0]]
+            other = jax.tree.map(lambda leaf: _other(leaf, dreamt[name]) if holds(leaf) else leaf, real)  # noqa: B023
+            shown = inspect.BoundArguments(bound.signature, bound.arguments | {holders[0]: other})
+            yield name, shown.args, shown.kwargs
+
+
+def _other(real: Any, dreamt: jax.Array) -> Any:
+    """Dreamt data in place of real ones; where they are a minibatch, the real ones in another order."""
+    if not isinstance(real, jax.Array | np.ndarray | int | float):
+        return real
+    if jnp.shape(real) == jnp.shape(dreamt):
+        return dreamt.astype(jnp.asarray(real).dtype)
+    return jnp.flip(real) if jnp.ndim(real) else real
 
 
 def fail_reads_data(name: str) -> NoReturn:
@@ -224,13 +244,6 @@ def _fail_unbound(guide: Any, problem: str, signature: inspect.Signature) -> NoR
         found=f"{_name(guide)}{signature}",
         hint="give the guide the model's arguments, or say by simulated_data_to_args what it is to get",
     )
-
-
-def _bare(guide: Any) -> Any:
-    """A program without the handlers around it."""
-    while isinstance(guide, Messenger) and guide.fn is not None:
-        guide = guide.fn
-    return guide
 
 
 def _name(guide: Any) -> str:

@@ -23,7 +23,8 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
     values = lax.stop_gradient(draws) if pathwise else draws  # densities are those of fixed values
     particles = score_particles(model, guide, values, indices, defence)
     if pathwise:
-        along = score_particles(model.stopped(), guide.stopped(), draws, indices)  # the log-weight as seen by the draw
+        # The log-weight as seen by the draw, which is all that the gradient may come through.
+        along = score_particles(model.stopped(), guide.stopped(), draws, indices, reparameterised=True)
         particles = replace(particles, path=weights.log_weights(along.log_p, along.log_q))
     return particles
 
@@ -46,15 +47,15 @@ def phi_loss(particles: Particles, control_variate: bool = True) -> jax.Array:
     """Wake-phi of scored particles: the value is the same whatever its gradient is estimated by."""
     log_w = lax.stop_gradient(particles.log_weights)  # weights are constants: theta gets nothing, phi only log q
     w = weights.normalise(log_w)
-    loss = -jnp.sum(w * _where(w > 0.0, particles.log_q))
+    loss = -jnp.sum(w * _masked(w > 0.0, particles.log_q))
     if particles.path is not None:
         # The score is in the draw itself: its expectation is that of w (1 - w) d log w along the path of the draw.
         slope = w * (1.0 - w)
-        loss = lax.stop_gradient(loss) - _gradient_only(jnp.sum(slope * _where(slope > 0.0, particles.path)))
+        loss = lax.stop_gradient(loss) - _gradient_only(jnp.sum(slope * _masked(slope > 0.0, particles.path)))
     elif control_variate:
         log_r = particles.log_q if particles.log_r is None else particles.log_r
         baseline = weights.score_baseline(log_w, lax.stop_gradient(weights.log_weights(particles.log_q, log_r)))
-        loss = loss + _gradient_only(jnp.sum(baseline * _where(baseline > 0.0, particles.log_q)))
+        loss = loss + _gradient_only(jnp.sum(baseline * _masked(baseline > 0.0, particles.log_q)))
     return particles.scale * loss
 
 
@@ -63,8 +64,8 @@ def dream_loss(dreams: Dreams) -> jax.Array:
     return -dreams.scale * jnp.sum(jnp.mean(dreams.log_q, axis=0))
 
 
-def _where(counts: jax.Array, x: jax.Array) -> jax.Array:
-    """Double-where: what has no weight may be infinite, and 0 * inf is NaN."""
+def _masked(counts: jax.Array, x: jax.Array) -> jax.Array:
+    """What has no weight may be infinite, and 0 * inf is NaN."""
     return jnp.where(counts, x, 0.0)
 
 

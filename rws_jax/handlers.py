@@ -72,7 +72,8 @@ class randomness(Messenger):
             return
         rng_key = msg["kwargs"]["rng_key"]
         if rng_key is None:
-            sites.fail_unseeded(self.role, msg)
+            where = f"{msg['type']} site {msg['name']!r}" if "name" in msg else f"a {msg['type']} statement"
+            sites.fail_unseeded(self.role, where)
         if msg["type"] != "plate":
             msg["kwargs"]["rng_key"] = jax.random.fold_in(rng_key, self.index)
 

@@ -112,9 +112,10 @@ def wake_phi_loss(
     Two options change the variance of the gradient, and neither the value nor, for every K, the expectation. With a
     control variate it is :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`, as :math:`E_q \nabla \log q = 0`;
     the variance vanishes where the guide is the posterior. With ``"dreg"`` it is :math:`-\sum_k \bar w_k (1 - \bar w_k)
-    \, \partial_z \log w_k \, \partial_\phi z_k` (Tucker et al. 2019). Defensive particles come from
-    :math:`r = (1 - \delta) q_\phi + \delta u`, a choice for each particle and unit, and weigh :math:`p / r`; their
-    control variate is :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose.
+    \, \partial_z \log w_k \, \partial_\phi z_k` (Tucker et al. 2019), for log-weights continuous in z. Both ask for a
+    guide whose support does not move with its parameters. Defensive particles come from :math:`r = (1 - \delta)
+    q_\phi + \delta u`, a choice for each particle and unit, and weigh :math:`p / r`; their control variate is
+    :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose.
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
@@ -128,7 +129,7 @@ def wake_phi_loss(
       defensive_guide: u, a seeded NumPyro guide without parameters; default the model's prior over the latents.
       gradient: ``"score"``, or ``"dreg"`` for guides whose every site has `has_rsample`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
-        may branch and recurse in Python on sampled values.
+        may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
       **kwargs: keyword arguments of both programs.
 
     Returns:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from rws_jax.sites import Site, Trace, base, latent_sites, plate_size
-from rws_jax.supports import check_covers
+from rws_jax.supports import check_covers, check_same_support
 from rws_jax.validation import fail
 
 
@@ -50,7 +50,7 @@ def check_none_missing(model_latents: Iterable[str], guide_run: Trace) -> None:
             _fail_missing(name, latent_sites(guide_run))
 
 
-def check_match(model_run: Trace, guide_run: Trace) -> None:
+def check_match(model_run: Trace, guide_run: Trace, *, same_supports: bool = False) -> None:
     """Model and guide must agree on latent sites, shapes, event dimensions, supports and plates."""
     model_latents, guide_latents = latent_sites(model_run), latent_sites(guide_run)
     check_none_missing(model_latents, guide_run)
@@ -61,6 +61,8 @@ def check_match(model_run: Trace, guide_run: Trace) -> None:
             if not joint:
                 _check_density(name, model_latents[name], guide_site)
             check_covers(name, guide_site["fn"], model_latents[name]["fn"], "model")
+            if same_supports:
+                check_same_support(name, guide_site["fn"], model_latents[name]["fn"])
         elif not guide_site["infer"].get("is_auxiliary"):
             _fail_extra(name, model_latents)
     for name, site in guide_run.items():

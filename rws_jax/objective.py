@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +41,11 @@ class Objective:
     ) -> tuple[jax.Array, tuple]:
         """The sum of the two programs' losses, whose gradients do not overlap, and what the info tells of it."""
         theta, phi = params
-        rng_keys = jax.random.split(rng_key, 4 if self.defensive_guide is None else 5)
+        rng_keys = [*jax.random.split(rng_key, 4 if self.defensive_guide is None else 5), None]
         calls = partial(self.calls, theta, phi, args=args, kwargs=kwargs)
         total, alive, told = jnp.zeros(()), jnp.array(True), {}
         if self.trains_on_wake or (theta and trains_theta):
-            particles = wake(*calls(rng_keys[0], rng_keys[1], rng_keys[4:]), self.wake)
+            particles = wake(*calls(rng_keys[0], rng_keys[1], rng_keys[4]), self.wake)
             told["wake_theta_loss"] = theta_loss(particles)
             ess = weights.effective_sample_size(particles.log_weights)
             told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(ess == 0.0)}
@@ -56,7 +55,7 @@ class Objective:
         if self.trains_on_wake:
             told["wake_phi_loss"] = phi_loss(particles, self.wake.control_variate)
         if self.sleep:
-            model, guide, _ = calls(rng_keys[2], rng_keys[3], ())
+            model, guide, _ = calls(rng_keys[2], rng_keys[3], None)
             told["sleep_phi_loss"] = dream_loss(sleep(model, guide, self.sleep))
         told["phi_loss"] = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
         return total + told["phi_loss"], (total + told["phi_loss"], alive, told)
@@ -67,7 +66,7 @@ class Objective:
         phi: Params | None,
         model_key: jax.Array,
         guide_key: jax.Array,
-        defensive_key: Any,
+        defensive_key: jax.Array | None,
         *,
         args: tuple,
         kwargs: dict,
@@ -76,8 +75,8 @@ class Objective:
         if self.shared_params and theta is not None and phi is not None:
             phi = theta | phi  # what is shared is kept with the model's, and both losses train it there
         defensive_guide = None
-        if self.defensive_guide is not None and len(defensive_key):
-            defensive_guide = Call(seed(self.defensive_guide, defensive_key[0]), "defensive guide", None, args, kwargs)
+        if self.defensive_guide is not None and defensive_key is not None:
+            defensive_guide = Call(seed(self.defensive_guide, defensive_key), "defensive guide", None, args, kwargs)
         model = Call(seed(self.model, model_key), "model", theta, args, kwargs)
         return model, Call(seed(self.guide, guide_key), "guide", phi, args, kwargs), defensive_guide
 
@@ -86,9 +85,7 @@ class Objective:
     ) -> tuple[Trace, Trace]:
         """One particle of each phase, to check that the programs fit together; see `run_pilot`."""
         rng_keys = jax.random.split(rng_key, 3)
-        model, guide, defensive_guide = self.calls(
-            theta, phi, rng_keys[0], rng_keys[1], rng_keys[2:], args=args, kwargs=kwargs
-        )
+        model, guide, defensive_guide = self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs)
         defence = Defence(self.wake.defensive, model, defensive_guide) if self.wake.defensive else None
         return run_pilot(model, guide, defence, self.wake, self.sleep, trains_on_wake=self.trains_on_wake, index=index)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from rws_jax.validation import describe, fail
@@ -84,8 +85,7 @@ def check_insomnia(value: Any) -> None:
     """A number in [0, 1], or a schedule."""
     if callable(value):
         return
-    scalar = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer)
-    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
+    if not _is_number(value):
         fail(
             TypeError,
             "option 'insomnia' has the wrong type",
@@ -119,7 +119,7 @@ def check_scheduled_insomnia(value: Any) -> None:
 
 def check_flag(value: Any, option: str) -> None:
     """True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         fail(
             TypeError,
             f"option {option!r} has the wrong type",
@@ -129,8 +129,8 @@ def check_flag(value: Any, option: str) -> None:
         )
 
 
-def check_defensive_guide(defensive: float, defensive_guide: Any) -> None:
-    """A program, which plays no part if nothing is drawn from it."""
+def check_defensive_share(defensive: float, defensive_guide: Any) -> None:
+    """A defensive guide of which nothing is drawn would play no part."""
     if defensive_guide is None:
         return
     if not defensive:
@@ -152,12 +152,17 @@ def check_phi_steps(value: Any) -> None:
             "option 'phi_steps' has the wrong type" if wrong_type else "option 'phi_steps' is too small",
             expected="an int >= 1, the number of guide updates for each update of the model",
             found=describe(value) if wrong_type else f"{value}",
-            hint="theta_optimizer=optax.set_to_zero() trains the guide alone",
+            hint="phi_optimizer=optax.set_to_zero() leaves the guide as it is",
         )
 
 
+def _is_number(value: Any) -> bool:
+    scalar = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer)
+    return not isinstance(value, bool) and (scalar or isinstance(value, numbers.Real))
+
+
 def _check_defensive(value: Any) -> None:
-    wrong_type = isinstance(value, bool) or not isinstance(value, numbers.Real)
+    wrong_type = not _is_number(value)
     if wrong_type or not 0.0 <= float(value) < 1.0:  # NaN is not either
         fail(
             TypeError if wrong_type else ValueError,
@@ -169,7 +174,7 @@ def _check_defensive(value: Any) -> None:
 
 
 def _check_gradient(value: Any, defensive: float) -> None:
-    if value not in ("score", "dreg"):
+    if not isinstance(value, str) or value not in ("score", "dreg"):
         fail(
             ValueError,
             "option 'gradient' is unknown",

@@ -77,40 +77,57 @@ def draw_particles(
         sites.check_guide(run)
         if reparameterised:
             sites.check_reparameterised(run)
-        return draws_of(run) if defence is None else draw_defensive(defence, guide, run, index)
+        return (
+            draws_of(run)
+            if defence is None
+            else draw_defensive(defence, guide, run, index, whole=isinstance(indices, range))
+        )
 
     if isinstance(indices, range):
-        return [draw(index) for index in indices]
+        return _each(draw, indices)
     return _map(draw, out_axes=_DRAWS)(indices)
 
 
 def score_particles(
-    model: Call, guide: Call, draws: Any, indices: Indices, defence: Defence | None = None
+    model: Call,
+    guide: Call,
+    draws: Any,
+    indices: Indices,
+    defence: Defence | None = None,
+    *,
+    reparameterised: bool = False,
 ) -> Particles:
     """Log p(z, x), log q(z | x) and, with a defence, log r(z | x) of particles drawn by `draw_particles`."""
 
     def runs(draws: Draws, index: Any) -> tuple[Trace, ...]:
         guide_run = scored(guide, index, draws, drawn_from=itself if defence else None)
         model_run = scored(model, index, draws, drawn_from=those_of(guide_run))
-        matching.check_match(model_run, guide_run)
+        matching.check_match(model_run, guide_run, same_supports=reparameterised)
         if defence is None or defence.guide is None:
             return guide_run, model_run
-        return guide_run, model_run, scored(defence.guide, index, draws, drawn_from=those_of(guide_run))
+        defensive_run = scored(defence.guide, index, draws, drawn_from=those_of(guide_run))
+        matching.check_defensive_match(guide_run, defensive_run)
+        return guide_run, model_run, defensive_run
 
     def score(units: Units, runs: Sequence[Trace], draws: Draws) -> Particles:
         guide_run, model_run = runs[:2]
         log_p = units.log_density(model_run, draws.latents, those_of(guide_run))
         log_q = units.log_density(guide_run, draws.latents, itself)
         log_r = None
+        if reparameterised:
+            sites.check_unscaled(guide_run, units.scale, "gradient='dreg'")
         if defence is not None:
+            sites.check_unscaled(guide_run, units.scale, "defensive")
             log_u = units.log_proposal(runs[-1], draws.latents, those_of(guide_run))
             log_r = weights.log_mixture(log_q, log_u, defence.delta)
         return Particles(log_p, log_q, units.scale, log_r)
 
     if isinstance(indices, range):
-        all_runs = [runs(*particle) for particle in zip(draws, indices, strict=True)]
+        all_runs = _each(runs, draws, indices)
         units = Units.of(*chain.from_iterable(all_runs))
-        return _stack([score(units, *particle) for particle in zip(all_runs, draws, strict=True)])
+        if len({frozenset(one.latents) for one in draws}) > 1:
+            units = units.joint()  # programs branch, and what they branch on may be any of the units
+        return _stack(_each(partial(score, units), all_runs, draws))
 
     def score_one(draws: Draws, index: jax.Array) -> Particles:
         all_runs = runs(draws, index)
@@ -128,7 +145,7 @@ def dream(model: Call, indices: Indices, observed_sites: tuple[str, ...]) -> Any
         return draws_of(run), data
 
     if isinstance(indices, range):
-        return [draw(index) for index in indices]
+        return _each(draw, indices)
     return _map(draw, out_axes=(_DRAWS, 0))(indices)
 
 
@@ -148,9 +165,9 @@ def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_a
         return Dreams(units.log_density(run, draws.latents, lambda site: None), units.scale)
 
     if isinstance(indices, range):
-        all_runs = [run(draws, data, index) for (draws, data), index in zip(dreams, indices, strict=True)]
-        units = Units.of(*all_runs)
-        return _stack([score(units, r, draws) for r, (draws, _) in zip(all_runs, dreams, strict=True)])
+        latents, data = zip(*dreams, strict=True)
+        all_runs = _each(run, latents, data, indices)
+        return _stack(_each(partial(score, Units.of(*all_runs)), all_runs, latents))
 
     def score_one(draws: Draws, data: dict[str, jax.Array], index: jax.Array) -> Dreams:
         guide_run = run(draws, data, index)
@@ -160,16 +177,28 @@ def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_a
     return _map(score_one, in_axes=(_DRAWS, 0, 0))(draws, data, indices)
 
 
+# What JAX raises if Python has to know a traced value.
+_BRANCHES = jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError
+
+
 def _map(fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
     """`jax.vmap`; a program that branches in Python on a value drawn in it is told of the alternatives."""
 
     def mapped(*args: Any) -> Any:
         try:
             return jax.vmap(fn, in_axes, out_axes)(*args)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+        except _BRANCHES as error:
             validation.fail_static(error)
 
     return mapped
+
+
+def _each(fn: Callable, *particles: Any) -> list[Any]:
+    """The same one by one."""
+    try:
+        return [fn(*one) for one in zip(*particles, strict=True)]
+    except _BRANCHES as error:
+        validation.fail_jitted(error)
 
 
 def _stack(particles: list[Any]) -> Any:

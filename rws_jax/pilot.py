@@ -11,9 +11,11 @@ from rws_jax import dreams, matching, sites, validation
 from rws_jax.defensive import Defence, draw_defensive
 from rws_jax.density import Units, those_of
 from rws_jax.options import SleepOptions, WakeOptions
-from rws_jax.programs import Call, draws_of, dreamt, sampled, scored
+from rws_jax.particles import score_particles
+from rws_jax.programs import Call, draws_of, dreamt, param_values, sampled, scored
 from rws_jax.sites import Trace
-from rws_jax.supports import count_outside
+from rws_jax.supports import bounds, check_fixed, count_outside, warn_of_narrower
+from rws_jax.trees import trainable
 
 
 def run_pilot(
@@ -56,11 +58,16 @@ def run_pilot(
         if wake.gradient == "dreg":
             sites.check_reparameterised(guide_run)
         model_run = scored(model, index, draws_of(guide_run), drawn_from=those_of(guide_run))
-        _check(model_run, guide_run)
+        _check(model_run, guide_run, pathwise=wake.gradient == "dreg")
+        if wake.control_variate or wake.gradient == "dreg":
+            _check_fixed_support(guide, index, guide_run)
         sites.warn_of_auxiliary(guide_run, model_run)
+        for name, site in sites.latent_sites(model_run).items():
+            warn_of_narrower(name, guide_run[name]["fn"], site["fn"])
         _check_data(model_run)
         if defence:
-            draw_defensive(defence, guide, guide_run, index)
+            draws = draw_defensive(defence, guide, guide_run, index, whole=not wake.vectorize_particles)
+            score_particles(model, guide, [draws], range(index, index + 1), defence)
     return model_run, guide_run
 
 
@@ -72,10 +79,27 @@ def check_compiles(run: Callable, args: tuple, kwargs: dict) -> None:
         validation.fail_static(error)
 
 
-def _check(model_run: Trace, guide_run: Trace) -> None:
+def _check(model_run: Trace, guide_run: Trace, *, pathwise: bool = False) -> None:
     sites.check_guide(guide_run)
-    matching.check_match(model_run, guide_run)
-    Units.of(model_run, guide_run)
+    matching.check_match(model_run, guide_run, same_supports=pathwise)
+    units = Units.of(model_run, guide_run)
+    if pathwise:
+        sites.check_unscaled(guide_run, units.scale, "gradient='dreg'")
+
+
+def _check_fixed_support(guide: Call, index: Any, run: Trace) -> None:
+    """The control variate and the pathwise gradient need a support that does not move with the parameters."""
+    phi = trainable(param_values(run))
+
+    def edges(phi: Any) -> dict[str, tuple]:
+        again = scored(guide._replace(params=phi), index, draws_of(run))
+        return {name: bounds(site["fn"]) for name, site in sites.latent_sites(again).items()}
+
+    direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) + 1.1, phi)
+    _, tangents = jax.jvp(edges, (phi,), (direction,))
+    for name, moves in tangents.items():
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(moves)):
+            check_fixed(name, moves)
 
 
 def _check_reads_no_data(model: Call, index: Any, run: Trace, data: dict[str, jax.Array], sleep: SleepOptions) -> None:
@@ -83,7 +107,7 @@ def _check_reads_no_data(model: Call, index: Any, run: Trace, data: dict[str, ja
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, data))):
         return  # not known yet
     observed = {name: site["value"] for name, site in sampled(model, index).items() if name in data}
-    for name, args, kwargs in dreams.with_other_data(model.program, model.args, model.kwargs, observed):
+    for name, args, kwargs in dreams.with_other_data(model.program, model.args, model.kwargs, observed, data):
         again, other_data = dreamt(model._replace(args=args, kwargs=kwargs), index, sleep.observed_sites)
         if not _equal((draws_of(run).latents, data), (draws_of(again).latents, other_data)):
             dreams.fail_reads_data(name)

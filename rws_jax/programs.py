@@ -14,14 +14,13 @@ import numpyro
 from jax import lax
 from numpyro.distributions import Distribution
 from numpyro.handlers import seed, trace
-from numpyro.primitives import Messenger
 
 from rws_jax import dreams, matching, sites
 from rws_jax.handlers import Params, Program, fixed_values, parameters, randomness
-from rws_jax.options import check_defensive_guide
+from rws_jax.options import check_defensive_share
 from rws_jax.sites import Site, Trace
 from rws_jax.supports import feasible
-from rws_jax.validation import check_no_collision, check_params
+from rws_jax.validation import check_no_collision, check_params, check_passed_on, layers
 
 
 class Call(NamedTuple):
@@ -39,12 +38,10 @@ class Call(NamedTuple):
 
     def rng_key(self) -> jax.Array:
         """The key that the program is seeded with."""
-        program = self.program
-        while isinstance(program, Messenger):
-            if isinstance(program, seed) and program.rng_key is not None:
-                return jax.random.clone(program.rng_key)
-            program = program.fn
-        sites.fail_unseeded(self.role, {"type": "sample"})
+        for layer in layers(self.program):
+            if isinstance(layer, seed) and layer.rng_key is not None:
+                return jax.random.clone(layer.rng_key)
+        sites.fail_unseeded(self.role, "the program")
 
 
 def calls(
@@ -55,12 +52,13 @@ def calls(
     check_params(phi, "phi")
     for program, role in ((model, "model"), (guide, "guide")):
         check_no_collision(loss, program, role, len(args))
+    check_passed_on(loss, (model, guide), kwargs)
     return Call(model, "model", theta, args, kwargs), Call(guide, "guide", phi, args, kwargs)
 
 
 def defensive_call(defensive: float, defensive_guide: Program | None, args: tuple, kwargs: dict) -> Call | None:
     """A defensive guide, if there is one; it has no parameters."""
-    check_defensive_guide(defensive, defensive_guide)
+    check_defensive_share(defensive, defensive_guide)
     return None if defensive_guide is None else Call(defensive_guide, "defensive guide", None, args, kwargs)
 
 

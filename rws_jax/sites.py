@@ -38,15 +38,14 @@ def base(fn: Any) -> Any:
     return fn
 
 
-def fail_unseeded(role: str, site: Site) -> NoReturn:
+def fail_unseeded(role: str, where: str) -> NoReturn:
     """A program asked for randomness and no handler gave it a key."""
-    where = f"{site['type']} site {site['name']!r}" if "name" in site else f"a {site['type']} statement"
     fail(
         TypeError,
         f"the {role} is not seeded: {where} has no random key",
         expected="a program wrapped in numpyro.handlers.seed",
         found="a bare program",
-        hint=f"pass numpyro.handlers.seed({role}, rng_key)",
+        hint=f"pass numpyro.handlers.seed({role.replace(' ', '_')}, rng_key)",
     )
 
 
@@ -75,7 +74,7 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
             expected=f"{symbol} to have the key {name!r}",
             found=f"keys {sorted(values)}",
             hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
-            " was made with",
+            " was made with, and those that branch in Python take all parameters before they branch",
         )
 
 
@@ -170,17 +169,17 @@ def check_prior(model_run: Trace, guide_run: Trace) -> None:
             )
 
 
-def check_unscaled(guide_run: Trace, subsampling: float) -> None:
-    """A power of the guide's density is not what its draws come from, and so no part of a mixture."""
+def check_unscaled(guide_run: Trace, subsampling: float, option: str) -> None:
+    """A power of the guide's density is not what its draws come from."""
     for name, site in latent_sites(guide_run).items():
         scale = 1.0 if site["scale"] is None else site["scale"]
         if isinstance(scale, Tracer) or not np.allclose(scale, subsampling):
             fail(
                 ValueError,
-                f"option 'defensive' needs the guide's density itself, but site {name!r} of the guide is scaled",
+                f"option {option} needs the guide's density itself, but site {name!r} of the guide is scaled",
                 expected="no numpyro.handlers.scale around sites of the guide",
                 found=f"site {name!r} under handlers.scale",
-                hint="scale sites of the model alone, or use defensive=0.0",
+                hint=f"scale sites of the model alone, or leave out {option}",
             )
 
 

@@ -67,8 +67,8 @@ def make_step(
       vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
         for programs that branch in Python on sampled values.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
-      shared_params: whether param sites may occur in both programs. They are kept in `theta`, and trained by its
-        optimizer on the sum of both losses' gradients.
+      shared_params: whether param sites may occur in both programs. They start as in the model, are kept in
+        `theta`, and are trained by its optimizer on the sum of both losses' gradients.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
       observed_sites: names of data sites of a model that runs without data, in pure sleep.
@@ -108,7 +108,7 @@ def make_step(
     validation.check_program(guide, "guide")
     if defensive_guide is not None:
         validation.check_program(defensive_guide, "defensive guide")
-    options.check_defensive_guide(defensive, defensive_guide)
+    options.check_defensive_share(defensive, defensive_guide)
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
     options.check_insomnia(insomnia)
@@ -119,6 +119,7 @@ def make_step(
     num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
     options.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
     options.check_phi_steps(phi_steps)
+    options.check_flag(model_has_params, "model_has_params")
     options.check_flag(shared_params, "shared_params")
     wake = options.WakeOptions(
         num_particles=num_particles,

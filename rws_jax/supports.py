@@ -1,5 +1,6 @@
 """Supports of distributions: whether a value lies inside, a point that does, and whether one support covers another."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +72,16 @@ _FIXED_SUPPORTS = [
 ]
 
 
+def warn_of_narrower(name: str, guide_fn: Distribution, fn: Distribution) -> None:
+    """Right if the data rule out the rest of the model's support, and a guide that misses something if not."""
+    if not _covers(_elementwise(guide_fn), _elementwise(fn), bounds_count=True):
+        warnings.warn(
+            f"at latent site {name!r} the guide draws {_describe(_elementwise(guide_fn))} alone, and the model"
+            f" {_describe(_elementwise(fn))}: this is right only if the data rule out the rest",
+            stacklevel=2,
+        )
+
+
 def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str) -> None:
     """A guide that cannot draw all that the model can would be wrong in silence: those values would go missing."""
     if isinstance(base(guide_fn), dist.Delta) or isinstance(base(fn), dist.Delta):
@@ -92,6 +103,39 @@ def _name(fn: Distribution) -> str:
     return type(base(fn)).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
+def check_same_support(name: str, guide_fn: Distribution, fn: Distribution) -> None:
+    """Where the weight drops to zero at an edge that draws move across, the pathwise gradient misses a term."""
+    if not (
+        isinstance(base(guide_fn), dist.Delta) or _covers(_elementwise(fn), _elementwise(guide_fn), bounds_count=True)
+    ):
+        fail(
+            ValueError,
+            f"option 'gradient' is 'dreg', but the guide draws more than the model can at latent site {name!r}",
+            expected=f"{_describe(_elementwise(fn))}, the support of {_name(fn)} in the model",
+            found=f"{_describe(_elementwise(guide_fn))}, the support of {_name(guide_fn)} in the guide",
+            hint=f"use {_alternative(_elementwise(fn))} in the guide, or gradient='score'",
+        )
+
+
+def check_fixed(name: str, tangents: Any) -> None:
+    """`tangents` say how the bounds of a guide's support move with its parameters."""
+    if any(bool(jnp.any(t != 0.0)) for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0):
+        fail(
+            ValueError,
+            f"the support of the guide at latent site {name!r} depends on its parameters",
+            expected="a fixed support, or options control_variate=False and gradient='score':"
+            " on a moving one the score does not have expectation zero",
+            found="bounds that move with the guide's parameters",
+            hint="pass control_variate=False; or transform a distribution of fixed support",
+        )
+
+
+def bounds(fn: Distribution) -> tuple:
+    """Least and greatest number that a distribution can draw, as far as it has them."""
+    numbers = None if _elementwise(fn) is None else _range_of(_elementwise(fn))
+    return () if numbers is None else tuple(jnp.asarray(bound, float) for bound in numbers[1:])
+
+
 class _Range(NamedTuple):
     """All numbers, or all integers, from `low` to `high`."""
 
@@ -110,8 +154,11 @@ def _range_of(support: Any) -> _Range | None:
     return _Range(support.is_discrete, low, high)
 
 
-def _covers(guide: Any, model: Any) -> bool:
-    """Whether one support includes another, as far as can be told; a bound not known yet counts as fitting."""
+def _covers(guide: Any, model: Any, *, bounds_count: bool = False) -> bool:
+    """Whether one support includes another, as far as can be told; a bound not known yet counts as fitting.
+
+    So does another finite bound of real numbers, unless `bounds_count`.
+    """
     if guide is None or model is None:
         return True
     if guide.is_discrete != model.is_discrete:
@@ -119,12 +166,20 @@ def _covers(guide: Any, model: Any) -> bool:
     outer, inner = _range_of(guide), _range_of(model)
     if outer is None:  # vectors and matrices of some kind
         return type(guide) is type(model)
-    if inner is None or any(isinstance(bound, Tracer) for bound in (*outer, *inner)):
+    if inner is None:  # all real vectors include those of full dimension, and no draw is one of the others
+        unbounded = guide is constraints.real
+        return unbounded and any(model is support for support in _FULL_DIMENSION)
+    if any(isinstance(bound, Tracer) for bound in (*outer, *inner)):
         return True
     low, high, inner_low, inner_high = (np.asarray(bound, float) for bound in (*outer[1:], *inner[1:]))
+    if not (bounds_count or model.is_discrete):
+        low, high = np.where(np.isfinite(inner_low), -np.inf, low), np.where(np.isfinite(inner_high), np.inf, high)
     rounding = lambda bound: 1e-5 * (1.0 + np.abs(np.where(np.isfinite(bound), bound, 0.0)))
     low_enough = low <= inner_low + rounding(inner_low)
     return bool(np.all(low_enough) and np.all(high >= inner_high - rounding(inner_high)))
+
+
+_FULL_DIMENSION = [constraints.ordered_vector, constraints.positive_ordered_vector, constraints.l1_ball]
 
 
 def _describe(support: Any) -> str:

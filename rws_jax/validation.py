@@ -5,7 +5,7 @@ by `make_step`, by `init`, by the pure losses and while `step` is traced; never 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -64,30 +64,36 @@ def check_program(value: Any, role: str) -> None:
             found=describe(value),
             hint=f"pass the {role} function itself, not what it returns",
         )
-    inner = value
-    while isinstance(inner, Messenger):
-        if isinstance(inner, seed):
+    for layer in layers(value):
+        if isinstance(layer, seed):
             fail(
                 ValueError,
                 f"the {role} given to make_step is seeded already, and would draw the same noise at every step",
                 expected="the program without numpyro.handlers.seed",
-                found=f"seed({getattr(inner.fn, '__name__', inner.fn)})",
+                found=f"seed({getattr(layer.fn, '__name__', layer.fn)})",
                 hint=f"pass the bare {role}; each step seeds it anew from the key in the state",
             )
-        inner = inner.fn
+
+
+def check_passed_on(loss: Callable, programs: Iterable[Any], kwargs: dict[str, Any]) -> None:
+    """An option of another loss would go to the programs, which may take any argument in silence."""
+    for name in sorted(_OPTIONS & kwargs.keys()):
+        if not any(name in _parameters_of(program) for program in programs):
+            fail(
+                TypeError,
+                f"{loss.__name__} has no option {name!r}",
+                expected=f"its options {sorted(_options_of(loss))}, or arguments of the programs",
+                found=f"{name}=..., an option of others",
+                hint="see help(rws_jax.make_step), which has all of them",
+            )
 
 
 def check_no_collision(loss: Callable, program: Any, role: str, num_args: int) -> None:
     """A program's argument named as an option of the loss would not be passed on, in silence."""
-    options = {p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
-    while isinstance(program, Messenger) and program.fn is not None:
-        program = program.fn
-    try:
-        parameters = list(inspect.signature(program).parameters.values())
-    except (TypeError, ValueError):  # not every callable tells
-        return
+    options, program = _options_of(loss), unwrapped(program)
+    by_keyword = list(_parameters_of(program))[num_args:]
     bound = getattr(program, "keywords", {})  # by functools.partial
-    taken = sorted({p.name for p in parameters[num_args:] if p.kind != p.VAR_KEYWORD} & options - bound.keys())
+    taken = [name for name in by_keyword if name in options and name not in bound]
     if taken:
         fail(
             ValueError,
@@ -96,6 +102,37 @@ def check_no_collision(loss: Callable, program: Any, role: str, num_args: int) -
             found=f"{taken} among the arguments of the {role}",
             hint=f"rename it, pass it by position, or bind it by functools.partial({role}, {taken[0]}=...)",
         )
+
+
+def layers(program: Any) -> Iterator[Any]:
+    """A program and those inside of it: the handlers around it, then what they wrap."""
+    yield program
+    while isinstance(program, Messenger) and program.fn is not None:
+        program = program.fn
+        yield program
+
+
+def unwrapped(program: Any) -> Any:
+    """A program without the handlers around it."""
+    return list(layers(program))[-1]
+
+
+_OPTIONS = {
+    *("num_particles", "num_sleep_particles", "insomnia", "phi_steps", "control_variate", "defensive", "gradient"),
+    *("defensive_guide", "vectorize_particles", "shared_params", "simulated_data_to_args", "observed_sites"),
+}
+
+
+def _options_of(loss: Callable) -> set[str]:
+    return {p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
+
+
+def _parameters_of(program: Any) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(unwrapped(program)).parameters.values()
+    except (TypeError, ValueError):  # not every callable tells
+        return {}
+    return {p.name: p for p in parameters if p.kind != p.VAR_KEYWORD}
 
 
 def check_state(value: Any, kind: type) -> None:
@@ -120,6 +157,17 @@ def check_params(value: Any, symbol: str) -> None:
             found=describe(value),
             hint="losses take (theta, phi, seeded_model, seeded_guide, *args)",
         )
+
+
+def fail_jitted(error: Exception) -> NoReturn:
+    """Programs that are to branch in Python were traced all the same."""
+    fail(
+        TypeError,
+        "option 'vectorize_particles' is False, but the call is traced by jit, scan or vmap",
+        expected="a call outside of JAX transformations other than grad: programs branch in Python on sampled values",
+        found=str(error).split("\n")[0][:200],
+        hint="call it un-jitted; to compile, branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
+    )
 
 
 def fail_static(error: Exception) -> NoReturn:

@@ -82,6 +82,7 @@ CONJUGATE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allow_rank_promotion")
 @pytest.mark.parametrize("gradient", ["dreg", "score"])
 @pytest.mark.parametrize("name", CONJUGATE)

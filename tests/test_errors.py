@@ -60,6 +60,7 @@ BAD_OPTIONS = [
     ({"phi_steps": 0}, ValueError, "'phi_steps'"),
     ({"phi_steps": 1.5}, TypeError, "'phi_steps'"),
     ({"shared_params": 1}, TypeError, "'shared_params'"),
+    ({"model_has_params": "no"}, TypeError, "'model_has_params'"),
 ]
 
 BAD_LOSS_OPTIONS = [
@@ -71,6 +72,7 @@ BAD_LOSS_OPTIONS = [
     ({"defensive": True}, TypeError, "'defensive'"),
     ({"defensive_guide": lambda x: None}, ValueError, "'defensive_guide'"),
     ({"gradient": "pathwise"}, ValueError, "'gradient'"),
+    ({"gradient": np.array(["dreg", "score"])}, ValueError, "'gradient'"),
     ({"gradient": "dreg", "defensive": 0.2}, ValueError, "'gradient' and 'defensive'"),
     ({"vectorize_particles": 0}, TypeError, "'vectorize_particles'"),
 ]
@@ -402,7 +404,15 @@ def test_the_state_goes_before_the_data():
 
 
 @pytest.mark.parametrize(
-    "option", [{"num_particles": np.int64(3)}, {"insomnia": np.float32(1.0)}, {"insomnia": jnp.array(1.0)}], ids=str
+    "option",
+    [
+        {"num_particles": np.int64(3)},
+        {"insomnia": np.float32(1.0)},
+        {"insomnia": jnp.array(1.0)},
+        {"defensive": jnp.array(0.2)},
+        {"shared_params": np.bool_(1)},
+    ],
+    ids=str,
 )
 def test_numpy_numbers_are_numbers(option):
     rws_jax.make_step(model, guide, **option)
@@ -502,10 +512,17 @@ def shifted_model(x):
         numpyro.sample("x", dist.Normal(z + jnp.roll(x, 1), 1.0), obs=x)
 
 
+def mean_model(x):
+    """Centred on the real data."""
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Normal(x.mean(), 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
 def centred_model(images):
     """The same in another way: the argument has another name than the site."""
     with numpyro.plate("data", 3):
-        z = numpyro.sample("z", dist.Normal(images.min(), 1.0) if images.ndim == 2 else dist.Normal(images, 1.0))
+        z = numpyro.sample("z", dist.Normal(images, 1.0))
         numpyro.sample("x", dist.Normal(z, 1.0), obs=images)
 
 
@@ -591,7 +608,11 @@ def test_simulated_data_to_args_returns_a_pair(value):
 
 @pytest.mark.parametrize(
     ("bad_model", "options"),
-    [(shifted_model, {}), (centred_model, {"simulated_data_to_args": lambda sim, images: ((sim["x"],), {})})],
+    [
+        (shifted_model, {}),
+        (mean_model, {}),
+        (centred_model, {"simulated_data_to_args": lambda sim, *_: ((sim["x"],), {})}),
+    ],
 )
 def test_dreams_that_depend_on_the_real_data_are_refused(bad_model, options):
     rws = rws_jax.make_step(bad_model, guide, insomnia=0.5, **options)
@@ -599,6 +620,20 @@ def test_dreams_that_depend_on_the_real_data_are_refused(bad_model, options):
         rws.init(jax.random.key(0), X)
     check(error, ValueError, "observed site 'x'", "argument of its own", "insomnia=1.0")
     rws_jax.make_step(bad_model, guide).init(jax.random.key(0), X)  # wake is right
+
+
+def test_covariates_are_not_taken_for_data():
+    """In a container, as the very array that is also the data, and beside lists of any kind."""
+
+    def covariate_model(covariate, x, layers):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(covariate["c"], 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    rws = rws_jax.make_step(covariate_model, lambda covariate, x, layers: guide(x), insomnia=0.5)
+    state = rws.init(jax.random.key(0), {"c": X}, X, [X, X[:2], 3.0])
+    _, info = rws.step(state, {"c": X}, X, [X, X[:2], 3.0])
+    assert bool(info.finite)
 
 
 # defensive proposals, reparameterised gradients
@@ -625,18 +660,24 @@ DEFENSIVE = {
 }
 
 
-@pytest.mark.parametrize("by", ["init", "loss"])
-@pytest.mark.parametrize("name", DEFENSIVE)
+@pytest.mark.parametrize(
+    ("name", "by", "vectorize"),
+    # One by one, sites may differ from particle to particle.
+    [(name, by, True) for name in DEFENSIVE for by in ("init", "loss")]
+    + [(name, "init", False) for name in DEFENSIVE if name != "other sites"],
+)
 @pytest.mark.filterwarnings("ignore:auxiliary site")
-def test_bad_defensive_guides_are_refused(name, by):
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_bad_defensive_guides_are_refused(name, by, vectorize):
     defensive_guide, bad_model, bad_guide, words = DEFENSIVE[name]
+    options = {"defensive": 0.6, "vectorize_particles": vectorize}
     if by == "init":
-        rws = rws_jax.make_step(bad_model, bad_guide, defensive=0.2, defensive_guide=defensive_guide)
+        rws = rws_jax.make_step(bad_model, bad_guide, defensive_guide=defensive_guide, **options)
         wake = partial(rws.init, jax.random.key(0), X)
     else:
         u = None if defensive_guide is None else seed(defensive_guide, 2)
         programs = seed(bad_model, 0), seed(bad_guide, 1)
-        wake = partial(rws_jax.wake_phi_loss, {}, {"m": 0.0}, *programs, X, defensive=0.2, defensive_guide=u)
+        wake = partial(rws_jax.wake_phi_loss, {}, {"m": 0.0}, *programs, X, defensive_guide=u, **options)
     with pytest.raises(ValueError, match="expected") as error:
         wake()
     check(error, ValueError, *words)
@@ -647,7 +688,7 @@ def test_a_defensive_guide_is_seeded_for_losses_and_bare_for_make_step():
         rws_jax.wake_theta_loss(
             {}, {"m": 0.0}, seed(model, 0), seed(guide, 1), X, defensive=0.2, defensive_guide=u_guide(NORMAL)
         )
-    check(error, TypeError, "seed(defensive guide, rng_key)")
+    check(error, TypeError, "seed(defensive_guide, rng_key)")
     with pytest.raises(ValueError, match="seeded already"):
         rws_jax.make_step(model, guide, defensive=0.2, defensive_guide=seed(u_guide(NORMAL), 0))
     with pytest.raises(TypeError, match="the defensive guide is not callable"):
@@ -680,6 +721,77 @@ def test_dreg_names_the_site_that_is_not_reparameterised(by):
     with pytest.raises(ValueError, match="'dreg'") as error:
         wake()
     check(error, ValueError, "site 'k'", "Bernoulli", "gradient='score'")
+
+
+def plain_guide(fn):
+    return lambda: numpyro.sample("z", fn(numpyro.param("m", 0.5)))
+
+
+UNFIT = {
+    "wider than the model": (
+        dist.HalfNormal(1.0),
+        plain_guide(lambda m: dist.Normal(m, 1.0)),
+        {"gradient": "dreg"},
+        ["draws more than the model can at latent site 'z'", "real numbers from 0", "LogNormal", "gradient='score'"],
+    ),
+    "scaled": (
+        dist.Normal(0.0, 1.0),
+        numpyro.handlers.scale(plain_guide(lambda m: dist.Normal(m, 1.0)), scale=2.0),
+        {"gradient": "dreg"},
+        ["gradient='dreg'", "site 'z' of the guide is scaled"],
+    ),
+    "moving support": (
+        dist.Uniform(0.0, 1.0),
+        plain_guide(lambda m: dist.Uniform(0.0, 2.0 + m)),
+        {},
+        ["support of the guide at latent site 'z' depends on its parameters", "control_variate=False"],
+    ),
+    "real vectors for a simplex": (
+        dist.Dirichlet(jnp.ones(3)),
+        plain_guide(lambda m: dist.Normal(m * jnp.ones(3), 1.0).to_event(1)),
+        {},
+        ["supports differ at latent site 'z'", "Simplex", "dist.Dirichlet"],
+    ),
+}
+
+
+@pytest.mark.usefixtures("allow_rank_promotion")
+@pytest.mark.parametrize("name", UNFIT)
+def test_guides_that_an_estimator_would_get_wrong_are_refused(name):
+    prior, unfit_guide, options, words = UNFIT[name]
+    unfit_model = lambda: numpyro.sample("z", prior)
+    with pytest.raises(ValueError, match="expected") as error:
+        rws_jax.make_step(unfit_model, unfit_guide, **options).init(jax.random.key(0))
+    check(error, ValueError, *words)
+    if name == "moving support":
+        rws_jax.make_step(unfit_model, unfit_guide, control_variate=False).init(jax.random.key(0))
+
+
+def test_guides_narrower_than_the_model_are_told():
+    program = lambda: numpyro.sample("z", dist.Uniform(0.0, 10.0))
+    with pytest.warns(UserWarning, match="'z' the guide draws real numbers from 2 to 10 alone"):
+        rws_jax.make_step(program, plain_guide(lambda m: dist.Uniform(2.0, 10.0))).init(jax.random.key(0))
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_python_branches_under_jit_are_told_where_particles_run_one_by_one():
+    def branching_guide():
+        if numpyro.sample("z", dist.Bernoulli(0.5)) == 1:
+            numpyro.param("m", 0.0)
+
+    rws = rws_jax.make_step(
+        lambda: numpyro.sample("z", dist.Bernoulli(0.5)), branching_guide, vectorize_particles=False
+    )
+    with pytest.raises(TypeError, match="'vectorize_particles' is False, but the call is traced") as error:
+        jax.jit(rws.step)(rws.init(jax.random.key(0)))
+    check(error, TypeError, "un-jitted", "control_flow.cond")
+
+
+def test_options_of_another_loss_are_not_passed_on_in_silence():
+    programs = seed(lambda x, **kwargs: model(x), 0), seed(lambda x, **kwargs: guide(x), 1)
+    with pytest.raises(TypeError, match="wake_theta_loss has no option 'gradient'") as error:
+        rws_jax.wake_theta_loss({}, {"m": 0.0}, *programs, X, gradient="dreg")
+    check(error, TypeError, "'defensive'", "help(rws_jax.make_step)")
 
 
 # names and parameters that both sides have

@@ -284,6 +284,41 @@ def test_mask_and_scale_handlers_count_as_written():
     assert jnp.allclose(scored.log_q, jnp.where(mask[None], norm.logpdf(z, 0.5), 0.0), rtol=1e-5)
 
 
+def test_without_latents_the_bound_is_the_evidence():
+    def model(x):
+        with numpyro.plate("data", 3):
+            numpyro.sample("x", dist.Normal(numpyro.param("mu", 0.0), 1.0), obs=x)
+
+    x, params = jnp.array([1.0, 2.0, -1.0]), ({"mu": jnp.array(0.5)}, {})
+    loss = lambda *params: rws_jax.wake_theta_loss(*params, *seeded(model, lambda x: None), x, num_particles=2)
+    value, grads = value_and_grads(loss)(*params)
+    assert jnp.allclose(value, -norm.logpdf(x, 0.5).sum(), rtol=1e-6)
+    assert jnp.allclose(grads[0]["mu"], -jnp.sum(x - 0.5), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_a_defensive_guide_sees_the_minibatch_of_the_guide():
+    """Proposals of u are near the data that it picks: those of the model's minibatch, or no particle would fit."""
+    data = jnp.arange(50.0)
+
+    def program(name):
+        def run(data):
+            with numpyro.plate("data", 50, subsample_size=5) as index:
+                z = numpyro.sample(
+                    "z", dist.Normal(data[index] if name == "u" else 200.0, 1.0 if name == "u" else 100.0)
+                )
+                if name == "model":
+                    numpyro.sample("x", dist.Normal(z, 0.1), obs=data[index])
+
+        return run
+
+    u = Call(seed(program("u"), 5), "defensive guide", None, (data,), {})
+    model, guide = calls(program("model"), program("guide"), {}, {}, data)
+    draws = draw_particles(guide, jnp.arange(8), Defence(0.5, model, u))
+    near = jnp.abs(draws.latents["z"] - data[draws.plates["data"]][None]) < 5.0
+    assert 0.3 < near.mean() < 0.8
+
+
 # JAX transformations
 
 

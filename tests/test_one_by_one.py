@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 THETA, PHI = programs.BY_HAND_THETA, programs.BY_HAND_PHI
 
 
-@pytest.mark.parametrize("name", ["mixed", "nested plates", "subsampled", "cond"])
+@pytest.mark.parametrize("name", ["mixed", "subsampled", "cond"])
 def test_one_by_one_and_mapped_over_are_the_same_numbers(name):
-    """Particle k is the same particle, so losses and gradients are; defensive choices too.
+    """Particle k is the same particle, so losses and gradients are.
 
     Compiled here, to save time: a program that does not branch in Python can be.
     """
@@ -32,8 +32,8 @@ def test_one_by_one_and_mapped_over_are_the_same_numbers(name):
 
     def losses(theta, phi, vectorize):
         options = {"num_particles": 2, "vectorize_particles": vectorize}
-        wake = rws_jax.wake_phi_loss(theta, phi, *seeded(model, guide), x, defensive=0.5, **options)
-        theta_loss = rws_jax.wake_theta_loss(theta, phi, *seeded(model, guide), x, defensive=0.5, **options)
+        wake = rws_jax.wake_phi_loss(theta, phi, *seeded(model, guide), x, **options)
+        theta_loss = rws_jax.wake_theta_loss(theta, phi, *seeded(model, guide), x, **options)
         return theta_loss + wake + rws_jax.sleep_phi_loss(theta, phi, *seeded(model, guide), x, **options)
 
     value_and_grads = lambda vectorize: jax.value_and_grad(losses, argnums=(0, 1))(THETA, PHI, vectorize)
@@ -233,12 +233,37 @@ def test_the_state_is_the_same_with_and_without_mapping_over_particles():
     steps = {}
     for vectorize in (True, False):
         rws = rws_jax.make_step(
-            programs.one_model, programs.one_guide, insomnia=0.5, phi_steps=2, vectorize_particles=vectorize,
+            programs.one_model, programs.one_guide, insomnia=0.5, phi_steps=2, defensive=0.5,
+            vectorize_particles=vectorize,
             theta_optimizer=optax.sgd(0.1), phi_optimizer=optax.sgd(0.1),
         )  # fmt: skip
         state, info = rws.step(rws.init(jax.random.key(0), 1.3), 1.3)
         steps[vectorize] = state._replace(rng_key=jax.random.key_data(state.rng_key)), info
     chex.assert_trees_all_close(steps[True], steps[False], rtol=1e-5, atol=1e-6)
+
+
+def test_programs_that_branch_are_one_unit():
+    """What is in the plate decides whether there is another site: its elements do not weigh for themselves."""
+
+    def program(observed):
+        def run(x):
+            with numpyro.plate("data", 2):
+                z = numpyro.sample("z", dist.Bernoulli(0.5))
+                if observed:
+                    numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+                if int(z.sum()) == 1:
+                    numpyro.sample("e", dist.Bernoulli(0.5))
+
+        return run
+
+    x, num = jnp.array([0.0, 2.0]), 6
+    model, guide = calls(program(True), program(False), {}, {}, x)
+    for defence in (None, estimators.Defence(0.5, model, None)):
+        draws = draw_particles(guide, range(num), defence)
+        assert {len(d.latents) for d in draws} == {1, 2}
+        scored = score_particles(model, guide, draws, range(num), defence)
+        z = jnp.stack([d.latents["z"] for d in draws])
+        assert jnp.allclose(scored.log_weights, norm.logpdf(x[None], 2.0 * z).sum(axis=1), rtol=1e-5)
 
 
 def test_programs_must_be_seeded():

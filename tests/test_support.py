@@ -5,6 +5,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
@@ -12,14 +13,16 @@ import pytest
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax.particles import draw_particles
-from rws_jax.programs import Call
+from rws_jax import estimators
+from rws_jax.particles import draw_particles, score_particles
+from rws_jax.programs import Call, Draws
 from tests import oracles
 from tests.test_step import again, gradients_of
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion")  # as NumPyro's Uniform and Dirichlet do
 X = jnp.array([0.4, 0.9])
 NUM_PARTICLES = 6
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # the latter to jax 0.7
 
 # name -> prior and guide distribution, whether draws lie inside of the prior's support, a number that the data are near
 NARROWER = {
@@ -38,11 +41,6 @@ NARROWER = {
     "normal": (lambda t: dist.Gamma(2.0, 1.0 + t), lambda f: dist.Normal(f, 1.0), lambda z: z > 0),
     "categorical": (
         lambda t: dist.Categorical(logits=jnp.array([0.0, 0.5]) * t),
-        lambda f: dist.Categorical(logits=jnp.arange(4.0) * f),
-        lambda z: z < 2,
-    ),
-    "zero probability": (
-        lambda t: dist.Categorical(jnp.array([0.5, 0.5, 0.0, 0.0])),
         lambda f: dist.Categorical(logits=jnp.arange(4.0) * f),
         lambda z: z < 2,
     ),
@@ -179,6 +177,7 @@ def narrow_step(**options):
     return rws_jax.make_step(model, guide, num_particles=NUM_PARTICLES, insomnia=0.5, **options)
 
 
+@pytest.mark.slow
 def test_dead_particles_pass_debug_nans():
     """Each primitive is checked: no NaN arises on the way either, compiled or not."""
     rws = narrow_step()
@@ -206,21 +205,25 @@ def test_no_tracer_leaks():
 
 
 def test_double_precision_gives_the_same_numbers_more_exactly():
-    """The draws are the same bits rounded otherwise, so losses agree to single precision."""
+    """Of the same draws; a step in double precision keeps its type."""
+    model, guide = (
+        partial(prior_program, lambda t: dist.Normal(t, 1.0)),
+        partial(proposal_program, lambda f: dist.Normal(f, jnp.exp(f))),
+    )
     losses = {}
     for enabled in (False, True):
-        with jax.enable_x64(enabled):
-            prior, proposal = (lambda t: dist.Normal(t, 1.0)), (lambda f: dist.Normal(f, jnp.exp(f)))
-            x = jnp.array([0.4, 0.9])
-            model, guide = partial(prior_program, prior), partial(proposal_program, proposal)
-            rws = rws_jax.make_step(model, guide, num_particles=2000)
-            state, info = rws.step(rws.init(jax.random.key(0), x), x)
+        with enable_x64(enabled):
+            args = (jnp.array([0.4, 0.9]),), {}
+            calls = Call(seed(model, 0), "model", {"t": 0.2}, *args), Call(seed(guide, 1), "guide", {"f": 0.3}, *args)
+            z = jnp.linspace(-1.5, 2.0, 2 * NUM_PARTICLES).reshape(NUM_PARTICLES, 2)
+            particles = score_particles(*calls, Draws({"z": z}, {}), jnp.arange(NUM_PARTICLES))
+            losses[enabled] = float(estimators.theta_loss(particles)), float(estimators.phi_loss(particles))
+            rws = rws_jax.make_step(model, guide)
+            state, info = rws.step(rws.init(jax.random.key(0), *args[0]), *args[0])
             assert state.phi["f"].dtype == (jnp.float64 if enabled else jnp.float32)
             assert info.wake_theta_loss.dtype == state.phi["f"].dtype
-            losses[enabled] = float(info.wake_theta_loss)
-    assert abs(losses[True] - losses[False]) < 0.1  # other bits are drawn in double precision
-    exact = -sum(dist.Normal(0.2, jnp.sqrt(2.0)).log_prob(X))
-    assert abs(losses[True] - exact) < 0.1
+    assert losses[True] != losses[False]
+    assert np.allclose(losses[True], losses[False], rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_nan_and_infinity_are_passed_on_in_their_unit_alone(log_w, where, bad):
     spoilt = log_w.copy()
     spoilt[where % len(log_w), 0] = bad
     assert not np.isfinite(bound_of(spoilt)[0])
-    assert np.any(np.isnan(normalise(spoilt)[:, 0])) or bad == np.inf
+    assert np.any(np.isnan(normalise(spoilt)[:, 0]))
     np.testing.assert_array_equal(bound_of(spoilt)[1:], bound_of(log_w)[1:])
     np.testing.assert_array_equal(normalise(spoilt)[:, 1:], normalise(log_w)[:, 1:])
 
