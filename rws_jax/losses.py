@@ -58,8 +58,7 @@ def wake_theta_loss(
       it is ``inf`` if all are dead.
 
     Raises:
-      ValueError: if programs or parameters do not match, an option is out of range or has the name of a program's
-        argument.
+      ValueError: if programs or parameters do not match, an option is out of range, or an argument is named as one.
       TypeError: if a program is not seeded, or an option is of the wrong type.
 
     Example:
@@ -80,10 +79,9 @@ def wake_theta_loss(
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    model_call, guide_call = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
+    programs = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
     options = WakeOptions(num_particles=num_particles, defensive=defensive, vectorize_particles=vectorize_particles)
-    defence = defensive_call(defensive, defensive_guide, args, kwargs)
-    return theta_loss(wake(model_call, guide_call, defence, options))
+    return theta_loss(wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options))
 
 
 def wake_phi_loss(
@@ -136,8 +134,7 @@ def wake_phi_loss(
       Scalar loss in nats, summed over units; dead units contribute zero.
 
     Raises:
-      ValueError: if programs or parameters do not match, an option is out of range or has the name of a program's
-        argument.
+      ValueError: if programs or parameters do not match, an option is out of range, or an argument is named as one.
       TypeError: if a program is not seeded, or an option is of the wrong type.
 
     Example:
@@ -161,7 +158,7 @@ def wake_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
-    model_call, guide_call = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
+    programs = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
     options = WakeOptions(
         num_particles=num_particles,
         control_variate=control_variate,
@@ -169,8 +166,8 @@ def wake_phi_loss(
         gradient=gradient,
         vectorize_particles=vectorize_particles,
     )
-    defence = defensive_call(defensive, defensive_guide, args, kwargs)
-    return phi_loss(wake(model_call, guide_call, defence, options), control_variate)
+    particles = wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options)
+    return phi_loss(particles, control_variate)
 
 
 def sleep_phi_loss(
@@ -242,11 +239,11 @@ def sleep_phi_loss(
       Le, Baydin and Wood, Inference Compilation and Universal Probabilistic Programming, 2017, arXiv 1610.09900.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    model_call, guide_call = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
+    programs = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
     options = SleepOptions(
         num_particles=num_particles,
         simulated_data_to_args=simulated_data_to_args,
         observed_sites=observed_sites,
         vectorize_particles=vectorize_particles,
     )
-    return dream_loss(sleep(model_call, guide_call, options))
+    return dream_loss(sleep(*programs, options))

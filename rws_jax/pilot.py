@@ -42,6 +42,7 @@ def run_pilot(
     Returns:
       A trace of the model and one of the guide.
     """
+    runs_wake = trains_on_wake
     if sleep:
         model_run, data = dreamt(model, index, sleep.observed_sites)
         _check_reads_no_data(model, index, model_run, data, sleep)
@@ -51,15 +52,15 @@ def run_pilot(
         )
         guide_run = scored(guide._replace(args=args, kwargs=kwargs), index, draws)
         _check(model_run, guide_run)
-        trains_on_wake = trains_on_wake or any(site["type"] == "param" for site in model_run.values())
-    if trains_on_wake:
+        runs_wake = trains_on_wake or any(site["type"] == "param" for site in model_run.values())
+    if runs_wake:
         guide_run = sampled(guide, index)
         sites.check_guide(guide_run)
         if wake.gradient == "dreg":
             sites.check_reparameterised(guide_run)
         model_run = scored(model, index, draws_of(guide_run), drawn_from=those_of(guide_run))
-        _check(model_run, guide_run, pathwise=wake.gradient == "dreg")
-        if wake.control_variate or wake.gradient == "dreg":
+        _check(model_run, guide_run, pathwise=trains_on_wake and wake.gradient == "dreg")
+        if trains_on_wake and (wake.control_variate or wake.gradient == "dreg"):
             _check_fixed_support(guide, index, guide_run)
         sites.warn_of_auxiliary(guide_run, model_run)
         for name, site in sites.latent_sites(model_run).items():

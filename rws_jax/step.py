@@ -147,8 +147,7 @@ def make_step(
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key)
         pilot_key, rng_key = jax.random.split(rng_key)
-        theta_sites: Trace = {}
-        phi_sites: Trace = {}
+        theta_sites, phi_sites = Trace(), Trace()
         for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
             model_run, guide_run = objective.pilot(None, None, pilot_key, args, kwargs, index)
             theta_sites = sites.param_sites(model_run) | theta_sites
@@ -221,8 +220,7 @@ def make_step(
             told["theta_grad_norm"] = optax.tree.norm(grads[0])
         if state.phi:
             told["phi_grad_norm"] = optax.tree.norm(grads[1])
-        absent = dict.fromkeys(RWSInfo._fields)
-        return new_state, RWSInfo(**absent | told | {"insomnia": share, "finite": finite})
+        return new_state, RWSInfo(**dict.fromkeys(RWSInfo._fields) | told | {"insomnia": share, "finite": finite})
 
     def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         params, (theta, phi) = {}, rws_state[:2]
@@ -234,9 +232,8 @@ def make_step(
         sites.check_all_met(theta.keys() | phi.keys(), params)
         return params
 
-    if not vectorize_particles:
-        return RWS(init, step, get_params)
-    return RWS(init, jax.jit(step), jax.jit(get_params))
+    compiled = jax.jit if vectorize_particles else lambda function: function
+    return RWS(init, compiled(step), compiled(get_params))
 
 
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only

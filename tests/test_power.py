@@ -133,8 +133,8 @@ MUTATIONS = {
     ),
     "one component for all units": (
         defensive,
-        "defence.delta, units.batch_shape)",
-        "defence.delta, (1,) * len(units.batch_shape))",
+        "defence.delta, Units.of(model_run, guide_run, run).batch_shape)",
+        "defence.delta, (1,) * len(Units.of(model_run, guide_run, run).batch_shape))",
         drawn("prior"),
     ),
     "u tempered by scale": (

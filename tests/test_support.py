@@ -76,8 +76,9 @@ def test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted(nam
         model, guide, num_particles=NUM_PARTICLES, theta_optimizer=optax.scale(1.0), phi_optimizer=optax.scale(1.0)
     )
     # A start at which every datum has particles both inside and outside.
+    state = rws.init(jax.random.key(0), X)
     for number in range(50):
-        state = rws.init(jax.random.key(number), X)
+        state = state._replace(rng_key=jax.random.key(number))
         z = draws_of_step(state, guide).latents["z"]
         inside = is_inside(z)
         if jnp.all(jnp.sum(inside, axis=0) >= 2) and not jnp.all(inside):
