@@ -140,10 +140,8 @@ def with_other_data(
         if name in bound.arguments:
             holders, holds = [name], lambda leaf: True
         else:
-            holders, holds = (
-                [a for a, real in bound.arguments.items() if any(map(is_value, jax.tree.leaves(real)))],
-                is_value,
-            )
+            holders = [a for a, real in bound.arguments.items() if any(map(is_value, jax.tree.leaves(real)))]
+            holds = is_value
         if len(holders) == 1:  # the same array in two arguments is data in the one and a covariate in the other
             real = bound.arguments[holders[0]]
             other = jax.tree.map(lambda leaf: _other(leaf, dreamt[name]) if holds(leaf) else leaf, real)  # noqa: B023

@@ -77,11 +77,9 @@ def draw_particles(
         sites.check_guide(run)
         if reparameterised:
             sites.check_reparameterised(run)
-        return (
-            draws_of(run)
-            if defence is None
-            else draw_defensive(defence, guide, run, index, whole=isinstance(indices, range))
-        )
+        if defence is None:
+            return draws_of(run)
+        return draw_defensive(defence, guide, run, index, whole=isinstance(indices, range))
 
     if isinstance(indices, range):
         return _each(draw, indices)

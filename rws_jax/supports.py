@@ -74,7 +74,8 @@ _FIXED_SUPPORTS = [
 
 def warn_of_narrower(name: str, guide_fn: Distribution, fn: Distribution) -> None:
     """Right if the data rule out the rest of the model's support, and a guide that misses something if not."""
-    if not _covers(_elementwise(guide_fn), _elementwise(fn), bounds_count=True):
+    known = not (isinstance(base(guide_fn), dist.Delta) or isinstance(base(fn), dist.Delta))
+    if known and not _covers(_elementwise(guide_fn), _elementwise(fn), bounds_count=True):
         warnings.warn(
             f"at latent site {name!r} the guide draws {_describe(_elementwise(guide_fn))} alone, and the model"
             f" {_describe(_elementwise(fn))}: this is right only if the data rule out the rest",
@@ -97,10 +98,6 @@ def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str)
             if role == "model"
             else f"use {_alternative(guide_support)} in the {role}",
         )
-
-
-def _name(fn: Distribution) -> str:
-    return type(base(fn)).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
 def check_same_support(name: str, guide_fn: Distribution, fn: Distribution) -> None:
@@ -180,6 +177,10 @@ def _covers(guide: Any, model: Any, *, bounds_count: bool = False) -> bool:
 
 
 _FULL_DIMENSION = [constraints.ordered_vector, constraints.positive_ordered_vector, constraints.l1_ball]
+
+
+def _name(fn: Distribution) -> str:
+    return type(base(fn)).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
 def _describe(support: Any) -> str:

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.handlers import seed
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import rws_jax
 from tests import programs
@@ -200,3 +201,25 @@ def test_programs_may_have_arguments_named_as_those_of_the_package():
     assert rws.get_params(after, **by_name).keys() == {"m"}
     loss = rws_jax.wake_theta_loss({}, state.phi, seed(model, 0), seed(guide, 1), num_particles=3, **by_name)
     assert loss == rws_jax.wake_theta_loss({}, state.phi, seed(model, 0), seed(guide, 1), x, 0.5, 2.0, num_particles=3)
+
+
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+@pytest.mark.parametrize("autoguide", [AutoNormal, AutoDiagonalNormal])
+def test_automatic_guides_train_in_wake_by_either_gradient(autoguide):
+    """Also those that draw all latents through one site; nothing is warned of, and no draw leaves the support."""
+
+    def model(x):
+        weights = numpyro.sample("weights", dist.Dirichlet(jnp.ones(3)))
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        with numpyro.plate("data", 3):
+            numpyro.sample("x", dist.Normal(weights, scale), obs=x)
+
+    x, infos = jnp.array([0.5, 0.2, 0.2]), []
+    for gradient in ("score", "dreg"):
+        rws = rws_jax.make_step(model, autoguide(model), num_particles=5, gradient=gradient)
+        _, info = rws.step(rws.init(jax.random.key(0), x), x)
+        infos.append(info)
+        assert bool(info.finite)
+        assert int(info.num_dead_particles) == 0
+    assert jnp.allclose(infos[0].wake_phi_loss, infos[1].wake_phi_loss, rtol=1e-5)
+    assert infos[0].phi_grad_norm != infos[1].phi_grad_norm
