@@ -115,7 +115,7 @@ def score_particles(
         if reparameterised:
             sites.check_unscaled(guide_run, units.scale, "gradient='dreg'")
         if defence is not None:
-            sites.check_unscaled(guide_run, units.scale, "defensive")
+            sites.check_unscaled(guide_run, units.scale, "'defensive'")
             log_u = units.log_proposal(runs[-1], draws.latents, those_of(guide_run))
             log_r = weights.log_mixture(log_q, log_u, defence.delta)
         return Particles(log_p, log_q, units.scale, log_r)
