@@ -148,7 +148,9 @@ def test_a_number_that_is_not_finite_leaves_the_state_bit_for_bit(options, bad):
     The step after, with good numbers, is an ordinary one.
     """
     prior, proposal, _ = NARROWER["lognormal"]
-    rws = rws_jax.make_step(partial(prior_program, prior), partial(proposal_program, proposal), **options)
+    rws = rws_jax.make_step(
+        partial(prior_program, prior), partial(proposal_program, proposal), num_particles=20, **options
+    )
     state = rws.init(jax.random.key(0), X)
     state, _ = rws.step(state, X)  # Adam has momentum now
     start, x = state, X
@@ -162,6 +164,8 @@ def test_a_number_that_is_not_finite_leaves_the_state_bit_for_bit(options, bad):
     if bad == "datum":
         assert int(info.num_dead_units) == 1
         assert bool(info.finite)
+        assert jnp.isfinite(after.phi["f"])
+        assert after.phi["f"] != start.phi["f"]  # the other datum trains
     else:
         assert not bool(info.finite)
         chex.assert_trees_all_equal(after[:4], start[:4])
