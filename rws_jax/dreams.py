@@ -6,6 +6,7 @@ Real data must never reach the guide in place of dreamt ones.
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -144,14 +145,14 @@ def with_other_data(
             holds = is_value
         if len(holders) == 1:  # the same array in two arguments is data in the one and a covariate in the other
             real = bound.arguments[holders[0]]
-            other = jax.tree.map(lambda leaf: _other(leaf, dreamt[name]) if holds(leaf) else leaf, real)  # noqa: B023
+            other = jax.tree.map(partial(_other, holds=holds, dreamt=dreamt[name]), real)
             shown = inspect.BoundArguments(bound.signature, bound.arguments | {holders[0]: other})
             yield name, shown.args, shown.kwargs
 
 
-def _other(real: Any, dreamt: jax.Array) -> Any:
+def _other(real: Any, holds: Callable[[Any], bool], dreamt: jax.Array) -> Any:
     """Dreamt data in place of real ones; where they are a minibatch, the real ones in another order."""
-    if not isinstance(real, jax.Array | np.ndarray | int | float):
+    if not (holds(real) and isinstance(real, jax.Array | np.ndarray | int | float)):
         return real
     if jnp.shape(real) == jnp.shape(dreamt):
         return dreamt.astype(jnp.asarray(real).dtype)
