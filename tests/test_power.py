@@ -66,6 +66,19 @@ MUTATIONS = {
     ),
     "proposal not detached": (particles, "jax.lax.stop_gradient(log_r)", "log_r", by_hand("one latent")),
     "dreams not detached": (particles, "model = model.stopped()  #", "pass  #", asleep("one latent")),
+    "prior draws not detached": (
+        defensive,
+        "sampled(defence.model.stopped(), ",
+        "sampled(defence.model, ",
+        by_hand("one latent"),
+    ),
+    "baseline not detached": (
+        estimators,
+        "lax.stop_gradient(weights.log_weights(particles.log_q, log_r))",
+        "weights.log_weights(particles.log_q, log_r)",
+        by_hand("one latent"),
+    ),
+    "score left in dreg": (estimators, "loss = lax.stop_gradient(loss) - _", "loss = loss - _", dreg_by_hand),
     "values of dreg not detached": (
         estimators,
         "lax.stop_gradient(draws) if pathwise else draws",
