@@ -3,6 +3,7 @@
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
 from rws_jax.state import RWS, RWSInfo, RWSState
 from rws_jax.step import make_step
+from rws_jax.svi import ReweightedWakeSleep
 
 __version__ = "0.1.0"
 
@@ -10,6 +11,7 @@ __all__ = [
     "RWS",
     "RWSInfo",
     "RWSState",
+    "ReweightedWakeSleep",
     "make_step",
     "sleep_phi_loss",
     "wake_phi_loss",

@@ -11,7 +11,7 @@ from rws_jax import weights
 from rws_jax.defensive import Defence
 from rws_jax.estimators import dream_loss, phi_loss, sleep, theta_loss, wake
 from rws_jax.handlers import Params, Program
-from rws_jax.options import SleepOptions, WakeOptions
+from rws_jax.phases import Phases
 from rws_jax.pilot import run_pilot
 from rws_jax.programs import Call
 from rws_jax.sites import Trace
@@ -19,15 +19,11 @@ from rws_jax.sites import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The loss of bare programs of unconstrained parameters, given keys."""
+    """The loss of bare programs, given keys."""
 
     model: Program
     guide: Program
-    defensive_guide: Program | None
-    wake: WakeOptions
-    sleep: SleepOptions | None
-    trains_on_wake: bool
-    shared_params: bool
+    phases: Phases
 
     def __call__(
         self,
@@ -41,22 +37,23 @@ class Objective:
     ) -> tuple[jax.Array, tuple]:
         """The sum of the two programs' losses, whose gradients do not overlap, and what the info tells of it."""
         theta, phi = params
-        rng_keys = [*jax.random.split(rng_key, 4 if self.defensive_guide is None else 5), None]
+        phases = self.phases
+        rng_keys = [*jax.random.split(rng_key, 4 if phases.defensive_guide is None else 5), None]
         calls = partial(self.calls, theta, phi, args=args, kwargs=kwargs)
         total, alive, told = jnp.zeros(()), jnp.array(True), {}
-        if self.trains_on_wake or (theta and trains_theta):
-            particles = wake(*calls(rng_keys[0], rng_keys[1], rng_keys[4]), self.wake)
+        if phases.trains_on_wake or (theta and trains_theta):
+            particles = wake(*calls(rng_keys[0], rng_keys[1], rng_keys[4]), phases.wake)
             told["wake_theta_loss"] = theta_loss(particles)
             ess = weights.effective_sample_size(particles.log_weights)
             told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(ess == 0.0)}
             told["num_dead_particles"] = jnp.sum(particles.log_weights == -jnp.inf)
             alive = jnp.any(ess != 0.0)
             total = jnp.where(alive, told["wake_theta_loss"], 0.0)  # else infinite, which is for the info to tell
-        if self.trains_on_wake:
-            told["wake_phi_loss"] = phi_loss(particles, self.wake.control_variate)
-        if self.sleep:
+        if phases.trains_on_wake:
+            told["wake_phi_loss"] = phi_loss(particles, phases.wake.control_variate)
+        if phases.sleep:
             model, guide, _ = calls(rng_keys[2], rng_keys[3], None)
-            told["sleep_phi_loss"] = dream_loss(sleep(model, guide, self.sleep))
+            told["sleep_phi_loss"] = dream_loss(sleep(model, guide, phases.sleep))
         told["phi_loss"] = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
         return total + told["phi_loss"], (total + told["phi_loss"], alive, told)
 
@@ -72,11 +69,13 @@ class Objective:
         kwargs: dict,
     ) -> tuple[Call, Call, Call | None]:
         """Model, guide and defensive guide, seeded."""
-        if self.shared_params and theta is not None and phi is not None:
+        if self.phases.shared_params and theta is not None and phi is not None:
             phi = theta | phi  # what is shared is kept with the model's, and both losses train it there
         defensive_guide = None
-        if self.defensive_guide is not None and defensive_key is not None:
-            defensive_guide = Call(seed(self.defensive_guide, defensive_key), "defensive guide", None, args, kwargs)
+        if self.phases.defensive_guide is not None and defensive_key is not None:
+            defensive_guide = Call(
+                seed(self.phases.defensive_guide, defensive_key), "defensive guide", None, args, kwargs
+            )
         model = Call(seed(self.model, model_key), "model", theta, args, kwargs)
         return model, Call(seed(self.guide, guide_key), "guide", phi, args, kwargs), defensive_guide
 
@@ -84,10 +83,10 @@ class Objective:
         self, theta: Params | None, phi: Params | None, rng_key: jax.Array, args: tuple, kwargs: dict, index: int = 0
     ) -> tuple[Trace, Trace]:
         """One particle of each phase, to check that the programs fit together; see `run_pilot`."""
-        rng_keys = jax.random.split(rng_key, 3)
+        rng_keys, wake = jax.random.split(rng_key, 3), self.phases.wake
         model, guide, defensive_guide = self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs)
-        defence = Defence(self.wake.defensive, model, defensive_guide) if self.wake.defensive else None
-        return run_pilot(model, guide, defence, self.wake, self.sleep, trains_on_wake=self.trains_on_wake, index=index)
+        defence = Defence(wake.defensive, model, defensive_guide) if wake.defensive else None
+        return run_pilot(model, guide, defence, self.phases, index)
 
 
 def _mix(share: jax.Array, wake: jax.Array | None, sleep: jax.Array | None) -> jax.Array:

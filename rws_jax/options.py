@@ -143,6 +143,18 @@ def check_defensive_share(defensive: float, defensive_guide: Any) -> None:
         )
 
 
+def check_max_plate_nesting(value: Any) -> None:
+    """Pyro's bound on nested plates, which plays no part here."""
+    if not _is_number(value):
+        fail(
+            TypeError,
+            "option 'max_plate_nesting' has the wrong type",
+            expected="a number, as in Pyro",
+            found=describe(value),
+            hint="leave it out: particles take no dim of the programs",
+        )
+
+
 def check_phi_steps(value: Any) -> None:
     """An int of at least 1."""
     wrong_type = isinstance(value, bool) or not isinstance(value, numbers.Integral)

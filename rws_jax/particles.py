@@ -175,17 +175,13 @@ def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_a
     return _map(score_one, in_axes=(_DRAWS, 0, 0))(draws, data, indices)
 
 
-# What JAX raises if Python has to know a traced value.
-_BRANCHES = jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError
-
-
 def _map(fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
     """`jax.vmap`; a program that branches in Python on a value drawn in it is told of the alternatives."""
 
     def mapped(*args: Any) -> Any:
         try:
             return jax.vmap(fn, in_axes, out_axes)(*args)
-        except _BRANCHES as error:
+        except validation.BRANCHES as error:
             validation.fail_static(error)
 
     return mapped
@@ -195,7 +191,7 @@ def _each(fn: Callable, *particles: Any) -> list[Any]:
     """The same one by one."""
     try:
         return [fn(*one) for one in zip(*particles, strict=True)]
-    except _BRANCHES as error:
+    except validation.BRANCHES as error:
         validation.fail_jitted(error)
 
 

@@ -10,8 +10,9 @@ from jax.core import Tracer
 from rws_jax import dreams, matching, sites, validation
 from rws_jax.defensive import Defence, draw_defensive
 from rws_jax.density import Units, those_of
-from rws_jax.options import SleepOptions, WakeOptions
+from rws_jax.options import SleepOptions
 from rws_jax.particles import score_particles
+from rws_jax.phases import Phases
 from rws_jax.programs import Call, draws_of, dreamt, param_values, sampled, scored
 from rws_jax.sites import Trace
 from rws_jax.supports import bounds, check_fixed, count_outside, warn_of_narrower
@@ -22,10 +23,7 @@ def run_pilot(
     model: Call,
     guide: Call,
     defence: Defence | None,
-    wake: WakeOptions,
-    sleep: SleepOptions | None,
-    *,
-    trains_on_wake: bool,
+    phases: Phases,
     index: Any = 0,
 ) -> tuple[Trace, Trace]:
     """Run model and guide as the chosen phases do, and check that they fit together.
@@ -34,14 +32,13 @@ def run_pilot(
       model: the model, seeded.
       guide: the guide, seeded.
       defence: what else particles are drawn from.
-      wake: options of wake.
-      sleep: options of sleep; None if there is none.
-      trains_on_wake: whether the guide is trained on wake-phi. Wake is run as well if the model has parameters.
+      phases: which of them are run. Wake is run as well if the model has parameters.
       index: of the particle.
 
     Returns:
       A trace of the model and one of the guide.
     """
+    wake, sleep, trains_on_wake = phases.wake, phases.sleep, phases.trains_on_wake
     runs_wake = trains_on_wake
     if sleep:
         model_run, data = dreamt(model, index, sleep.observed_sites)

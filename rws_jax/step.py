@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rws_jax import matching, options, sites, validation
+from rws_jax import options, sites, validation
 from rws_jax.handlers import Params, Program, unconstrained
 from rws_jax.objective import Objective
+from rws_jax.phases import Phases
 from rws_jax.pilot import check_compiles
 from rws_jax.programs import constrained_values, param_values
 from rws_jax.sites import Trace
@@ -106,59 +107,37 @@ def make_step(
     """
     validation.check_program(model, "model")
     validation.check_program(guide, "guide")
-    if defensive_guide is not None:
-        validation.check_program(defensive_guide, "defensive guide")
-    options.check_defensive_share(defensive, defensive_guide)
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
-    options.check_insomnia(insomnia)
-    insomnia = insomnia if callable(insomnia) else float(insomnia)
-    trains_on_wake = callable(insomnia) or insomnia > 0
-    trains_on_sleep = callable(insomnia) or insomnia < 1
-    options.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
-    num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
-    options.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
     options.check_phi_steps(phi_steps)
-    options.check_flag(model_has_params, "model_has_params")
-    options.check_flag(shared_params, "shared_params")
-    wake = options.WakeOptions(
+    phases = Phases.of(
         num_particles=num_particles,
+        insomnia=insomnia,
+        num_sleep_particles=num_sleep_particles,
         control_variate=control_variate,
         defensive=defensive,
+        defensive_guide=defensive_guide,
         gradient=gradient,
         vectorize_particles=vectorize_particles,
-    )
-    sleep = options.SleepOptions(
-        num_particles=num_sleep_particles,
+        model_has_params=model_has_params,
+        shared_params=shared_params,
         simulated_data_to_args=simulated_data_to_args,
         observed_sites=observed_sites,
-        vectorize_particles=vectorize_particles,
     )
-    objective = Objective(
-        model=unconstrained(model),
-        guide=unconstrained(guide),
-        defensive_guide=defensive_guide,
-        wake=wake,
-        sleep=sleep if trains_on_sleep else None,
-        trains_on_wake=trains_on_wake,
-        shared_params=shared_params,
-    )
+    objective = Objective(model=unconstrained(model), guide=unconstrained(guide), phases=phases)
 
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key)
-        pilot_key, rng_key = jax.random.split(rng_key)
+        rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         theta_sites, phi_sites = Trace(), Trace()
         for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
             model_run, guide_run = objective.pilot(None, None, pilot_key, args, kwargs, index)
             theta_sites = sites.param_sites(model_run) | theta_sites
             phi_sites = sites.param_sites(guide_run) | phi_sites
-        matching.check_disjoint(theta_sites, phi_sites, shared_params)
+        phases.check_params(theta_sites, phi_sites)
         theta = trainable(param_values(theta_sites))
         phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
-        matching.check_model_has_params(theta, model_has_params)
-        if theta:
-            options.check_num_particles(num_particles, "num_particles", minimum=2)
         if vectorize_particles:
             check_compiles(partial(objective.pilot, theta, phi, pilot_key), args, kwargs)
         step_count = jnp.zeros((), jnp.int32)
@@ -191,7 +170,7 @@ def make_step(
         def update_phi(old: tuple[Params, Any], grads: Params, total: jax.Array, alive: jax.Array) -> tuple:
             """The new guide, whether it has heard of anything to learn, and whether all of it is finite."""
             new = _update(phi_optimizer, grads, *old)
-            heard = alive | (share < 1.0) if trains_on_sleep else alive
+            heard = alive | (share < 1.0) if phases.sleep else alive
             return select(heard, new, old), heard, all_finite((total, grads)) & stays_finite(new, old)
 
         def guide_step(carry: tuple, rng_key: jax.Array) -> tuple:

@@ -14,6 +14,9 @@ import optax
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
+# What JAX raises if Python has to know a traced value.
+BRANCHES = jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError
+
 
 def fail(kind: type[Exception], problem: str, *, expected: str, found: str, hint: str) -> NoReturn:
     """Raise `kind` with the message shape that every error of the package has."""
@@ -68,7 +71,7 @@ def check_program(value: Any, role: str) -> None:
         if isinstance(layer, seed):
             fail(
                 ValueError,
-                f"the {role} given to make_step is seeded already, and would draw the same noise at every step",
+                f"the {role} is seeded already, and would draw the same noise at every step",
                 expected="the program without numpyro.handlers.seed",
                 found=f"seed({getattr(layer.fn, '__name__', layer.fn)})",
                 hint=f"pass the bare {role}; each step seeds it anew from the key in the state",

@@ -1,0 +1,236 @@
+"""Reweighted Wake-Sleep as a loss of NumPyro's `SVI`: the same estimators, behind one scalar.
+
+Knows NumPyro's `ELBO`. Keeps options only, no state: parameters and keys come and go with each call.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from numpyro.infer.elbo import ELBO
+from numpyro.primitives import Messenger
+
+from rws_jax import options, sites
+from rws_jax.handlers import Params, Program
+from rws_jax.objective import Objective
+from rws_jax.phases import Phases
+from rws_jax.sites import Site, Trace
+from rws_jax.validation import BRANCHES, check_program, describe, fail, fail_jitted, fail_static
+
+
+class ReweightedWakeSleep(ELBO):
+    r"""Reweighted Wake-Sleep as a loss of `numpyro.infer.SVI`.
+
+    .. math:: L = L_\text{wake-theta} + \iota \, L_\text{wake-phi} + (1 - \iota) \, L_\text{sleep-phi},
+        \qquad \iota = \text{insomnia}
+
+    (Bornschein and Bengio 2015; Le et al. 2019). Gradient: wake-theta's reaches the model's parameters alone, that of
+    the two others the guide's alone, so one optimizer serves both, and `optax.multi_transform` makes it two.
+    Bias: those of `wake_theta_loss` and `wake_phi_loss`. The value is a sum of two objectives, not a bound.
+
+    From the same state an update of `SVI` is a step of `make_step`, and both start from one key alike where initial
+    values are not random. Three things only `make_step` does: it follows a schedule of `insomnia`, makes several
+    updates of the guide for one of the model, and leaves the state as it is if a step is not finite. For the last,
+    use ``SVI.stable_update`` or ``SVI.run(..., stable_update=True)``.
+
+    Args:
+      num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
+      insomnia: share of wake-phi in the guide's loss, a number in [0, 1].
+      model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
+      num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
+      vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted: call
+        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles.
+      max_plate_nesting: accepted as Pyro has it, and not needed: particles never take a dim of the programs.
+      strict_enumeration_warning: whether to warn of sites annotated for enumeration. They are drawn like all others.
+      control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
+      defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
+      defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
+      gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
+      shared_params: whether param sites may occur in both programs; both losses train them then.
+      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
+        `sleep_phi_loss`.
+      observed_sites: names of data sites of a model that runs without data, in pure sleep.
+
+    Raises:
+      ValueError: for an option out of range. From the first update, if model, guide and arguments do not fit together.
+      TypeError: for an option of the wrong kind.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
+      >>> from numpyro.infer import SVI
+      >>> from rws_jax import ReweightedWakeSleep
+      >>> def model(x):
+      ...     p = numpyro.param("p", 0.5, constraint=dist.constraints.unit_interval)
+      ...     with numpyro.plate("data", len(x)):
+      ...         z = numpyro.sample("z", dist.Bernoulli(p))
+      ...         numpyro.sample("x", dist.Normal(4.0 * z, 1.0), obs=x)
+      >>> def guide(x):
+      ...     a, b = numpyro.param("a", 0.0), numpyro.param("b", 0.0)
+      ...     with numpyro.plate("data", len(x)):
+      ...         numpyro.sample("z", dist.Bernoulli(logits=a * x + b))
+      >>> svi = SVI(model, guide, optax.adam(0.05), loss=ReweightedWakeSleep(num_particles=10, insomnia=0.5))
+      >>> result = svi.run(jax.random.key(0), 500, jnp.array([-1.0, 0.0, 1.0, 4.0]), progress_bar=False)
+      >>> bool(jnp.abs(result.params["p"] - 0.25) < 0.05)
+      True
+
+    References:
+      Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
+      Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+    """
+
+    can_infer_discrete = True  # else SVI would warn of discrete latents
+
+    def __init__(
+        self,
+        num_particles: int = 2,
+        insomnia: float = 1.0,
+        model_has_params: bool = True,
+        num_sleep_particles: int | None = None,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        strict_enumeration_warning: bool = True,
+        *,
+        control_variate: bool = True,
+        defensive: float = 0.0,
+        defensive_guide: Program | None = None,
+        gradient: str = "score",
+        shared_params: bool = False,
+        simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
+        observed_sites: tuple[str, ...] = (),
+    ) -> None:
+        _check_constant(insomnia)
+        options.check_max_plate_nesting(max_plate_nesting)
+        options.check_flag(strict_enumeration_warning, "strict_enumeration_warning")
+        self._phases = Phases.of(
+            num_particles=num_particles,
+            insomnia=insomnia,
+            num_sleep_particles=num_sleep_particles,
+            control_variate=control_variate,
+            defensive=defensive,
+            defensive_guide=defensive_guide,
+            gradient=gradient,
+            vectorize_particles=vectorize_particles,
+            model_has_params=model_has_params,
+            shared_params=shared_params,
+            simulated_data_to_args=simulated_data_to_args,
+            observed_sites=observed_sites,
+        )
+        self._insomnia = insomnia
+        self._warns_of_enumeration = strict_enumeration_warning
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
+
+    def loss(
+        self, rng_key: jax.Array, param_map: Params, model: Program, guide: Program, /, *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        """The sum of both losses, to be differentiated with respect to `param_map`; what `SVI` minimises.
+
+        Args:
+          rng_key: JAX random key.
+          param_map: `numpyro.param` site of either program -> constrained value.
+          model: NumPyro model, not seeded.
+          guide: NumPyro guide, not seeded.
+          *args: arguments of both programs.
+          **kwargs: keyword arguments of both programs.
+
+        Returns:
+          Scalar in nats, summed over the data; ``inf`` if no particle of any datum is within the support.
+        """
+        total, (_, alive, _) = self._objective(rng_key, param_map, model, guide, args, kwargs)
+        return total + jnp.where(alive, 0.0, jnp.inf)
+
+    def losses(
+        self, rng_key: jax.Array, param_map: Params, model: Program, guide: Program, /, *args: Any, **kwargs: Any
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """The pair ``(wake_theta_loss, phi_loss)``, each a scalar in nats.
+
+        Arguments are those of `loss`. In pure sleep without parameters in the model, wake is not run: its loss is None.
+        """
+        _, (_, _, told) = self._objective(rng_key, param_map, model, guide, args, kwargs)
+        return told.get("wake_theta_loss"), told["phi_loss"]
+
+    def loss_and_grads(
+        self, rng_key: jax.Array, param_map: Params, model: Program, guide: Program, /, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[jax.Array | None, jax.Array], Params]:
+        """The pair of `losses`, and gradients as a tree like `param_map`.
+
+        Each parameter has the gradient of its own program's loss, with respect to the constrained value.
+        """
+
+        def loss(param_map: Params) -> tuple[jax.Array, tuple]:
+            total, (_, _, told) = self._objective(rng_key, param_map, model, guide, args, kwargs)
+            return total, (told.get("wake_theta_loss"), told["phi_loss"])
+
+        grads, losses = jax.grad(loss, has_aux=True)(param_map)
+        return losses, grads
+
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: Params, model: Program, guide: Program, /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Mutable sites are an error; `SVI` calls this in their presence."""
+        return {"loss": self.loss(rng_key, param_map, model, guide, *args, **kwargs), "mutable_state": None}
+
+    def _objective(
+        self, rng_key: jax.Array, params: Params, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> tuple[jax.Array, tuple]:
+        check_program(model, "model")
+        check_program(guide, "guide")
+        warns = self._warns_of_enumeration
+        objective = Objective(
+            model=drawn(model, "model", warns), guide=drawn(guide, "guide", warns), phases=self._phases
+        )
+        theta = self._check(objective, rng_key, params, args, kwargs)
+        share = jnp.asarray(self._insomnia, float)
+        return objective((params if theta else {}, params), share, rng_key, args, kwargs, trains_theta=True)
+
+    def _check(self, objective: Objective, rng_key: jax.Array, params: Params, args: tuple, kwargs: dict) -> Trace:
+        """Whether programs, arguments and options fit together, as `init` of `make_step` checks; the model's params."""
+        params = lax.stop_gradient(params)  # of no gradient's concern, and known then if nothing is compiled
+        pilot = lambda *params: objective.pilot(*params, jax.random.key(0), args, kwargs)
+        try:
+            theta, phi = map(sites.param_sites, pilot(params, params))
+        except BRANCHES as error:
+            (fail_static if self._phases.wake.vectorize_particles else fail_jitted)(error)
+        self._phases.check_params(theta, phi)
+        if isinstance(rng_key, Tracer) and not any(
+            isinstance(leaf, Tracer) for leaf in jax.tree.leaves((args, kwargs))
+        ):
+            # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
+            with jax.ensure_compile_time_eval():
+                pilot(None, None)
+        return theta
+
+
+class drawn(Messenger):
+    """Takes away annotations for enumeration: sites are drawn like all others."""
+
+    def __init__(self, fn: Program, role: str, warns: bool) -> None:
+        self.role, self.warns, self.told = role, warns, set()
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] != "sample" or not msg["infer"].get("enumerate"):
+            return
+        msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+        if self.warns and msg["name"] not in self.told:
+            self.told.add(msg["name"])
+            warnings.warn(
+                f"site {msg['name']!r} of the {self.role} is annotated for enumeration, but ReweightedWakeSleep draws it"
+                " like all others. Drop the annotation, or pass strict_enumeration_warning=False.",
+                stacklevel=2,
+            )
+
+
+def _check_constant(insomnia: Any) -> None:
+    if callable(insomnia):
+        fail(
+            TypeError,
+            "option 'insomnia' is a schedule, which ReweightedWakeSleep cannot follow",
+            expected="a number in [0, 1]: SVI does not tell its loss how many steps it has made",
+            found=describe(insomnia),
+            hint="train by rws_jax.make_step, which takes schedules",
+        )
