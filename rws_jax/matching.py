@@ -58,12 +58,14 @@ def check_match(model_run: Trace, guide_run: Trace, *, same_supports: bool = Fal
     for name, guide_site in guide_latents.items():
         if name in model_latents:
             _check_same_site(name, model_latents[name], guide_site, ("model", "guide"))
-            if not joint:
-                _check_density(name, model_latents[name], guide_site)
+            if not (joint or isinstance(base(model_latents[name]["fn"]), dist.Delta)):
+                _check_density(name, guide_site)
             check_covers(name, guide_site["fn"], model_latents[name]["fn"], "model")
             if same_supports:
                 check_same_support(name, guide_site["fn"], model_latents[name]["fn"])
-        elif not guide_site["infer"].get("is_auxiliary"):
+        elif guide_site["infer"].get("is_auxiliary"):
+            _check_density(name, guide_site)
+        else:
             _fail_extra(name, model_latents)
     for name, site in guide_run.items():
         if site["type"] == "plate" and name in model_run:
@@ -196,14 +198,15 @@ def _check_same_site(name: str, site: Site, other: Site, roles: tuple[str, str])
         )
 
 
-def _check_density(name: str, model_site: Site, guide_site: Site) -> None:
-    if isinstance(base(guide_site["fn"]), dist.Delta) and not isinstance(base(model_site["fn"]), dist.Delta):
+def _check_density(name: str, guide_site: Site) -> None:
+    if isinstance(base(guide_site["fn"]), dist.Delta):
         fail(
             ValueError,
             f"site {name!r} of the guide is a Delta, which has no density to be trained",
             expected="a guide that spreads over the posterior",
             found=f"Delta at site {name!r}",
-            hint="use AutoNormal in place of AutoDelta; for point estimates use numpyro.param in the model",
+            hint="use AutoNormal, not AutoDelta or AutoLaplaceApproximation; for point estimates use numpyro.param in"
+            " the model",
         )
 
 

@@ -171,7 +171,7 @@ class ReweightedWakeSleep(ELBO):
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: Params, model: Program, guide: Program, /, *args: Any, **kwargs: Any
     ) -> Any:
-        """Mutable sites are an error; `SVI` calls this in their presence."""
+        """Mutable sites are an error, which names them; `SVI` calls this in their presence."""
         return {"loss": self.loss(rng_key, param_map, model, guide, *args, **kwargs), "mutable_state": None}
 
     def _objective(
@@ -180,28 +180,29 @@ class ReweightedWakeSleep(ELBO):
         check_program(model, "model")
         check_program(guide, "guide")
         warns = self._warns_of_enumeration
-        objective = Objective(
-            model=drawn(model, "model", warns), guide=drawn(guide, "guide", warns), phases=self._phases
-        )
+        model, guide = drawn(model, "model", warns), drawn(guide, "guide", warns)
+        objective = Objective(model=model, guide=guide, phases=self._phases)
         theta = self._check(objective, rng_key, params, args, kwargs)
         share = jnp.asarray(self._insomnia, float)
         return objective((params if theta else {}, params), share, rng_key, args, kwargs, trains_theta=True)
 
     def _check(self, objective: Objective, rng_key: jax.Array, params: Params, args: tuple, kwargs: dict) -> Trace:
-        """Whether programs, arguments and options fit together, as `init` of `make_step` checks; the model's params."""
-        params = lax.stop_gradient(params)  # of no gradient's concern, and known then if nothing is compiled
-        pilot = lambda *params: objective.pilot(*params, jax.random.key(0), args, kwargs)
+        """Whether programs, arguments and options fit together, as `make_step`'s init does; the model's param sites."""
+
+        def pilot(params: Params | None) -> tuple[Trace, Trace]:
+            theta, phi = objective.pilot(params, params, jax.random.key(0), args, kwargs)
+            return sites.param_sites(theta), sites.param_sites(phi)
+
         try:
-            theta, phi = map(sites.param_sites, pilot(params, params))
+            theta, phi = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except BRANCHES as error:
             (fail_static if self._phases.wake.vectorize_particles else fail_jitted)(error)
         self._phases.check_params(theta, phi)
-        if isinstance(rng_key, Tracer) and not any(
-            isinstance(leaf, Tracer) for leaf in jax.tree.leaves((args, kwargs))
-        ):
+        known = not _traced((args, kwargs)) and all(map(_has_initial_value, (theta | phi).values()))
+        if known and _traced(rng_key):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
-                pilot(None, None)
+                pilot(None)
         return theta
 
 
@@ -219,8 +220,8 @@ class drawn(Messenger):
         if self.warns and msg["name"] not in self.told:
             self.told.add(msg["name"])
             warnings.warn(
-                f"site {msg['name']!r} of the {self.role} is annotated for enumeration, but ReweightedWakeSleep draws it"
-                " like all others. Drop the annotation, or pass strict_enumeration_warning=False.",
+                f"site {msg['name']!r} of the {self.role} is annotated for enumeration, but ReweightedWakeSleep draws"
+                " it like all others. Drop the annotation, or pass strict_enumeration_warning=False.",
                 stacklevel=2,
             )
 
@@ -234,3 +235,12 @@ def _check_constant(insomnia: Any) -> None:
             found=describe(insomnia),
             hint="train by rws_jax.make_step, which takes schedules",
         )
+
+
+def _has_initial_value(site: Site) -> bool:
+    """Or is it known from SVI's init_params alone? NumPyro's modules ask for their parameters without one at first."""
+    return site["name"].endswith("$params") or all(value is not None for value in site["args"])
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
