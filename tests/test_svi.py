@@ -1,0 +1,441 @@
+"""`ReweightedWakeSleep` in NumPyro's `SVI`: what `make_step` does, and what only `SVI` asks for."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.handlers import infer_config, seed
+from numpyro.infer import SVI, Predictive
+from numpyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+
+import rws_jax
+from rws_jax import ReweightedWakeSleep
+from tests import programs, test_errors
+from tests.test_errors import check
+from tests.test_options import uniform_guide
+
+DATA = programs.BINARY_DATA
+ADAMS = {"theta": optax.adam(0.03), "phi": optax.adam(0.1)}
+
+
+def two_optimizers(*theta):
+    """Theta are the model's parameters, by name."""
+    return optax.multi_transform(ADAMS, lambda params: {n: "theta" if n in theta else "phi" for n in params})
+
+
+def binary_svi(**options):
+    optimizer = two_optimizers("p1", "t2", "tx")
+    return SVI(programs.binary_model, programs.binary_guide, optimizer, loss=ReweightedWakeSleep(**options))
+
+
+def train_both(model, guide, theta, options, *args, num_steps=3, **step_options):
+    """Parameters and losses by `SVI` and by `make_step`, from one key."""
+    svi = SVI(model, guide, two_optimizers(*theta), loss=ReweightedWakeSleep(**options))
+    result = svi.run(jax.random.key(0), num_steps, *args, progress_bar=False)
+    adams = {"theta_optimizer": ADAMS["theta"], "phi_optimizer": ADAMS["phi"]}
+    rws = rws_jax.make_step(model, guide, **adams, **options, **step_options)
+    state = rws.init(jax.random.key(0), *args)
+    state, infos = jax.lax.scan(lambda state, _: rws.step(state, *args), state, length=num_steps)
+    return (result.params, result.losses), (rws.get_params(state, *args), infos)
+
+
+# One update is one step
+
+
+def blind_model(x=None):
+    """A model of pure sleep: it runs without data."""
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 0.5), obs=x)
+
+
+def blind_guide(x=None):
+    slope = numpyro.param("slope", 0.0)
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", dist.Normal(0.0 if x is None else slope * x, 1.0))  # SVI.init has no dream to show
+
+
+BINARY = programs.binary_model, programs.binary_guide, ("p1", "t2", "tx"), (DATA,)
+NORMAL = programs.one_model, programs.one_guide, ("mu",), (1.3,)
+BLIND = blind_model, blind_guide, (), ()
+shown = lambda data, *args: ((data["y"],), {})
+negated = lambda data, x: ((1.0 - data["x"],), {})
+
+# option -> programs, all options, those that it is compared with
+OPTIONS = {
+    "num_particles": (BINARY, {"num_particles": 5}, {}),
+    "insomnia": (BINARY, {"insomnia": 0.5}, {}),
+    "pure sleep": (BINARY, {"insomnia": 0.0}, {"insomnia": 0.5}),
+    "num_sleep_particles": (BINARY, {"insomnia": 0.5, "num_sleep_particles": 5}, {"insomnia": 0.5}),
+    "control_variate": (BINARY, {"control_variate": False}, {}),
+    "defensive": (BINARY, {"num_particles": 8, "defensive": 0.5}, {"num_particles": 8}),
+    "defensive_guide": (
+        BINARY,
+        {"num_particles": 8, "defensive": 0.5, "defensive_guide": uniform_guide},
+        {"num_particles": 8, "defensive": 0.5},
+    ),
+    "gradient": (NORMAL, {"gradient": "dreg"}, {}),
+    "simulated_data_to_args": (BINARY, {"insomnia": 0.0, "simulated_data_to_args": negated}, {"insomnia": 0.0}),
+    "observed_sites": (
+        BLIND,
+        {"insomnia": 0.0, "num_particles": 5, "observed_sites": ("y",), "simulated_data_to_args": shown},
+        None,
+    ),
+    "model_has_params": (
+        BLIND,
+        {"insomnia": 0.0, "model_has_params": False, "observed_sites": ("y",), "simulated_data_to_args": shown},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_update_is_a_step_with_every_option(name):
+    (model, guide, theta, args), options, others = OPTIONS[name]
+    (params, losses), (expected, infos) = train_both(model, guide, theta, options, *args)
+    wake_theta_loss = 0.0 if infos.wake_theta_loss is None else infos.wake_theta_loss
+    assert params.keys() == expected.keys()
+    chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
+    assert jnp.allclose(losses, wake_theta_loss + infos.phi_loss, rtol=1e-5)
+    if others is not None:  # each option makes a difference to the guide
+        svi = SVI(model, guide, two_optimizers(*theta), loss=ReweightedWakeSleep(**others))
+        other = svi.run(jax.random.key(0), 3, *args, progress_bar=False).params
+        assert any(not jnp.allclose(other[n], params[n], atol=1e-3) for n in params if n not in theta)
+
+
+def test_shared_parameters_are_trained_on_both_losses():
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(numpyro.param("both", 0.2), 1.0))
+        numpyro.sample("x", dist.Normal(z + numpyro.param("own", 0.0), 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("both", 0.2) + 0.5 * x, 1.0))
+
+    options = {"num_particles": 5, "insomnia": 0.5, "shared_params": True}
+    (params, _), (expected, _) = train_both(model, guide, ("both", "own"), options, 1.3)
+    chex.assert_trees_all_close(params, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="occur in both") as error:
+        ReweightedWakeSleep().losses(jax.random.key(0), params, model, guide, 1.3)
+    check(error, ValueError, "['both']", "shared_params=True")
+
+
+@pytest.mark.parametrize("insomnia", [0.5, 1.0])
+def test_losses_come_as_a_pair_with_the_gradients_of_both(insomnia):
+    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    loss = ReweightedWakeSleep(num_particles=4, insomnia=insomnia, num_sleep_particles=3)
+    call = lambda method: method(jax.random.key(3), params, programs.binary_model, programs.binary_guide, DATA)
+    keys = lambda i: jax.random.split(jax.random.key(3), 4)[i]
+    wake = lambda: (seed(programs.binary_model, keys(0)), seed(programs.binary_guide, keys(1)))
+    sleep = lambda: (seed(programs.binary_model, keys(2)), seed(programs.binary_guide, keys(3)))
+
+    def by_losses(params):
+        wake_theta = rws_jax.wake_theta_loss(params, params, *wake(), DATA, num_particles=4)
+        wake_phi = rws_jax.wake_phi_loss(params, params, *wake(), DATA, num_particles=4)
+        sleep_phi = rws_jax.sleep_phi_loss(params, params, *sleep(), DATA, num_particles=3)
+        return wake_theta, insomnia * wake_phi + (1.0 - insomnia) * sleep_phi
+
+    expected = by_losses(params)
+    gradients = jax.grad(lambda params: sum(by_losses(params)))(params)
+    assert jnp.allclose(jnp.array(call(loss.losses)), jnp.array(expected), rtol=1e-5)
+    assert jnp.allclose(call(loss.loss), sum(expected), rtol=1e-5)
+    chex.assert_trees_all_close(call(loss.loss_and_grads), (expected, gradients), rtol=1e-4, atol=1e-6)
+
+
+def test_what_pure_sleep_does_not_compute_is_none():
+    loss = ReweightedWakeSleep(insomnia=0.0, observed_sites=("y",), simulated_data_to_args=shown)
+    params = {"slope": jnp.array(0.3)}
+    wake_theta_loss, phi_loss = loss.losses(jax.random.key(0), params, blind_model, blind_guide)
+    (again, _), grads = loss.loss_and_grads(jax.random.key(0), params, blind_model, blind_guide)
+    assert wake_theta_loss is None
+    assert again is None
+    assert phi_loss == loss.loss(jax.random.key(0), params, blind_model, blind_guide)
+    assert grads.keys() == params.keys()
+
+
+# What SVI does with it
+
+
+def test_the_progress_bar_changes_nothing(capsys):
+    run = lambda bar: binary_svi(num_particles=5, insomnia=0.5).run(jax.random.key(0), 20, DATA, progress_bar=bar)
+    with_bar, without = run(True), run(False)
+    assert "20/20" in capsys.readouterr().err
+    chex.assert_trees_all_close(
+        (with_bar.params, with_bar.losses), (without.params, without.losses), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_evaluate_is_the_loss_of_the_next_update():
+    svi = binary_svi(num_particles=5, insomnia=0.5)
+    state = svi.init(jax.random.key(0), DATA)
+    value = svi.evaluate(state._replace(rng_key=jax.random.clone(state.rng_key)), DATA)
+    assert jnp.allclose(value, svi.update(state, DATA)[1], rtol=1e-5)
+
+
+def test_training_starts_from_init_params_also_where_programs_have_no_values():
+    def guide(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("a") + numpyro.param("c", 0.5) * x, 0.8))
+
+    svi = SVI(programs.one_model, guide, optax.sgd(0.0), loss=ReweightedWakeSleep(num_particles=5))
+    start = {"a": jnp.array(0.7), "c": jnp.array(-0.2)}
+    result = svi.run(jax.random.key(0), 2, 1.3, progress_bar=False, init_params=start)
+    assert {name: float(result.params[name]) for name in start} == pytest.approx({"a": 0.7, "c": -0.2})
+
+
+def narrow_model(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z + numpyro.param("m", 0.0), 1.0), obs=x)
+
+
+def wide_guide(x):
+    loc = numpyro.param("loc", 50.0)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", dist.Normal(loc, 1.0))
+
+
+def test_stable_updates_do_not_learn_from_particles_outside_of_the_support():
+    """The loss is infinite, not made up; and no gradient is NaN, if only `update` is called."""
+    svi = SVI(narrow_model, wide_guide, optax.adam(0.1), loss=ReweightedWakeSleep(num_particles=5))
+    result = svi.run(jax.random.key(0), 3, DATA, progress_bar=False, stable_update=True)
+    state, loss = svi.update(svi.init(jax.random.key(0), DATA), DATA)
+    assert jnp.all(jnp.isnan(result.losses))  # as SVI reports updates that it does not take
+    assert loss == jnp.inf
+    for params in (result.params, svi.get_params(state)):
+        assert {name: float(value) for name, value in params.items()} == {"m": 0.0, "loc": 50.0}
+
+
+def test_programs_are_traced_once():
+    traces = []
+
+    def counted(x):
+        traces.append(x)
+        programs.binary_model(x)
+
+    svi = SVI(counted, programs.binary_guide, optax.adam(0.1), loss=ReweightedWakeSleep(insomnia=0.5))
+    state, update = svi.init(jax.random.key(0), DATA), jax.jit(svi.update)
+    state, _ = update(state, DATA)
+    num_traces = len(traces)
+    for _ in range(3):
+        state, _ = update(state, DATA)
+    assert len(traces) == num_traces
+
+
+def test_predictive_takes_the_parameters():
+    params = binary_svi().run(jax.random.key(0), 2, DATA, progress_bar=False).params
+    draws = Predictive(programs.binary_guide, params=params, num_samples=7)(jax.random.key(1), DATA)
+    assert draws["z1"].shape == (7, 3)
+
+
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+@pytest.mark.parametrize(
+    "autoguide", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
+)
+def test_automatic_guides_reach_a_gaussian_posterior_in_wake(autoguide):
+    """z ~ N(0, 1), x | z ~ N(z, 1/2): the posterior is N(4 x / 5, 1/5)."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    guide = autoguide(model)
+    svi = SVI(model, guide, optax.adam(0.02), loss=ReweightedWakeSleep(num_particles=50))
+    params = svi.run(jax.random.key(0), 500, 1.3, progress_bar=False).params
+    z = guide.sample_posterior(jax.random.key(1), params, sample_shape=(4000,))["z"]
+    assert jnp.abs(z.mean() - 0.8 * 1.3) < 0.05
+    assert jnp.abs(z.std() - 0.2**0.5) < 0.05
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("autoguide", [AutoDelta, AutoLaplaceApproximation])
+def test_guides_that_are_points_are_refused(autoguide):
+    guide = autoguide(programs.one_model)
+    svi = SVI(programs.one_model, guide, optax.adam(0.1), loss=ReweightedWakeSleep())
+    with pytest.raises(ValueError, match="is a Delta") as error:
+        svi.run(jax.random.key(0), 2, 1.3, progress_bar=False)
+    check(error, ValueError, "AutoNormal")
+
+
+# Annotations for enumeration
+
+
+def annotated(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z1", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def annotated_guide(x):
+    logit = numpyro.param("logit", 0.0)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z1", dist.Bernoulli(logits=logit), infer={"enumerate": "parallel"})
+
+
+def test_annotations_for_enumeration_are_told_and_change_nothing():
+    params = {"logit": jnp.array(0.4)}
+    loss = ReweightedWakeSleep(num_particles=5)
+    with pytest.warns(UserWarning, match="annotated for enumeration") as warned:
+        found = loss.losses(jax.random.key(0), params, annotated, annotated_guide, DATA)
+    assert [str(w.message).split(" is ")[0] for w in warned] == [
+        "site 'z1' of the guide", "site 'z1' of the model"
+    ]  # fmt: skip
+    silent = ReweightedWakeSleep(num_particles=5, strict_enumeration_warning=False)
+    again = silent.losses(jax.random.key(0), params, annotated, annotated_guide, DATA)
+    bare = lambda program: infer_config(program, lambda site: {"enumerate": None})
+    expected = loss.losses(jax.random.key(0), params, bare(annotated), bare(annotated_guide), DATA)
+    assert found == again == expected
+
+
+def test_a_model_made_for_enumeration_still_needs_a_guide():
+    model = infer_config(annotated, lambda site: {"enumerate": "parallel"})  # NumPyro's config_enumerate
+    silent = ReweightedWakeSleep(strict_enumeration_warning=False)
+    with pytest.raises(ValueError, match="latent site 'z1' of the model is missing") as error:
+        silent.losses(jax.random.key(0), {}, model, lambda x: None, DATA)
+    check(error, ValueError, "numpyro.sample('z1', ...)")
+
+
+# One by one
+
+
+def branching_model(x):
+    mu = numpyro.param("mu", 0.2)
+    if numpyro.sample("branch", dist.Bernoulli(0.4)):
+        z = numpyro.sample("z", dist.Normal(2.0 + mu, 1.0))
+    else:
+        z = numpyro.sample("z", dist.Normal(-1.0, 0.5)) + numpyro.sample("more", dist.Normal(0.0, 0.1))
+    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def branching_guide(x):
+    a, c = numpyro.param("a", 0.5), numpyro.param("c", 0.7)
+    if numpyro.sample("branch", dist.Bernoulli(logits=a)):
+        numpyro.sample("z", dist.Normal(c * x + a, 1.0))
+    else:
+        numpyro.sample("z", dist.Normal(c, 0.5))
+        numpyro.sample("more", dist.Normal(0.0, 0.1))
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_programs_that_branch_in_python_are_updated_one_by_one():
+    loss = ReweightedWakeSleep(num_particles=4, vectorize_particles=False, insomnia=0.5, num_sleep_particles=2)
+    svi = SVI(branching_model, branching_guide, two_optimizers("mu"), loss=loss)
+    adams = {"theta_optimizer": ADAMS["theta"], "phi_optimizer": ADAMS["phi"]}
+    options = {"num_particles": 4, "vectorize_particles": False, "insomnia": 0.5, "num_sleep_particles": 2}
+    rws = rws_jax.make_step(branching_model, branching_guide, **adams, **options)
+    svi_state, state = svi.init(jax.random.key(0), 1.3), rws.init(jax.random.key(0), 1.3)
+    for _ in range(2):
+        svi_state, value = svi.update(svi_state, 1.3)
+        state, info = rws.step(state, 1.3)
+        assert jnp.allclose(value, info.wake_theta_loss + info.phi_loss, rtol=1e-5)
+    chex.assert_trees_all_close(svi.get_params(svi_state), {**state.theta, **state.phi}, rtol=1e-5)
+
+
+def test_particles_one_by_one_are_the_same_particles():
+    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    call = lambda vectorize: ReweightedWakeSleep(num_particles=3, vectorize_particles=vectorize).losses(
+        jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA
+    )
+    assert jnp.allclose(jnp.array(call(True)), jnp.array(call(False)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vectorize", "words"),
+    [(True, ["cannot be compiled", "vectorize_particles=False"]), (False, ["is traced by jit", "handlers.mask"])],
+)
+def test_python_branches_in_a_compiled_run_are_told(vectorize, words):
+    loss = ReweightedWakeSleep(vectorize_particles=vectorize)
+    svi = SVI(branching_model, branching_guide, optax.adam(0.1), loss=loss)
+    with pytest.raises(TypeError, match="expected") as error:
+        svi.run(jax.random.key(0), 2, 1.3, progress_bar=False)
+    check(error, TypeError, *words)
+
+
+# Bad input
+
+ONLY_MAKE_STEP = ("theta_optimizer", "phi_optimizer", "phi_steps")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"),
+    [
+        *[row for row in test_errors.BAD_OPTIONS if next(iter(row[0])) not in ONLY_MAKE_STEP],
+        *test_errors.BAD_LOSS_OPTIONS,
+        ({"insomnia": optax.linear_schedule(1.0, 0.0, 10)}, TypeError, "make_step, which takes schedules"),
+        ({"max_plate_nesting": None}, TypeError, "'max_plate_nesting'"),
+        ({"strict_enumeration_warning": "no"}, TypeError, "'strict_enumeration_warning'"),
+        ({"vectorize_particles": jax.lax.map}, TypeError, "'vectorize_particles'"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else "",
+)  # fmt: skip
+def test_bad_options_are_refused_when_the_loss_is_made(options, kind, word):
+    with pytest.raises(kind) as error:
+        ReweightedWakeSleep(**options)
+    check(error, kind, word)
+
+
+def test_the_bound_on_plates_is_accepted():
+    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    call = lambda **options: ReweightedWakeSleep(**options).losses(
+        jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA
+    )
+    assert call(max_plate_nesting=1) == call()
+
+
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+@pytest.mark.parametrize("name", [name for name in test_errors.MISMATCHES if name != "enumeration"])
+def test_programs_that_do_not_fit_are_refused(name):
+    model, guide, words = test_errors.MISMATCHES[name]
+    params = {"m": jnp.zeros(()), "auto_m_auto_loc": 0.0, "z_auto_loc": jnp.zeros(3), "w": jnp.zeros(())}
+    with pytest.raises(ValueError, match="expected") as error:
+        ReweightedWakeSleep().losses(jax.random.key(0), params, model, guide, test_errors.X)
+    check(error, ValueError, *words)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("bad", ["data", "dreams"])
+def test_values_are_checked_before_training(bad, compiled):
+    """`SVI.run` compiles; it knows the data all the same."""
+
+    def reading_model(x):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z + (x.mean() if bad == "dreams" else 0.0), 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+
+    x = jnp.array([0.5, jnp.nan if bad == "data" else 1.0, 2.0])
+    svi = SVI(reading_model, guide, optax.adam(0.1), loss=ReweightedWakeSleep(insomnia=0.5))
+    words = {"data": "data at observed site 'x' are NaN", "dreams": "depend on the real data of observed site 'x'"}
+    train = svi.run if compiled else lambda key, _, x, **options: svi.update(svi.init(key, x), x)
+    with pytest.raises(ValueError, match="expected") as error:
+        train(jax.random.key(0), 2, x, progress_bar=False)
+    check(error, ValueError, words[bad])
+
+
+def test_seeded_programs_are_refused():
+    seeded = seed(programs.binary_guide, 0)
+    with pytest.raises(ValueError, match="seeded already") as error:
+        ReweightedWakeSleep().losses(jax.random.key(0), {}, programs.binary_model, seeded, DATA)
+    check(error, ValueError, "the guide is seeded already")
+
+
+def test_mutable_sites_are_named():
+    def model(x):
+        numpyro.primitives.mutable("count", jnp.zeros(()))
+        programs.one_model(x)
+
+    svi = SVI(model, programs.one_guide, optax.adam(0.1), loss=ReweightedWakeSleep())
+    with pytest.raises(ValueError, match="mutable state is not supported") as error:
+        svi.update(svi.init(jax.random.key(0), 1.3), 1.3)
+    check(error, ValueError, "'count'")
