@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import logsumexp
+from numpyro.infer import SVI
 
 import rws_jax
 from rws_jax import __main__ as demo
@@ -61,6 +62,17 @@ def test_a_wake_step_costs_hardly_more_than_one_written_by_hand():
     by_hand = flops(lambda state, x: step_by_hand(optax.adam(1e-3), state, x), state[:5], x)
     ratio = flops(rws.step, state, x) / by_hand
     assert 0.9 < ratio <= 1.15
+
+
+@pytest.mark.usefixtures("allow_rank_promotion")
+def test_an_update_of_svi_costs_what_a_step_does():
+    """The checks that run whenever it is traced leave nothing behind in the compiled program."""
+    x = (jax.random.uniform(jax.random.key(0), (BATCH_SIZE, 64)) < 0.3).astype(float)
+    rws = rws_jax.make_step(demo.model, demo.guide, num_particles=NUM_PARTICLES)
+    loss = rws_jax.ReweightedWakeSleep(num_particles=NUM_PARTICLES)
+    svi = SVI(demo.model, demo.guide, optax.adam(1e-3), loss=loss)
+    of_step = flops(rws.step, rws.init(jax.random.key(0), x), x)
+    assert flops(svi.update, svi.init(jax.random.key(0), x), x) <= 1.02 * of_step
 
 
 @pytest.mark.usefixtures("allow_rank_promotion")

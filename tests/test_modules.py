@@ -1,5 +1,6 @@
 """Parameters that are trees: networks of flax.linen, flax.nnx and equinox."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
+from numpyro.infer import SVI
 
 import rws_jax
 
@@ -30,8 +32,7 @@ def equinox(size_in, size_out):
     return lambda name: jax.vmap(eqx_module(name, module))
 
 
-@pytest.mark.parametrize("library", [linen, flax_nnx, equinox])
-def test_networks_train_on_both_sides(library):
+def autoencoder(library):
     decoder, encoder = library(2, 4), library(4, 2)
 
     def model(x):
@@ -43,6 +44,12 @@ def test_networks_train_on_both_sides(library):
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", dist.Normal(encoder("encoder")(x), 1.0).to_event(1))
 
+    return model, guide
+
+
+@pytest.mark.parametrize("library", [linen, flax_nnx, equinox])
+def test_networks_train_on_both_sides(library):
+    model, guide = autoencoder(library)
     optimizers = {"theta_optimizer": optax.adam(0.02), "phi_optimizer": optax.adam(0.02)}
     rws = rws_jax.make_step(model, guide, num_particles=10, insomnia=0.5, **optimizers)
     with jax.numpy_rank_promotion("allow"):  # flax adds biases to batches
@@ -57,3 +64,19 @@ def test_networks_train_on_both_sides(library):
         lambda new, old: not jnp.allclose(new, old), (state.theta, state.phi), (first.theta, first.phi)
     )
     assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("library", [linen, flax_nnx, equinox])
+def test_networks_train_in_svi_as_in_make_step(library):
+    programs, adam = autoencoder(library), optax.adam(0.02)
+    options = {"num_particles": 10, "insomnia": 0.5}
+    rws = rws_jax.make_step(*programs, theta_optimizer=adam, phi_optimizer=adam, **options)
+    svi = SVI(*programs, adam, loss=rws_jax.ReweightedWakeSleep(**options))
+    with jax.numpy_rank_promotion("allow"):
+        state = rws.init(jax.random.key(0), X)
+        start = rws.get_params(state, X)
+        result = svi.run(jax.random.key(0), 5, X, progress_bar=False, init_params=start)
+        state, infos = jax.lax.scan(lambda s, _: rws.step(s, X), state, None, length=5)
+        expected = rws.get_params(state, X)
+    chex.assert_trees_all_close(result.params, expected, rtol=1e-4, atol=1e-6)
+    assert jnp.allclose(result.losses, infos.wake_theta_loss + infos.phi_loss, rtol=1e-4)

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
@@ -20,6 +21,7 @@ from numpyro.infer.autoguide import (
 
 import rws_jax
 from rws_jax import ReweightedWakeSleep
+from rws_jax import __main__ as demo
 from tests import programs, test_errors
 from tests.test_errors import check
 from tests.test_options import uniform_guide
@@ -263,6 +265,29 @@ def test_guides_that_are_points_are_refused(autoguide):
     with pytest.raises(ValueError, match="is a Delta") as error:
         svi.run(jax.random.key(0), 2, 1.3, progress_bar=False)
     check(error, ValueError, "AutoNormal")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+def test_svi_and_make_step_reach_the_same_evidence_on_the_digits():
+    """Networks of different random starts, so within 5 standard errors over seeds; far from where training began."""
+    train, held_out = demo.load_digits()
+    options, num_steps = {"num_particles": 5, "num_sleep_particles": 1, "insomnia": 0.5}, 100
+    adam = optax.adam(1e-2)
+    svi = SVI(demo.model, demo.guide, adam, loss=ReweightedWakeSleep(**options))
+    rws = rws_jax.make_step(demo.model, demo.guide, theta_optimizer=adam, phi_optimizer=adam, **options)
+
+    def by_step(rng_key):
+        state = rws.init(rng_key, train)
+        state, _ = jax.lax.scan(lambda state, _: rws.step(state, train), state, length=num_steps)
+        return rws.get_params(state, train)
+
+    by_svi = lambda rng_key: svi.run(rng_key, num_steps, train, progress_bar=False).params
+    nll = lambda params: demo.held_out_nll(params, held_out[:100], num_particles=100)
+    values = [[nll(run(jax.random.key(seed))) for seed in range(4)] for run in (by_svi, by_step)]
+    mean, error = np.mean(values, axis=1), np.std(values, axis=1, ddof=1) / 4**0.5
+    assert abs(mean[0] - mean[1]) < 5.0 * np.hypot(*error)
+    assert np.max(values) < demo.independent_pixels_nll(train, held_out) - 2.0
 
 
 # Annotations for enumeration
