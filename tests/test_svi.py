@@ -1,5 +1,7 @@
 """`ReweightedWakeSleep` in NumPyro's `SVI`: what `make_step` does, and what only `SVI` asks for."""
 
+from functools import cache
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ def binary_svi(**options):
 
 
 def train_both(model, guide, theta, options, *args, num_steps=3, **step_options):
-    """Parameters and losses by `SVI` and by `make_step`, from one key."""
+    """Parameters and losses by `SVI`, parameters and infos by `make_step`, from one key."""
     svi = SVI(model, guide, two_optimizers(*theta), loss=ReweightedWakeSleep(**options))
     result = svi.run(jax.random.key(0), num_steps, *args, progress_bar=False)
     adams = {"theta_optimizer": ADAMS["theta"], "phi_optimizer": ADAMS["phi"]}
@@ -73,21 +75,23 @@ BLIND = blind_model, blind_guide, (), ()
 shown = lambda data, *args: ((data["y"],), {})
 negated = lambda data, x: ((1.0 - data["x"],), {})
 
-# option -> programs, all options, those that it is compared with
+# option -> programs, all options, and the row that these differ from in it
 OPTIONS = {
-    "num_particles": (BINARY, {"num_particles": 5}, {}),
-    "insomnia": (BINARY, {"insomnia": 0.5}, {}),
-    "pure sleep": (BINARY, {"insomnia": 0.0}, {"insomnia": 0.5}),
-    "num_sleep_particles": (BINARY, {"insomnia": 0.5, "num_sleep_particles": 5}, {"insomnia": 0.5}),
-    "control_variate": (BINARY, {"control_variate": False}, {}),
-    "defensive": (BINARY, {"num_particles": 8, "defensive": 0.5}, {"num_particles": 8}),
+    "default": (BINARY, {}, None),
+    "num_particles": (BINARY, {"num_particles": 8}, "default"),
+    "insomnia": (BINARY, {"insomnia": 0.5}, "default"),
+    "pure sleep": (BINARY, {"insomnia": 0.0}, "insomnia"),
+    "num_sleep_particles": (BINARY, {"insomnia": 0.5, "num_sleep_particles": 5}, "insomnia"),
+    "control_variate": (BINARY, {"control_variate": False}, "default"),
+    "defensive": (BINARY, {"num_particles": 8, "defensive": 0.5}, "num_particles"),
     "defensive_guide": (
         BINARY,
         {"num_particles": 8, "defensive": 0.5, "defensive_guide": uniform_guide},
-        {"num_particles": 8, "defensive": 0.5},
+        "defensive",
     ),
-    "gradient": (NORMAL, {"gradient": "dreg"}, {}),
-    "simulated_data_to_args": (BINARY, {"insomnia": 0.0, "simulated_data_to_args": negated}, {"insomnia": 0.0}),
+    "score": (NORMAL, {}, None),
+    "gradient": (NORMAL, {"gradient": "dreg"}, "score"),
+    "simulated_data_to_args": (BINARY, {"insomnia": 0.0, "simulated_data_to_args": negated}, "pure sleep"),
     "observed_sites": (
         BLIND,
         {"insomnia": 0.0, "num_particles": 5, "observed_sites": ("y",), "simulated_data_to_args": shown},
@@ -101,18 +105,23 @@ OPTIONS = {
 }
 
 
+@cache
+def trained(name):
+    (model, guide, theta, args), options, _ = OPTIONS[name]
+    return train_both(model, guide, theta, options, *args)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_update_is_a_step_with_every_option(name):
-    (model, guide, theta, args), options, others = OPTIONS[name]
-    (params, losses), (expected, infos) = train_both(model, guide, theta, options, *args)
+    (params, losses), (expected, infos) = trained(name)
     wake_theta_loss = 0.0 if infos.wake_theta_loss is None else infos.wake_theta_loss
     assert params.keys() == expected.keys()
     chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
     assert jnp.allclose(losses, wake_theta_loss + infos.phi_loss, rtol=1e-5)
-    if others is not None:  # each option makes a difference to the guide
-        svi = SVI(model, guide, two_optimizers(*theta), loss=ReweightedWakeSleep(**others))
-        other = svi.run(jax.random.key(0), 3, *args, progress_bar=False).params
-        assert any(not jnp.allclose(other[n], params[n], atol=1e-3) for n in params if n not in theta)
+    theta, other = OPTIONS[name][0][2], OPTIONS[name][2]
+    if other is not None:  # each option makes a difference to the guide
+        others = trained(other)[0][0]
+        assert any(not jnp.allclose(others[n], params[n], atol=1e-3) for n in params if n not in theta)
 
 
 def test_shared_parameters_are_trained_on_both_losses():
@@ -131,26 +140,29 @@ def test_shared_parameters_are_trained_on_both_losses():
     check(error, ValueError, "['both']", "shared_params=True")
 
 
-@pytest.mark.parametrize("insomnia", [0.5, 1.0])
-def test_losses_come_as_a_pair_with_the_gradients_of_both(insomnia):
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_losses_come_as_a_pair_with_the_gradients_of_both():
     params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
-    loss = ReweightedWakeSleep(num_particles=4, insomnia=insomnia, num_sleep_particles=3)
-    call = lambda method: method(jax.random.key(3), params, programs.binary_model, programs.binary_guide, DATA)
-    keys = lambda i: jax.random.split(jax.random.key(3), 4)[i]
-    wake = lambda: (seed(programs.binary_model, keys(0)), seed(programs.binary_guide, keys(1)))
-    sleep = lambda: (seed(programs.binary_model, keys(2)), seed(programs.binary_guide, keys(3)))
+    loss = ReweightedWakeSleep(num_particles=4, insomnia=0.3, num_sleep_particles=5)
+    keys = jax.random.split(jax.random.key(3), 4)
+    wake, sleep = (
+        lambda i=i: (seed(programs.binary_model, keys[i]), seed(programs.binary_guide, keys[i + 1])) for i in (0, 2)
+    )
 
     def by_losses(params):
         wake_theta = rws_jax.wake_theta_loss(params, params, *wake(), DATA, num_particles=4)
         wake_phi = rws_jax.wake_phi_loss(params, params, *wake(), DATA, num_particles=4)
-        sleep_phi = rws_jax.sleep_phi_loss(params, params, *sleep(), DATA, num_particles=3)
-        return wake_theta, insomnia * wake_phi + (1.0 - insomnia) * sleep_phi
+        sleep_phi = rws_jax.sleep_phi_loss(params, params, *sleep(), DATA, num_particles=5)
+        pair = wake_theta, 0.3 * wake_phi + 0.7 * sleep_phi
+        return sum(pair), pair
 
-    expected = by_losses(params)
-    gradients = jax.grad(lambda params: sum(by_losses(params)))(params)
-    assert jnp.allclose(jnp.array(call(loss.losses)), jnp.array(expected), rtol=1e-5)
-    assert jnp.allclose(call(loss.loss), sum(expected), rtol=1e-5)
-    chex.assert_trees_all_close(call(loss.loss_and_grads), (expected, gradients), rtol=1e-4, atol=1e-6)
+    @jax.jit
+    def found():
+        args = params, programs.binary_model, programs.binary_guide, DATA
+        return [method(jax.random.key(3), *args) for method in (loss.loss, loss.losses, loss.loss_and_grads)]
+
+    (total, pair), gradients = jax.jit(jax.value_and_grad(by_losses, has_aux=True))(params)
+    chex.assert_trees_all_close(found(), [total, pair, (pair, gradients)], rtol=1e-4, atol=1e-6)
 
 
 def test_what_pure_sleep_does_not_compute_is_none():
@@ -179,8 +191,8 @@ def test_the_progress_bar_changes_nothing(capsys):
 def test_evaluate_is_the_loss_of_the_next_update():
     svi = binary_svi(num_particles=5, insomnia=0.5)
     state = svi.init(jax.random.key(0), DATA)
-    value = svi.evaluate(state._replace(rng_key=jax.random.clone(state.rng_key)), DATA)
-    assert jnp.allclose(value, svi.update(state, DATA)[1], rtol=1e-5)
+    value = jax.jit(svi.evaluate)(state._replace(rng_key=jax.random.clone(state.rng_key)), DATA)
+    assert jnp.allclose(value, jax.jit(svi.update)(state, DATA)[1], rtol=1e-5)
 
 
 def test_training_starts_from_init_params_also_where_programs_have_no_values():
@@ -238,6 +250,7 @@ def test_predictive_takes_the_parameters():
     assert draws["z1"].shape == (7, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 @pytest.mark.parametrize(
     "autoguide", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
@@ -349,6 +362,7 @@ def branching_guide(x):
         numpyro.sample("more", dist.Normal(0.0, 0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_programs_that_branch_in_python_are_updated_one_by_one():
     loss = ReweightedWakeSleep(num_particles=4, vectorize_particles=False, insomnia=0.5, num_sleep_particles=2)
@@ -409,9 +423,11 @@ def test_bad_options_are_refused_when_the_loss_is_made(options, kind, word):
 
 def test_the_bound_on_plates_is_accepted():
     params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
-    call = lambda **options: ReweightedWakeSleep(**options).losses(
-        jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA
-    )
+    call = lambda **options: jax.jit(
+        lambda: ReweightedWakeSleep(**options).losses(
+            jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA
+        )
+    )()
     assert call(max_plate_nesting=1) == call()
 
 
