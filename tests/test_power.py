@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from rws_jax import defensive, density, estimators, handlers, particles, step, weights
-from tests import test_exact, test_losses, test_options, test_step, test_support
+from rws_jax import defensive, density, estimators, handlers, particles, step, svi, weights
+from tests import test_exact, test_losses, test_options, test_step, test_support, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -173,6 +173,18 @@ MUTATIONS = {
         "select(finite, new_guide, (state.phi, state.phi_opt_state))",
         "new_guide",
         test_step.test_an_update_that_overflows_is_not_taken,
+    ),
+    "a guide that SVI does not train": (
+        svi,
+        "objective((params if theta else {}, params), share",
+        "objective((params if theta else {}, lax.stop_gradient(params)), share",
+        test_svi.test_losses_come_as_a_pair_with_the_gradients_of_both,
+    ),
+    "a finite loss of dead units in SVI": (
+        svi,
+        "return total + jnp.where(alive, 0.0, jnp.inf)",
+        "return total",
+        test_svi.test_stable_updates_do_not_learn_from_particles_outside_of_the_support,
     ),
     "model updated by dead units": (
         step,
