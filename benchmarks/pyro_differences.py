@@ -98,8 +98,7 @@ def slopes(num_steps=2000):
     pyro_svi = pyro.infer.SVI(*PYRO[2], pyro.optim.Adam({"lr": 0.01}), loss=loss)
     for _ in range(num_steps):
         pyro_svi.step(torch.tensor(3.0))
-    by_name = lambda x: OURS[2][1](x)  # x is the observed site's name, so dreams go there
-    svi = SVI(OURS[2][0], by_name, optax.adam(0.01), loss=ReweightedWakeSleep(**options))
+    svi = SVI(*OURS[2], optax.adam(0.01), loss=ReweightedWakeSleep(**options))
     result = svi.run(jax.random.key(0), num_steps, 3.0, progress_bar=False)
     return pyro.param("slope").item(), float(result.params["slope"])
 

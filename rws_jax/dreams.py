@@ -5,13 +5,11 @@ Real data must never reach the guide in place of dreamt ones.
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
 
@@ -32,8 +30,8 @@ def show_data(
 ) -> tuple[tuple, dict]:
     """The guide's arguments with dreamt `data` in place of real ones.
 
-    By, in this order: `simulated_data_to_args`; the guide's argument ``observations``, a dict keyed by site; guide
-    arguments named as the observed sites.
+    By, in this order: `simulated_data_to_args`; the guide's argument ``observations``, a dict keyed by site, and
+    whatever arguments are named as observed sites; these arguments alone, if all observed sites have one.
 
     Args:
       guide: the guide, whose signature is inspected.
@@ -67,6 +65,7 @@ def show_data(
         _fail_unbound(bare, str(error), signature)
     if "observations" in by_name:
         real, shown = bound.arguments.get("observations"), {"observations": data}
+        shown |= {name: data[name] for name in data.keys() & bound.arguments.keys()}  # not real ones beside dreamt
     elif data.keys() <= by_name:
         real, shown = bound.arguments, data
     else:
@@ -125,50 +124,9 @@ def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
         )
 
 
-def with_other_data(
-    program: Program, args: tuple, kwargs: dict, observed: dict[str, Any], dreamt: dict[str, Any]
-) -> Iterator[tuple]:
-    """For each argument that holds the data of an observed site: the site, and the arguments with dreamt data there.
-
-    An argument holds them if it is named as the site, or if it is or contains the very array that the site observes.
-    """
-    try:
-        bound = inspect.signature(program).bind_partial(*args, **kwargs)
-    except (TypeError, ValueError):  # not every callable tells
-        return
-    for name, value in observed.items():
-        is_value = lambda leaf, value=value: leaf is value
-        if name in bound.arguments:
-            holders, holds = [name], lambda leaf: True
-        else:
-            holders = [a for a, real in bound.arguments.items() if any(map(is_value, jax.tree.leaves(real)))]
-            holds = is_value
-        if len(holders) == 1:  # the same array in two arguments is data in the one and a covariate in the other
-            real = bound.arguments[holders[0]]
-            other = jax.tree.map(partial(_other, holds=holds, dreamt=dreamt[name]), real)
-            shown = inspect.BoundArguments(bound.signature, bound.arguments | {holders[0]: other})
-            yield name, shown.args, shown.kwargs
-
-
-def _other(real: Any, holds: Callable[[Any], bool], dreamt: jax.Array) -> Any:
-    """Dreamt data in place of real ones; where they are a minibatch, the real ones in another order."""
-    if not (holds(real) and isinstance(real, jax.Array | np.ndarray | int | float)):
-        return real
-    if jnp.shape(real) == jnp.shape(dreamt):
-        return dreamt.astype(jnp.asarray(real).dtype)
-    return jnp.flip(real) if jnp.ndim(real) else real
-
-
-def fail_reads_data(name: str) -> NoReturn:
-    """Parts of a dream would be real data."""
-    fail(
-        ValueError,
-        f"the model's dreams depend on the real data of observed site {name!r}",
-        expected="a model that reads them by obs=... alone: it has to dream up all data by itself",
-        found="dreams that change with the data, for the same seed",
-        hint="pass what is not to be dreamt (totals, a shifted copy) as an argument of its own, let a scan carry what"
-        " is, or use insomnia=1.0",
-    )
+def name_of(guide: Any) -> str:
+    """What messages call a guide."""
+    return repr(getattr(guide, "__name__", type(guide).__name__))
 
 
 def _check_minibatch(name: str, dreamt: Any, args: tuple, kwargs: dict) -> None:
@@ -216,9 +174,9 @@ def _fail_joint(guide: AutoGuide) -> NoReturn:
     """Dreams are values of the model's latents; such guides score points, or another variable."""
     fail(
         ValueError,
-        f"sleep cannot train the automatic guide {_name(guide)}: it is a point, or draws latents through another site",
+        f"sleep cannot train the automatic guide {name_of(guide)}: a point, or one that draws through another site",
         expected="a guide with a density for each latent site",
-        found=f"{_name(guide)}",
+        found=f"{name_of(guide)}",
         hint="use AutoNormal, or insomnia=1.0",
     )
 
@@ -227,7 +185,7 @@ def _fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: l
     """Sleep has nowhere to put its dreams, and would train on real data in silence."""
     fail(
         ValueError,
-        f"sleep cannot hand its dreams to the guide {_name(guide)}",
+        f"sleep cannot hand its dreams to the guide {name_of(guide)}",
         expected=f"guide arguments named as the observed sites {observed}, or one named 'observations'",
         found=f"arguments {parameters}",
         hint="rename the guide's data argument, or pass simulated_data_to_args="
@@ -238,12 +196,8 @@ def _fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: l
 def _fail_unbound(guide: Any, problem: str, signature: inspect.Signature) -> NoReturn:
     fail(
         TypeError,
-        f"the guide {_name(guide)} cannot be called with the arguments of the model: {problem}",
+        f"the guide {name_of(guide)} cannot be called with the arguments of the model: {problem}",
         expected="model and guide to take the same arguments",
-        found=f"{_name(guide)}{signature}",
+        found=f"{name_of(guide)}{signature}",
         hint="give the guide the model's arguments, or say by simulated_data_to_args what it is to get",
     )
-
-
-def _name(guide: Any) -> str:
-    return repr(getattr(guide, "__name__", type(guide).__name__))

@@ -1,5 +1,6 @@
 """The handlers that a run of a program is made of: its parameters, one particle's randomness, and fixed values."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from numpyro.handlers import condition, substitute
 from numpyro.primitives import Messenger
 
 from rws_jax import sites
-from rws_jax.sites import Site
+from rws_jax.sites import Site, Trace
 
 Program = Callable[..., Any]
 Params = dict[str, Any]
@@ -55,6 +56,29 @@ class parameters(Messenger):
         if msg["type"] == "param" and msg["value"] is None:
             sites.check_param(self.role, msg["name"], self.values)
             msg["value"] = self.values[msg["name"]]
+
+
+class svi_program(Messenger):
+    """A program as `SVI` trains it: no site is enumerated, and no parameter fixed but by `SVI` itself."""
+
+    def __init__(self, fn: Program, role: str, warns: bool) -> None:
+        self.role, self.warns = role, warns
+        self.met: Trace = {}  # param sites of all runs
+        self.told: set[str] = set()
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            msg["value"] = None  # which a handler inside, such as substitute, may have set
+        elif msg["type"] == "sample" and msg["infer"].get("enumerate"):
+            msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+            if self.warns and msg["name"] not in self.told:
+                self.told.add(msg["name"])
+                _warn_of_enumeration(self.role, msg["name"])
+
+    def postprocess_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            self.met[msg["name"]] = msg
 
 
 class randomness(Messenger):
@@ -131,3 +155,11 @@ class fixed_values(Messenger):
             return inside(body, (*steps, step), at_step)(carry, x)
 
         msg["args"] = (counted_body, carry, (xs, jnp.arange(length)), length, reverse)
+
+
+def _warn_of_enumeration(role: str, name: str) -> None:
+    warnings.warn(
+        f"site {name!r} of the {role} is annotated for enumeration, but ReweightedWakeSleep draws it like all others."
+        " Drop the annotation, or pass strict_enumeration_warning=False.",
+        stacklevel=2,
+    )

@@ -196,7 +196,7 @@ def sleep_phi_loss(
     `numpyro.contrib.control_flow.scan`, the carry being the value of the observed site.
 
     The guide is called with the same arguments, dreamt data in place of real ones: by `simulated_data_to_args` if
-    given, else as its argument ``observations`` (a dict keyed by site), else by arguments named as the observed sites.
+    given, else as its argument ``observations`` (a dict keyed by site) or by arguments named as the observed sites.
     `AutoNormal`, which reads no data, is called as it is.
 
     Args:

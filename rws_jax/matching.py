@@ -144,7 +144,7 @@ def check_model_has_params(theta: dict[str, Any], model_has_params: bool) -> Non
             "option 'model_has_params' is False, but the model has parameters",
             expected="a model without numpyro.param",
             found=f"param sites {sorted(theta)}",
-            hint="drop the option; theta_optimizer=optax.set_to_zero() keeps parameters as they are",
+            hint="drop the option; optax.set_to_zero() as their optimizer keeps parameters as they are",
         )
 
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from rws_jax import dreams, matching, sites, validation
 from rws_jax.defensive import Defence, draw_defensive
 from rws_jax.density import Units, those_of
-from rws_jax.options import SleepOptions
+from rws_jax.leaks import check_reads_no_data, check_shows_no_data
 from rws_jax.particles import score_particles
 from rws_jax.phases import Phases
 from rws_jax.programs import Call, draws_of, dreamt, param_values, sampled, scored
@@ -42,13 +42,14 @@ def run_pilot(
     runs_wake = trains_on_wake
     if sleep:
         model_run, data = dreamt(model, index, sleep.observed_sites)
-        _check_reads_no_data(model, index, model_run, data, sleep)
+        check_reads_no_data(model, index, model_run, data, sleep)
         draws = draws_of(model_run)
         args, kwargs = dreams.show_data(
             guide.program, data, guide.args, guide.kwargs, sleep.simulated_data_to_args, subsampled=bool(draws.plates)
         )
         guide_run = scored(guide._replace(args=args, kwargs=kwargs), index, draws)
         _check(model_run, guide_run)
+        check_shows_no_data(model, guide._replace(args=args, kwargs=kwargs), index, guide_run, data)
         runs_wake = trains_on_wake or any(site["type"] == "param" for site in model_run.values())
     if runs_wake:
         guide_run = sampled(guide, index)
@@ -98,22 +99,6 @@ def _check_fixed_support(guide: Call, index: Any, run: Trace) -> None:
     for name, moves in tangents.items():
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(moves)):
             check_fixed(name, moves)
-
-
-def _check_reads_no_data(model: Call, index: Any, run: Trace, data: dict[str, jax.Array], sleep: SleepOptions) -> None:
-    """Dreams must not depend on the real data: with other data in their place, the same seed gives the same dreams."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, data))):
-        return  # not known yet
-    observed = {name: site["value"] for name, site in sampled(model, index).items() if name in data}
-    for name, args, kwargs in dreams.with_other_data(model.program, model.args, model.kwargs, observed, data):
-        again, other_data = dreamt(model._replace(args=args, kwargs=kwargs), index, sleep.observed_sites)
-        if not _equal((draws_of(run).latents, data), (draws_of(again).latents, other_data)):
-            dreams.fail_reads_data(name)
-
-
-def _equal(tree: Any, other: Any) -> bool:
-    same = lambda a, b: jnp.shape(a) == jnp.shape(b) and bool(jnp.all((a == b) | ((a != a) & (b != b))))
-    return jax.tree.structure(tree) == jax.tree.structure(other) and jax.tree.all(jax.tree.map(same, tree, other))
 
 
 def _check_data(model_run: Trace) -> None:

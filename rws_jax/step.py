@@ -127,7 +127,7 @@ def make_step(
     objective = Objective(model=unconstrained(model), guide=unconstrained(guide), phases=phases)
 
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
-        validation.check_rng_key(rng_key)
+        validation.check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         theta_sites, phi_sites = Trace(), Trace()
         for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites

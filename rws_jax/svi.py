@@ -4,7 +4,6 @@ Knows NumPyro's `ELBO`. Keeps options only, no state: parameters and keys come a
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from numpyro.infer.elbo import ELBO
-from numpyro.primitives import Messenger
 
 from rws_jax import options, sites
-from rws_jax.handlers import Params, Program
+from rws_jax.handlers import Params, Program, svi_program
 from rws_jax.objective import Objective
 from rws_jax.phases import Phases
 from rws_jax.sites import Site, Trace
-from rws_jax.validation import BRANCHES, check_program, describe, fail, fail_jitted, fail_static
+from rws_jax.validation import BRANCHES, check_program, check_rng_key, describe, fail, fail_jitted, fail_static
 
 
 class ReweightedWakeSleep(ELBO):
@@ -38,13 +36,18 @@ class ReweightedWakeSleep(ELBO):
     updates of the guide for one of the model, and leaves the state as it is if a step is not finite. For the last,
     use ``SVI.stable_update`` or ``SVI.run(..., stable_update=True)``.
 
+    Programs and arguments are checked whenever the loss is traced or, un-jitted, called. What shows in values only
+    (data that are NaN or outside of a support, dreams that depend on real data, supports that move) is checked by
+    `SVI.run` too; with a jitted ``SVI.update``, call ``svi.evaluate(state, *args)`` once before, un-jitted.
+
     Args:
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
       insomnia: share of wake-phi in the guide's loss, a number in [0, 1].
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted: call
-        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles.
+        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles. Programs that branch in Python take all of their
+        parameters before they do, as ``SVI.init`` sees one branch.
       max_plate_nesting: accepted as Pyro has it, and not needed: particles never take a dim of the programs.
       strict_enumeration_warning: whether to warn of sites annotated for enumeration. They are drawn like all others.
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
@@ -57,7 +60,7 @@ class ReweightedWakeSleep(ELBO):
       observed_sites: names of data sites of a model that runs without data, in pure sleep.
 
     Raises:
-      ValueError: for an option out of range. From the first update, if model, guide and arguments do not fit together.
+      ValueError: for an option out of range. From the loss, if model, guide and arguments do not fit together.
       TypeError: for an option of the wrong kind.
 
     Example:
@@ -138,9 +141,12 @@ class ReweightedWakeSleep(ELBO):
           **kwargs: keyword arguments of both programs.
 
         Returns:
-          Scalar in nats, summed over the data; ``inf`` if no particle of any datum is within the support.
+          Scalar in nats, summed over the data. If no particle of any datum is within the support it is ``inf``, or the
+          guide's loss alone if that has dreams to learn from.
         """
         total, (_, alive, _) = self._objective(rng_key, param_map, model, guide, args, kwargs)
+        if self._phases.sleep:
+            return total
         return total + jnp.where(alive, 0.0, jnp.inf)
 
     def losses(
@@ -171,59 +177,44 @@ class ReweightedWakeSleep(ELBO):
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: Params, model: Program, guide: Program, /, *args: Any, **kwargs: Any
     ) -> Any:
-        """Mutable sites are an error, which names them; `SVI` calls this in their presence."""
+        """What `SVI` calls if there are mutable sites, which are an error here that names them."""
+        self._programs(model, guide)[0].pilot(None, None, jax.random.key(0), args, kwargs)
         return {"loss": self.loss(rng_key, param_map, model, guide, *args, **kwargs), "mutable_state": None}
 
     def _objective(
         self, rng_key: jax.Array, params: Params, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> tuple[jax.Array, tuple]:
+        check_rng_key(
+            rng_key, "the first argument of the loss", "pass (jax.random.key(0), params, model, guide, *args)"
+        )
+        objective, theta, phi = self._programs(model, guide)
+        self._check(objective, rng_key, params, args, kwargs)
+        phases, share = self._phases, jnp.asarray(self._insomnia, float)
+        # Of programs that run one by one, other particles may take parameters that this one has not.
+        trains_theta = bool(theta) or (phases.model_has_params and not phases.wake.vectorize_particles)
+        result = objective((params, params), share, rng_key, args, kwargs, trains_theta=trains_theta)
+        phases.check_params(theta, phi)
+        return result
+
+    def _programs(self, model: Program, guide: Program) -> tuple[Objective, Trace, Trace]:
+        """The objective, and where its programs write down their param sites as they run."""
         check_program(model, "model")
         check_program(guide, "guide")
-        warns = self._warns_of_enumeration
-        model, guide = drawn(model, "model", warns), drawn(guide, "guide", warns)
-        objective = Objective(model=model, guide=guide, phases=self._phases)
-        theta = self._check(objective, rng_key, params, args, kwargs)
-        share = jnp.asarray(self._insomnia, float)
-        return objective((params if theta else {}, params), share, rng_key, args, kwargs, trains_theta=True)
+        trained = [svi_program(p, role, self._warns_of_enumeration) for p, role in ((model, "model"), (guide, "guide"))]
+        return Objective(model=trained[0], guide=trained[1], phases=self._phases), trained[0].met, trained[1].met
 
-    def _check(self, objective: Objective, rng_key: jax.Array, params: Params, args: tuple, kwargs: dict) -> Trace:
-        """Whether programs, arguments and options fit together, as `make_step`'s init does; the model's param sites."""
-
-        def pilot(params: Params | None) -> tuple[Trace, Trace]:
-            theta, phi = objective.pilot(params, params, jax.random.key(0), args, kwargs)
-            return sites.param_sites(theta), sites.param_sites(phi)
-
+    def _check(self, objective: Objective, rng_key: jax.Array, params: Params, args: tuple, kwargs: dict) -> None:
+        """Whether programs, arguments and options fit together, as `make_step`'s init does."""
+        pilot = lambda params: objective.pilot(params, params, jax.random.key(0), args, kwargs)
         try:
-            theta, phi = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
+            runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except BRANCHES as error:
             (fail_static if self._phases.wake.vectorize_particles else fail_jitted)(error)
-        self._phases.check_params(theta, phi)
-        known = not _traced((args, kwargs)) and all(map(_has_initial_value, (theta | phi).values()))
-        if known and _traced(rng_key):
+        has_start = all(_has_initial_value(site) for run in runs for site in sites.param_sites(run).values())
+        if _traced(rng_key) and has_start and not _traced((args, kwargs)):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
                 pilot(None)
-        return theta
-
-
-class drawn(Messenger):
-    """Takes away annotations for enumeration: sites are drawn like all others."""
-
-    def __init__(self, fn: Program, role: str, warns: bool) -> None:
-        self.role, self.warns, self.told = role, warns, set()
-        super().__init__(fn)
-
-    def process_message(self, msg: Site) -> None:
-        if msg["type"] != "sample" or not msg["infer"].get("enumerate"):
-            return
-        msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
-        if self.warns and msg["name"] not in self.told:
-            self.told.add(msg["name"])
-            warnings.warn(
-                f"site {msg['name']!r} of the {self.role} is annotated for enumeration, but ReweightedWakeSleep draws"
-                " it like all others. Drop the annotation, or pass strict_enumeration_warning=False.",
-                stacklevel=2,
-            )
 
 
 def _check_constant(insomnia: Any) -> None:

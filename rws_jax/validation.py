@@ -42,7 +42,7 @@ def check_optimizer(value: Any, option: str) -> None:
         )
 
 
-def check_rng_key(value: Any) -> None:
+def check_rng_key(value: Any, what: str, hint: str) -> None:
     """One JAX key, typed or legacy."""
     dtype = getattr(value, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(value) == ()
@@ -50,10 +50,10 @@ def check_rng_key(value: Any) -> None:
     if not (typed or legacy):
         fail(
             TypeError,
-            "the first argument of init is not a random key",
+            f"{what} is not a random key",
             expected="a JAX random key",
             found=describe(value),
-            hint="call rws.init(jax.random.key(0), *args)",
+            hint=hint,
         )
 
 

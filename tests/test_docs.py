@@ -22,9 +22,9 @@ def mixture_data(num_data=4000):
     return (2.0 * z - 1.0 + rng.normal(size=num_data)).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("allow_key_reuse")  # evaluate takes the key of the next update
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("library", ["pyro", "rws_jax"])
+@pytest.mark.parametrize("library", [pytest.param("pyro", marks=pytest.mark.slow), "rws_jax"])
 def test_the_example_of_the_migration_page_trains_by_all_three_losses(library):
     if library == "pyro":
         pytest.importorskip("pyro", reason="Pyro is installed for this comparison alone; see CONTRIBUTING")

@@ -17,6 +17,7 @@ from rws_jax.dreams import show_data
 from rws_jax.particles import dream
 from rws_jax.programs import Call
 from tests import programs
+from tests.test_errors import check
 
 REAL = {"x": jnp.zeros(3), "y": jnp.ones(3)}
 DREAMT = {"x": jnp.full(3, 7.0), "y": jnp.full(3, 8.0)}
@@ -136,6 +137,39 @@ def test_sleep_learns_what_the_model_means_and_not_the_data():
         grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(0.2, keys)
     exact = 0.2 * 2.0 - 1.0  # E[(a x - z) x] = a Var x - Cov(z, x)
     assert jnp.abs(grads.mean() - exact) < 5 * grads.std() / jnp.sqrt(len(keys))
+
+
+def named_guide(x, observations=None):
+    numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.1) * x, 1.0))
+
+
+def test_an_argument_named_as_the_site_gets_the_dreams_beside_observations():
+    """The guide may read either; a real datum in one of them would be learnt from in silence."""
+
+    def model(x, observations=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    rws = rws_jax.make_step(model, named_guide, insomnia=0.0, num_particles=20, phi_optimizer=optax.adam(0.01))
+    state = rws.init(jax.random.key(0), 3.0)
+    state, _ = jax.lax.scan(lambda state, _: rws.step(state, 3.0), state, length=1000)
+    assert jnp.abs(state.phi["slope"] - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("data", [jnp.array(3.0), 3.0], ids=["array", "number"])
+def test_a_guide_that_reads_real_data_beside_observations_is_refused(data):
+    def model(y, observations=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y, observations=None):
+        named_guide(y)
+
+    with pytest.raises(ValueError, match="reads real data") as error:
+        rws_jax.make_step(model, guide, insomnia=0.5).init(jax.random.key(0), data)
+    check(error, ValueError, "the guide 'guide'", "observed site 'x'", "simulated_data_to_args")
+    only_length = lambda y, observations=None: guide(observations["x"] + 0.0 * jnp.size(y))
+    rws_jax.make_step(model, only_length, insomnia=0.0).init(jax.random.key(0), data)
 
 
 def test_dreams_have_the_float_type_of_the_data_that_they_stand_for():

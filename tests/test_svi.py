@@ -3,6 +3,7 @@
 from functools import cache
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from numpyro.handlers import infer_config, seed
+from numpyro.contrib.module import flax_module
+from numpyro.handlers import infer_config, seed, substitute
 from numpyro.infer import SVI, Predictive
 from numpyro.infer.autoguide import (
     AutoDelta,
@@ -228,6 +230,26 @@ def test_stable_updates_do_not_learn_from_particles_outside_of_the_support():
         assert {name: float(value) for name, value in params.items()} == {"m": 0.0, "loc": 50.0}
 
 
+def test_stable_updates_learn_from_dreams_where_no_particle_is_alive():
+    loss = ReweightedWakeSleep(num_particles=5, insomnia=0.5)
+    svi = SVI(narrow_model, wide_guide, optax.adam(0.5), loss=loss)
+    result = svi.run(jax.random.key(0), 300, DATA, progress_bar=False, stable_update=True)
+    assert bool(jnp.isfinite(result.losses).all())
+    assert jnp.abs(result.params["loc"] - 0.5) < 0.3
+
+
+def test_the_value_of_svi_is_that_of_a_parameter_also_under_substitute():
+    """As with NumPyro's own losses; `make_step` takes a parameter that a handler has set as fixed."""
+    model = substitute(programs.one_model, {"mu": jnp.array(2.0)})
+    svi = SVI(model, programs.one_guide, optax.sgd(0.01), loss=ReweightedWakeSleep(num_particles=5))
+    start = svi.init(jax.random.key(0), 1.3)
+    assert svi.get_params(start)["mu"] == 2.0
+    loss = lambda mu: ReweightedWakeSleep(num_particles=5).losses(
+        jax.random.key(0), {"mu": mu, "a": 0.5, "c": 0.7}, model, programs.one_guide, 1.3
+    )[0]
+    assert jax.grad(loss)(2.0) > 0.1
+
+
 def test_programs_are_traced_once():
     traces = []
 
@@ -386,6 +408,29 @@ def test_particles_one_by_one_are_the_same_particles():
     assert jnp.allclose(jnp.array(call(True)), jnp.array(call(False)), rtol=1e-5)
 
 
+def test_parameters_of_one_branch_belong_to_one_program_all_the_same():
+    """The first particle may not meet them; `rng_key` makes both branches occur."""
+
+    def model(x, name="own"):
+        branch = numpyro.sample("branch", dist.Bernoulli(0.5))
+        loc = numpyro.param(name, 0.2) if branch else 1.0
+        numpyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x, name="own"):
+        numpyro.sample("branch", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
+
+    params = {"own": jnp.array(0.2), "logit": jnp.array(0.1)}
+    for insomnia in (0.0, 1.0):
+        loss = ReweightedWakeSleep(6, insomnia, vectorize_particles=False)
+        for seed_ in range(3):
+            (wake_theta_loss, _), grads = loss.loss_and_grads(jax.random.key(seed_), params, model, guide, 0.5)
+            assert wake_theta_loss is not None
+            assert grads["own"] != 0.0
+            with pytest.raises(ValueError, match="occur in both") as error:
+                loss.loss_and_grads(jax.random.key(seed_), params, model, guide, 0.5, name="logit")
+            check(error, ValueError, "['logit']")
+
+
 @pytest.mark.parametrize(
     ("vectorize", "words"),
     [(True, ["cannot be compiled", "vectorize_particles=False"]), (False, ["is traced by jit", "handlers.mask"])],
@@ -441,9 +486,9 @@ def test_programs_that_do_not_fit_are_refused(name):
     check(error, ValueError, *words)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("method", ["run", "update", "evaluate"])
 @pytest.mark.parametrize("bad", ["data", "dreams"])
-def test_values_are_checked_before_training(bad, compiled):
+def test_values_are_checked_before_training(bad, method):
     """`SVI.run` compiles; it knows the data all the same."""
 
     def reading_model(x):
@@ -458,7 +503,7 @@ def test_values_are_checked_before_training(bad, compiled):
     x = jnp.array([0.5, jnp.nan if bad == "data" else 1.0, 2.0])
     svi = SVI(reading_model, guide, optax.adam(0.1), loss=ReweightedWakeSleep(insomnia=0.5))
     words = {"data": "data at observed site 'x' are NaN", "dreams": "depend on the real data of observed site 'x'"}
-    train = svi.run if compiled else lambda key, _, x, **options: svi.update(svi.init(key, x), x)
+    train = svi.run if method == "run" else lambda key, _, x, **kwargs: getattr(svi, method)(svi.init(key, x), x)
     with pytest.raises(ValueError, match="expected") as error:
         train(jax.random.key(0), 2, x, progress_bar=False)
     check(error, ValueError, words[bad])
@@ -471,12 +516,35 @@ def test_seeded_programs_are_refused():
     check(error, ValueError, "the guide is seeded already")
 
 
+@pytest.mark.usefixtures("allow_rank_promotion")
 def test_mutable_sites_are_named():
-    def model(x):
-        numpyro.primitives.mutable("count", jnp.zeros(()))
-        programs.one_model(x)
+    """Networks with running statistics, say."""
 
-    svi = SVI(model, programs.one_guide, optax.adam(0.1), loss=ReweightedWakeSleep())
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=False)(nn.Dense(1)(x))
+
+    def guide(x):
+        net = flax_module("net", Normalised(), input_shape=(3, 1), mutable=["batch_stats"])
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 1.0))
+
+    svi = SVI(test_errors.model, guide, optax.adam(0.1), loss=ReweightedWakeSleep())
     with pytest.raises(ValueError, match="mutable state is not supported") as error:
-        svi.update(svi.init(jax.random.key(0), 1.3), 1.3)
-    check(error, ValueError, "'count'")
+        svi.run(jax.random.key(0), 2, test_errors.X, progress_bar=False)
+    check(error, ValueError, "'net$state'", "LayerNorm")
+
+
+def test_the_key_goes_first():
+    with pytest.raises(TypeError, match="not a random key") as error:
+        ReweightedWakeSleep().losses({"m": 0.0}, jax.random.key(0), test_errors.model, test_errors.guide, test_errors.X)
+    check(error, TypeError, "the first argument of the loss", "jax.random.key(0), params")
+
+
+def test_model_has_params_must_be_true_to_its_word():
+    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    loss = ReweightedWakeSleep(insomnia=0.0, model_has_params=False)
+    with pytest.raises(ValueError, match="'model_has_params' is False") as error:
+        loss.losses(jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA)
+    check(error, ValueError, "['p1', 't2', 'tx']", "set_to_zero")
