@@ -172,6 +172,7 @@ def test_a_geometric_number_of_sites_is_scored_as_by_hand(delta):
     chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_geometric_number_of_sites_trains():
     """The posterior of stopping at the first toss, by summing over the number of tails, pulls the guide."""
     weights = jnp.array([0.5 ** (n + 1) * norm.pdf(0.0, n) for n in range(20)])

@@ -209,6 +209,7 @@ def test_no_tracer_leaks():
     assert bool(info.finite)
 
 
+@pytest.mark.slow
 def test_double_precision_gives_the_same_numbers_more_exactly():
     """Of the same draws; a step in double precision keeps its type."""
     model, guide = (
