@@ -24,7 +24,8 @@ def mixture_data(num_data=4000):
 
 @pytest.mark.usefixtures("allow_key_reuse")  # evaluate takes the key of the next update
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("library", [pytest.param("pyro", marks=pytest.mark.slow), "rws_jax"])
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["pyro", "rws_jax"])
 def test_the_example_of_the_migration_page_trains_by_all_three_losses(library):
     if library == "pyro":
         pytest.importorskip("pyro", reason="Pyro is installed for this comparison alone; see CONTRIBUTING")

@@ -66,6 +66,7 @@ def test_networks_train_on_both_sides(library):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [linen, flax_nnx, equinox])
 def test_networks_train_in_svi_as_in_make_step(library):
     programs, adam = autoencoder(library), optax.adam(0.02)
