@@ -322,6 +322,7 @@ def test_a_defensive_guide_sees_the_minibatch_of_the_guide():
 # JAX transformations
 
 
+@pytest.mark.slow
 @by_loss
 def test_grad_jit_vmap_and_scan_give_the_numbers_of_eager_mode(loss):
     data_sets = jnp.array([0.5, -1.0])

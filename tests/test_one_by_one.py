@@ -91,6 +91,7 @@ def in_the_way_of(way, draws):
     return Draws(stacked, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["cond", "mask"])
 def test_compiled_branches_have_the_gradients_of_python_branches(way):
     x, num = 1.3, 6
@@ -230,6 +231,7 @@ def test_python_branches_are_refused_where_particles_are_mapped_over():
         assert remedy in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_state_is_the_same_with_and_without_mapping_over_particles():
     steps = {}
     for vectorize in (True, False):

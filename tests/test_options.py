@@ -78,6 +78,7 @@ def test_dreg_is_passed_on_to_wake_phi():
     chex.assert_trees_all_close(theta_grad, jax.grad(bound)(state.theta, state.phi), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_guide_updates_are_those_of_as_many_steps():
     """Three updates of the guide, with fresh particles each; the model's takes those of the last."""
     count = 0

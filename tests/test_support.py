@@ -67,7 +67,10 @@ def draws_of_step(state, guide):
     return draw_particles(Call(seed(guide, rng_key), "guide", state.phi, (X,), {}), jnp.arange(NUM_PARTICLES))
 
 
-@pytest.mark.parametrize("name", NARROWER)
+FAST = "exponential", "gamma", "categorical"
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NARROWER])
 def test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted(name):
     """Values and gradients are those of the particles inside, with K as divisor, and of the baseline of all."""
     prior, proposal, is_inside = NARROWER[name]
@@ -113,6 +116,7 @@ def dirichlet_guide(x):
         numpyro.sample("z", dist.Dirichlet(jnp.exp(numpyro.param("f", jnp.ones(3)))))
 
 
+@pytest.mark.slow
 def test_draws_of_a_simplex_that_rule_out_the_data_weigh_nothing():
     rws = rws_jax.make_step(
         dirichlet_model, dirichlet_guide, num_particles=NUM_PARTICLES,
