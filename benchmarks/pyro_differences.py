@@ -93,6 +93,7 @@ def mean_and_error(values):
 def slopes(num_steps=2000):
     """The third case after training, where the real datum is 3."""
     pyro.clear_param_store()
+    pyro.set_rng_seed(0)
     options = {"num_particles": 10, "insomnia": 0.0}
     loss = pyro.infer.ReweightedWakeSleep(model_has_params=False, max_plate_nesting=1, **options)
     pyro_svi = pyro.infer.SVI(*PYRO[2], pyro.optim.Adam({"lr": 0.01}), loss=loss)

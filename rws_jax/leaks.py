@@ -27,8 +27,8 @@ def check_reads_no_data(model: Call, index: Any, run: Trace, data: dict[str, jax
     """Dreams must not depend on the real data: with other data in their place, the same seed gives the same dreams."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, data))):
         return  # not known yet
-    observed = {name: site["value"] for name, site in sampled(model, index).items() if name in data}
-    for name, args, kwargs in _with_other_data(model.program, model.args, model.kwargs, observed, data, by_name=True):
+    real = _real_data(model, index, data)
+    for name, args, kwargs in _with_other_data(model.program, model.args, model.kwargs, real, data, by_name=True):
         again, other_data = dreamt(model._replace(args=args, kwargs=kwargs), index, sleep.observed_sites)
         if not _equal((draws_of(run).latents, data), (draws_of(again).latents, other_data)):
             _fail_reads_data(name)
@@ -38,13 +38,18 @@ def check_shows_no_data(model: Call, guide: Call, index: Any, run: Trace, data: 
     """Nor must the guide see real data in sleep: with others in their place, the same dream has the same density."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((guide.args, guide.kwargs, data))):
         return  # not known yet
-    observed = {name: site["value"] for name, site in sampled(model, index).items() if name in data}
+    real = _real_data(model, index, data)
     density = lambda run: {name: log_density(s["fn"], s["value"], None) for name, s in sites.latent_sites(run).items()}
     shown = guide.args, guide.kwargs  # where names stand for dreams
-    for name, args, kwargs in _with_other_data(guide.program, *shown, observed, data, by_name=False):
+    for name, args, kwargs in _with_other_data(guide.program, *shown, real, data, by_name=False):
         again = scored(guide._replace(args=args, kwargs=kwargs), index, draws_of(run))
         if not _equal(density(run), density(again)):
             _fail_shows_data(name, guide.program)
+
+
+def _real_data(model: Call, index: Any, data: dict[str, jax.Array]) -> dict[str, Any]:
+    """What the sites of `data` observe."""
+    return {name: site["value"] for name, site in sampled(model, index).items() if name in data}
 
 
 def _with_other_data(

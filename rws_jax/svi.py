@@ -190,8 +190,10 @@ class ReweightedWakeSleep(ELBO):
         objective, theta, phi = self._programs(model, guide)
         self._check(objective, rng_key, params, args, kwargs)
         phases, share = self._phases, jnp.asarray(self._insomnia, float)
-        # Of programs that run one by one, other particles may take parameters that this one has not.
-        trains_theta = bool(theta) or (phases.model_has_params and not phases.wake.vectorize_particles)
+        trains_theta = bool(theta)
+        if phases.model_has_params and not phases.wake.vectorize_particles:
+            # Another particle may take another branch: what this one's guide has not taken may be the model's.
+            trains_theta = trains_theta or params.keys() > phi.keys()
         result = objective((params, params), share, rng_key, args, kwargs, trains_theta=trains_theta)
         phases.check_params(theta, phi)
         return result
@@ -229,7 +231,7 @@ def _check_constant(insomnia: Any) -> None:
 
 
 def _has_initial_value(site: Site) -> bool:
-    """Or is it known from SVI's init_params alone? NumPyro's modules ask for their parameters without one at first."""
+    """Not if the value comes from SVI's init_params alone. NumPyro's modules make one after they have asked in vain."""
     return site["name"].endswith("$params") or all(value is not None for value in site["args"])
 
 

@@ -17,6 +17,7 @@ from numpyro.infer import SVI, Predictive
 from numpyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoIAFNormal,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -170,8 +171,11 @@ def test_losses_come_as_a_pair_with_the_gradients_of_both():
     chex.assert_trees_all_close(found(), [total, pair, (pair, gradients)], rtol=1e-4, atol=1e-6)
 
 
-def test_what_pure_sleep_does_not_compute_is_none():
-    loss = ReweightedWakeSleep(insomnia=0.0, observed_sites=("y",), simulated_data_to_args=shown)
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_what_pure_sleep_does_not_compute_is_none(vectorize):
+    """Nor is a second particle asked for then."""
+    options = {"observed_sites": ("y",), "simulated_data_to_args": shown, "vectorize_particles": vectorize}
+    loss = ReweightedWakeSleep(num_particles=1, insomnia=0.0, **options)
     params = {"slope": jnp.array(0.3)}
     wake_theta_loss, phi_loss = loss.losses(jax.random.key(0), params, blind_model, blind_guide)
     (again, _), grads = loss.loss_and_grads(jax.random.key(0), params, blind_model, blind_guide)
@@ -179,6 +183,13 @@ def test_what_pure_sleep_does_not_compute_is_none():
     assert again is None
     assert phi_loss == loss.loss(jax.random.key(0), params, blind_model, blind_guide)
     assert grads.keys() == params.keys()
+
+
+def test_sites_that_are_not_said_to_be_data_are_not_dreamt():
+    loss = ReweightedWakeSleep(insomnia=0.0, simulated_data_to_args=shown)
+    with pytest.raises(ValueError, match="sleep has no data to dream") as error:
+        loss.losses(jax.random.key(0), {"slope": jnp.array(0.3)}, blind_model, blind_guide)
+    check(error, ValueError, "observed_sites=('x',)")
 
 
 # What SVI does with it
@@ -278,21 +289,22 @@ def test_predictive_takes_the_parameters():
 @pytest.mark.slow
 @pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 @pytest.mark.parametrize(
-    "autoguide", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
+    "autoguide", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoIAFNormal]
 )
 def test_automatic_guides_reach_a_gaussian_posterior_in_wake(autoguide):
-    """z ~ N(0, 1), x | z ~ N(z, 1/2): the posterior is N(4 x / 5, 1/5)."""
+    """z ~ N(0, 1), x | z ~ N(z, 1/4), twice: the posterior is N(4 x / 5, 1/5)."""
+    x = jnp.array([1.3, -0.4])
 
     def model(x):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
     guide = autoguide(model)
     svi = SVI(model, guide, optax.adam(0.02), loss=ReweightedWakeSleep(num_particles=50))
-    params = svi.run(jax.random.key(0), 500, 1.3, progress_bar=False).params
+    params = svi.run(jax.random.key(0), 500, x, progress_bar=False).params
     z = guide.sample_posterior(jax.random.key(1), params, sample_shape=(4000,))["z"]
-    assert jnp.abs(z.mean() - 0.8 * 1.3) < 0.05
-    assert jnp.abs(z.std() - 0.2**0.5) < 0.05
+    assert jnp.all(jnp.abs(z.mean(axis=0) - 0.8 * x) < 0.05)
+    assert jnp.all(jnp.abs(z.std(axis=0) - 0.2**0.5) < 0.05)
 
 
 @pytest.mark.usefixtures("allow_key_reuse")
