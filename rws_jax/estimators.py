@@ -1,22 +1,63 @@
 """The losses as functions of scored particles and dreams, and how these come about."""
 
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rws_jax import weights
+from rws_jax import chunks, weights
 from rws_jax.defensive import Defence
 from rws_jax.options import SleepOptions, WakeOptions, check_num_particles
-from rws_jax.particles import Dreams, Particles, draw_particles, dream, score_dreams, score_particles
+from rws_jax.particles import Dreams, Indices, Particles, draw_particles, dream, score_dreams, score_particles
 from rws_jax.programs import Call
+from rws_jax.weights import Totals
 
 
-def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Particles:
-    """One set of particles, scored: all that either wake loss needs."""
+class Wake(NamedTuple):
+    """Both losses of one set of particles, and what their weights add up to."""
+
+    theta_loss: jax.Array
+    phi_loss: jax.Array
+    totals: Totals
+
+
+def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Wake:
+    """Draw one set of particles, and all that wake learns from it."""
     check_num_particles(options.num_particles, "num_particles", minimum=2)
-    indices = options.indices
+
+    def particles_of(params: tuple, indices: Indices) -> Particles:
+        programs = model._replace(params=params[0]), guide._replace(params=params[1])
+        return wake_particles(*programs, defensive_guide, options, indices)
+
+    params = model.params, guide.params
+    if options.chunk_size is None:
+        particles = particles_of(params, options.indices)
+        totals = weights.totals(lax.stop_gradient(particles.log_weights))  # told, but not trained on
+        return Wake(theta_loss(particles), phi_loss(particles, options.control_variate), totals)
+
+    # First the weights of all particles, without gradients; then gradients chunk by chunk, the weights known.
+    model, guide = _constant_arguments(model), _constant_arguments(guide)
+    constant = lax.stop_gradient(params)  # weights are constants
+    size = options.num_particles, options.chunk_size
+    scale = jax.eval_shape(particles_of, constant, jnp.arange(1)).scale
+    totals_of = lambda indices: weights.totals(particles_of(constant, indices).log_weights)
+    totals = chunks.accumulated(totals_of, weights.combine, *size, zero=weights.no_particles)
+
+    def parts(params: tuple, indices: jax.Array) -> tuple:
+        particles = particles_of(params, indices)
+        return theta_slope(particles, totals), phi_loss(particles, options.control_variate, totals)
+
+    slope, phi = chunks.summed(parts, params, *size)
+    theta = _minus_sum(totals.bound, totals.num_alive > 0, scale)
+    return Wake(theta + slope, phi, totals)
+
+
+def wake_particles(
+    model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions, indices: Indices
+) -> Particles:
+    """Particles, scored: all that either wake loss needs."""
     defence = Defence(options.defensive, model, defensive_guide) if options.defensive else None
     pathwise = options.gradient == "dreg"
     draws = draw_particles(guide, indices, defence, reparameterised=pathwise)
@@ -29,24 +70,42 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
     return particles
 
 
-def sleep(model: Call, guide: Call, options: SleepOptions) -> Dreams:
-    """One set of dreams, scored by the guide."""
-    dreams = dream(model, options.indices, options.observed_sites)
-    return score_dreams(guide, dreams, options.indices, options.simulated_data_to_args)
+def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
+    """Sleep-phi of one set of dreams."""
+
+    def loss(phi: Any, indices: Indices) -> jax.Array:
+        dreams = dream(model, indices, options.observed_sites)
+        scored = score_dreams(guide._replace(params=phi), dreams, indices, options.simulated_data_to_args)
+        return dream_loss(scored, options.num_particles)
+
+    if options.chunk_size is None:
+        return loss(guide.params, options.indices)
+    model, guide = _constant_arguments(model.stopped()), _constant_arguments(guide)  # dreams are constants
+    parts = lambda phi, indices: (loss(phi, indices),)
+    return chunks.summed(parts, guide.params, options.num_particles, options.chunk_size)[0]
+
+
+def _constant_arguments(call: Call) -> Call:
+    return call._replace(args=chunks.constants(call.args), kwargs=chunks.constants(call.kwargs))
 
 
 def theta_loss(particles: Particles) -> jax.Array:
-    """Wake-theta of scored particles."""
+    """Wake-theta of all particles."""
     log_w = particles.log_weights
-    live = weights.alive(log_w)
-    total = jnp.sum(jnp.where(live, weights.bound(log_w), 0.0))
-    return -particles.scale * jnp.where(jnp.any(live), total, -jnp.inf)
+    return _minus_sum(weights.bound(log_w), weights.alive(log_w), particles.scale)
 
 
-def phi_loss(particles: Particles, control_variate: bool = True) -> jax.Array:
-    """Wake-phi of scored particles: the value is the same whatever its gradient is estimated by."""
+def theta_slope(particles: Particles, totals: Totals) -> jax.Array:
+    """Zero, with that part of wake-theta's gradient which comes through these particles."""
+    w = weights.normalise(lax.stop_gradient(particles.log_weights), totals)  # d bound = sum of w d log p, w constant
+    return -particles.scale * _gradient_only(jnp.sum(w * _masked(w > 0.0, particles.log_p)))
+
+
+def phi_loss(particles: Particles, control_variate: bool = True, totals: Totals | None = None) -> jax.Array:
+    """Wake-phi of particles, all or, given `totals`, some: the value is the same whatever estimates its gradient."""
     log_w = lax.stop_gradient(particles.log_weights)  # weights are constants: theta gets nothing, phi only log q
-    w = weights.normalise(log_w)
+    totals = weights.totals(log_w) if totals is None else totals
+    w = weights.normalise(log_w, totals)
     loss = -jnp.sum(w * _masked(w > 0.0, particles.log_q))
     if particles.path is not None:
         # The score is in the draw itself: its expectation is that of w (1 - w) d log w along the path of the draw.
@@ -54,14 +113,21 @@ def phi_loss(particles: Particles, control_variate: bool = True) -> jax.Array:
         loss = lax.stop_gradient(loss) - _gradient_only(jnp.sum(slope * _masked(slope > 0.0, particles.path)))
     elif control_variate:
         log_r = particles.log_q if particles.log_r is None else particles.log_r
-        baseline = weights.score_baseline(log_w, lax.stop_gradient(weights.log_weights(particles.log_q, log_r)))
+        log_ratio = lax.stop_gradient(weights.log_weights(particles.log_q, log_r))
+        baseline = weights.score_baseline(log_w, log_ratio, totals)
         loss = loss + _gradient_only(jnp.sum(baseline * _masked(baseline > 0.0, particles.log_q)))
     return particles.scale * loss
 
 
-def dream_loss(dreams: Dreams) -> jax.Array:
-    """Sleep-phi of scored dreams."""
-    return -dreams.scale * jnp.sum(jnp.mean(dreams.log_q, axis=0))
+def dream_loss(dreams: Dreams, num_dreams: int | None = None) -> jax.Array:
+    """Sleep-phi of scored dreams, all or, given how many there are in all, some."""
+    return -dreams.scale * jnp.sum(dreams.log_q) / (num_dreams or dreams.log_q.shape[0])
+
+
+def _minus_sum(bound: jax.Array, live: jax.Array, scale: float) -> jax.Array:
+    """Over live units; infinite if there is none."""
+    total = jnp.sum(jnp.where(live, bound, 0.0))
+    return -scale * jnp.where(jnp.any(live), total, -jnp.inf)
 
 
 def _masked(counts: jax.Array, x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from rws_jax.estimators import dream_loss, phi_loss, sleep, theta_loss, wake
+from rws_jax.estimators import sleep, wake
 from rws_jax.handlers import Params, Program
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs import calls, defensive_call
@@ -31,6 +31,7 @@ def wake_theta_loss(
     defensive: float = 0.0,
     defensive_guide: Program | None = None,
     vectorize_particles: bool = True,
+    chunk_size: int | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""Minus the importance-weighted bound on the log evidence, which trains the model.
@@ -48,9 +49,10 @@ def wake_theta_loss(
       guide: NumPyro guide, seeded.
       *args: arguments of both programs.
       num_particles: K, at least 2.
-      defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
+      defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
       defensive_guide: seeded program that they come from; default the model's prior.
-      vectorize_particles: whether particles are mapped over; see `wake_phi_loss`.
+      vectorize_particles: whether particles are mapped over.
+      chunk_size: particles in memory at a time.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -77,11 +79,11 @@ def wake_theta_loss(
 
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
-      Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
     programs = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
-    options = WakeOptions(num_particles=num_particles, defensive=defensive, vectorize_particles=vectorize_particles)
-    return theta_loss(wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options))
+    runs = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
+    options = WakeOptions(num_particles=num_particles, defensive=defensive, **runs)
+    return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).theta_loss
 
 
 def wake_phi_loss(
@@ -97,6 +99,7 @@ def wake_phi_loss(
     defensive_guide: Program | None = None,
     gradient: str = "score",
     vectorize_particles: bool = True,
+    chunk_size: int | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the self-normalised posterior to the guide, which trains the guide on real data.
@@ -128,6 +131,8 @@ def wake_phi_loss(
       gradient: ``"score"``, or ``"dreg"`` for guides whose every site has `has_rsample`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
+      chunk_size: particles in memory at a time; None for all at once. Results do not depend on it, nor does memory then
+        on `num_particles`. Gradients reach parameters alone, in reverse mode.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -159,15 +164,10 @@ def wake_phi_loss(
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
     programs = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
-    options = WakeOptions(
-        num_particles=num_particles,
-        control_variate=control_variate,
-        defensive=defensive,
-        gradient=gradient,
-        vectorize_particles=vectorize_particles,
-    )
-    particles = wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options)
-    return phi_loss(particles, control_variate)
+    runs = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
+    how = {"control_variate": control_variate, "defensive": defensive, "gradient": gradient}
+    options = WakeOptions(num_particles=num_particles, **how, **runs)
+    return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).phi_loss
 
 
 def sleep_phi_loss(
@@ -181,6 +181,7 @@ def sleep_phi_loss(
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
     observed_sites: tuple[str, ...] = (),
     vectorize_particles: bool = True,
+    chunk_size: int | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
@@ -208,7 +209,8 @@ def sleep_phi_loss(
       num_particles: S, the number of dreams, each as large as the data; at least 1.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
       observed_sites: names of data sites of a model that runs without data.
-      vectorize_particles: whether dreams are mapped over; see `wake_phi_loss`.
+      vectorize_particles: whether dreams are mapped over; this and the next as in `wake_phi_loss`.
+      chunk_size: dreams in memory at a time.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -240,10 +242,7 @@ def sleep_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
     programs = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
-    options = SleepOptions(
-        num_particles=num_particles,
-        simulated_data_to_args=simulated_data_to_args,
-        observed_sites=observed_sites,
-        vectorize_particles=vectorize_particles,
-    )
-    return dream_loss(sleep(*programs, options))
+    runs = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
+    how = {"simulated_data_to_args": simulated_data_to_args, "observed_sites": observed_sites}
+    options = SleepOptions(num_particles=num_particles, **how, **runs)
+    return sleep(*programs, options)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed
 
-from rws_jax import weights
 from rws_jax.defensive import Defence
-from rws_jax.estimators import dream_loss, phi_loss, sleep, theta_loss, wake
+from rws_jax.estimators import sleep, wake
 from rws_jax.handlers import Params, Program
 from rws_jax.phases import Phases
 from rws_jax.pilot import run_pilot
@@ -42,18 +41,19 @@ class Objective:
         calls = partial(self.calls, theta, phi, args=args, kwargs=kwargs)
         total, alive, told = jnp.zeros(()), jnp.array(True), {}
         if phases.trains_on_wake or (theta and trains_theta):
-            particles = wake(*calls(rng_keys[0], rng_keys[1], rng_keys[4]), phases.wake)
-            told["wake_theta_loss"] = theta_loss(particles)
-            ess = weights.effective_sample_size(particles.log_weights)
-            told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(ess == 0.0)}
-            told["num_dead_particles"] = jnp.sum(particles.log_weights == -jnp.inf)
-            alive = jnp.any(ess != 0.0)
+            told["wake_theta_loss"], wake_phi_loss, totals = wake(
+                *calls(rng_keys[0], rng_keys[1], rng_keys[4]), phases.wake
+            )
+            ess, num_alive = totals.effective_sample_size, totals.num_alive
+            told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(num_alive == 0)}
+            told["num_dead_particles"] = jnp.sum(totals.num_particles - num_alive)
+            alive = jnp.any(num_alive > 0)
             total = jnp.where(alive, told["wake_theta_loss"], 0.0)  # else infinite, which is for the info to tell
-        if phases.trains_on_wake:
-            told["wake_phi_loss"] = phi_loss(particles, phases.wake.control_variate)
+            if phases.trains_on_wake:
+                told["wake_phi_loss"] = wake_phi_loss
         if phases.sleep:
             model, guide, _ = calls(rng_keys[2], rng_keys[3], None)
-            told["sleep_phi_loss"] = dream_loss(sleep(model, guide, phases.sleep))
+            told["sleep_phi_loss"] = sleep(model, guide, phases.sleep)
         told["phi_loss"] = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
         return total + told["phi_loss"], (total + told["phi_loss"], alive, told)
 

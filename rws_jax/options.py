@@ -22,10 +22,12 @@ class WakeOptions:
     defensive: float = 0.0
     gradient: str = "score"
     vectorize_particles: bool = True
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         check_flag(self.control_variate, "control_variate")
         check_flag(self.vectorize_particles, "vectorize_particles")
+        _check_chunk_size(self.chunk_size, self.vectorize_particles)
         _check_defensive(self.defensive)
         _check_gradient(self.gradient, self.defensive)
 
@@ -43,10 +45,12 @@ class SleepOptions:
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None
     observed_sites: tuple[str, ...] = ()
     vectorize_particles: bool = True
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         check_num_particles(self.num_particles, "num_particles", minimum=1)
         check_flag(self.vectorize_particles, "vectorize_particles")
+        _check_chunk_size(self.chunk_size, self.vectorize_particles)
         _check_sleep_options(self.simulated_data_to_args, self.observed_sites)
 
     @property
@@ -62,23 +66,13 @@ def _indices(num_particles: int, vectorize_particles: bool) -> jax.Array | range
 def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
     """An int of at least `minimum`."""
     why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
-    expected = f"an int >= {minimum}{why}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        fail(
-            TypeError,
-            f"option {option!r} has the wrong type",
-            expected=expected,
-            found=describe(value),
-            hint=f"{option} sets array shapes, so it must be a Python int known when the step is compiled",
-        )
-    if value < minimum:
-        fail(
-            ValueError,
-            f"option {option!r} is too small",
-            expected=expected,
-            found=f"{value}",
-            hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
-        )
+    _check_int(
+        value,
+        option,
+        minimum,
+        expected=f"an int >= {minimum}{why}",
+        hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
+    )
 
 
 def check_insomnia(value: Any) -> None:
@@ -157,15 +151,26 @@ def check_max_plate_nesting(value: Any) -> None:
 
 def check_phi_steps(value: Any) -> None:
     """An int of at least 1."""
-    wrong_type = isinstance(value, bool) or not isinstance(value, numbers.Integral)
-    if wrong_type or value < 1:
+    _check_int(
+        value,
+        "phi_steps",
+        1,
+        expected="an int >= 1, the number of guide updates for each update of the model",
+        hint="phi_optimizer=optax.set_to_zero() leaves the guide as it is",
+    )
+
+
+def _check_int(value: Any, option: str, minimum: int, *, expected: str, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail(
-            TypeError if wrong_type else ValueError,
-            "option 'phi_steps' has the wrong type" if wrong_type else "option 'phi_steps' is too small",
-            expected="an int >= 1, the number of guide updates for each update of the model",
-            found=describe(value) if wrong_type else f"{value}",
-            hint="phi_optimizer=optax.set_to_zero() leaves the guide as it is",
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected=expected,
+            found=describe(value),
+            hint=f"{option} must be a Python int, known when the step is compiled",
         )
+    if value < minimum:
+        fail(ValueError, f"option {option!r} is too small", expected=expected, found=f"{value}", hint=hint)
 
 
 def _is_number(value: Any) -> bool:
@@ -201,6 +206,21 @@ def _check_gradient(value: Any, defensive: float) -> None:
             expected="gradient='score' with defensive proposals, or defensive=0.0 with gradient='dreg'",
             found=f"gradient='dreg', defensive={defensive}",
             hint="particles that do not come from the guide have no path to its parameters",
+        )
+
+
+def _check_chunk_size(value: Any, vectorize_particles: bool) -> None:
+    if value is None:
+        return
+    expected = "an int >= 1, the number of particles in memory at a time, or None for all"
+    _check_int(value, "chunk_size", 1, expected=expected, hint="pass chunk_size=100, say; results do not depend on it")
+    if not vectorize_particles:
+        fail(
+            ValueError,
+            "options 'chunk_size' and 'vectorize_particles' do not go together",
+            expected="chunk_size=None with vectorize_particles=False, where particles run one by one",
+            found=f"chunk_size={value}, vectorize_particles=False",
+            hint="leave out one of them",
         )
 
 

@@ -32,6 +32,7 @@ class Phases:
         defensive_guide: Program | None,
         gradient: str,
         vectorize_particles: bool,
+        chunk_size: int | None,
         model_has_params: bool,
         shared_params: bool,
         simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
@@ -54,12 +55,14 @@ class Phases:
             defensive=defensive,
             gradient=gradient,
             vectorize_particles=vectorize_particles,
+            chunk_size=chunk_size,
         )
         sleep = SleepOptions(
             num_particles=num_sleep_particles,
             simulated_data_to_args=simulated_data_to_args,
             observed_sites=observed_sites,
             vectorize_particles=vectorize_particles,
+            chunk_size=chunk_size,
         )
         return cls(
             wake=wake,

@@ -37,6 +37,7 @@ def make_step(
     defensive_guide: Program | None = None,
     gradient: str = "score",
     vectorize_particles: bool = True,
+    chunk_size: int | None = None,
     model_has_params: bool = True,
     shared_params: bool = False,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
@@ -67,6 +68,7 @@ def make_step(
       gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
         for programs that branch in Python on sampled values.
+      chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in
         `theta`, and are trained by its optimizer on the sum of both losses' gradients.
@@ -119,6 +121,7 @@ def make_step(
         defensive_guide=defensive_guide,
         gradient=gradient,
         vectorize_particles=vectorize_particles,
+        chunk_size=chunk_size,
         model_has_params=model_has_params,
         shared_params=shared_params,
         simulated_data_to_args=simulated_data_to_args,

@@ -54,6 +54,7 @@ class ReweightedWakeSleep(ELBO):
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
       gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
+      chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       shared_params: whether param sites may occur in both programs; both losses train them then.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
@@ -102,6 +103,7 @@ class ReweightedWakeSleep(ELBO):
         defensive: float = 0.0,
         defensive_guide: Program | None = None,
         gradient: str = "score",
+        chunk_size: int | None = None,
         shared_params: bool = False,
         simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
         observed_sites: tuple[str, ...] = (),
@@ -118,6 +120,7 @@ class ReweightedWakeSleep(ELBO):
             defensive_guide=defensive_guide,
             gradient=gradient,
             vectorize_particles=vectorize_particles,
+            chunk_size=chunk_size,
             model_has_params=model_has_params,
             shared_params=shared_params,
             simulated_data_to_args=simulated_data_to_args,

@@ -122,7 +122,14 @@ def unwrapped(program: Any) -> Any:
 
 _OPTIONS = {
     *("num_particles", "num_sleep_particles", "insomnia", "phi_steps", "control_variate", "defensive", "gradient"),
-    *("defensive_guide", "vectorize_particles", "shared_params", "simulated_data_to_args", "observed_sites"),
+    *(
+        "defensive_guide",
+        "vectorize_particles",
+        "chunk_size",
+        "shared_params",
+        "simulated_data_to_args",
+        "observed_sites",
+    ),
 }
 
 

@@ -8,6 +8,8 @@ it are exactly zero. A unit is dead if all its particles are. ``NaN`` and ``+inf
 are passed on, so that whoever takes the step sees them.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -51,31 +53,71 @@ def bound(log_w: jax.Array) -> jax.Array:
     return jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[0])
 
 
-def normalise(log_w: jax.Array) -> jax.Array:
-    """Self-normalised weights, ``softmax`` over the particles of each unit; all zero for a dead unit.
+class Totals(NamedTuple):
+    """What the particles of each unit add up to, shapes ``units``. Particles may come in parts; see `combine`.
+
+    Sums are those of ``w / max w``, so that they neither overflow nor vanish.
+    """
+
+    log_max: jax.Array  # -inf for a dead unit
+    sum: jax.Array
+    sum_of_squares: jax.Array
+    num_alive: jax.Array
+    num_particles: jax.Array  # a scalar
+
+    @property
+    def bound(self) -> jax.Array:
+        """`bound` of all particles."""
+        return self.log_max + jnp.log(self.sum) - jnp.log(self.num_particles)
+
+    @property
+    def effective_sample_size(self) -> jax.Array:
+        """Kish's effective sample size of each unit, ``1 / sum_k w_k^2``: 1 to K, and 0 for a dead unit."""
+        live = self.num_alive > 0
+        return jnp.where(live, self.sum**2 / jnp.where(live, self.sum_of_squares, 1.0), 0.0)
+
+
+def no_particles(shapes: Totals) -> Totals:
+    """What other totals of these shapes are added to."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return zeros._replace(log_max=zeros.log_max - jnp.inf)
+
+
+def totals(log_w: jax.Array) -> Totals:
+    """Of particles with log-weights ``(particles, *units)``."""
+    log_max = jnp.max(log_w, axis=0)
+    w = jnp.exp(log_w - jnp.where(log_max == -jnp.inf, 0.0, log_max)[None])
+    num_alive = jnp.sum(log_w != -jnp.inf, axis=0)
+    return Totals(log_max, jnp.sum(w, axis=0), jnp.sum(w**2, axis=0), num_alive, jnp.array(log_w.shape[0]))
+
+
+def combine(one: Totals, other: Totals) -> Totals:
+    """Of two sets of particles together."""
+    log_max = jnp.maximum(one.log_max, other.log_max)
+    shift = jnp.where(log_max == -jnp.inf, 0.0, log_max)
+    scales = jnp.exp(one.log_max - shift), jnp.exp(other.log_max - shift)
+    return Totals(
+        log_max,
+        one.sum * scales[0] + other.sum * scales[1],
+        one.sum_of_squares * scales[0] ** 2 + other.sum_of_squares * scales[1] ** 2,
+        one.num_alive + other.num_alive,
+        one.num_particles + other.num_particles,
+    )
+
+
+def normalise(log_w: jax.Array, totals: Totals) -> jax.Array:
+    """Self-normalised weights of particles that are among those of `totals`; all zero for a dead unit.
 
     Args:
       log_w: shape ``(particles, *units)``.
+      totals: of all particles of these units.
 
     Returns:
-      Shape ``(particles, *units)``; sums to one over axis 0 for each live unit.
+      Shape ``(particles, *units)``; those of all particles sum to one for each live unit.
     """
-    live = alive(log_w)
-    return jnp.where(live, jax.nn.softmax(jnp.where(live, log_w, 0.0), axis=0), 0.0)
-
-
-def effective_sample_size(log_w: jax.Array) -> jax.Array:
-    """Kish's effective sample size of each unit, ``1 / sum_k w_k^2``: 1 to K, and 0 for a dead unit.
-
-    Args:
-      log_w: shape ``(particles, *units)``.
-
-    Returns:
-      Shape ``units``, in particles.
-    """
-    sum_of_squares = jnp.sum(normalise(log_w) ** 2, axis=0)
-    live = sum_of_squares != 0.0
-    return jnp.where(live, 1.0 / jnp.where(live, sum_of_squares, 1.0), 0.0)
+    live = (totals.num_alive > 0)[None]
+    w = jnp.exp(log_w - jnp.where(live, totals.log_max[None], 0.0)) / jnp.where(live, totals.sum[None], 1.0)
+    return jnp.where(live, w, 0.0)
 
 
 def log_mixture(log_q: jax.Array, log_u: jax.Array, delta: float) -> jax.Array:
@@ -89,7 +131,7 @@ def log_mixture(log_q: jax.Array, log_u: jax.Array, delta: float) -> jax.Array:
     return jnp.logaddexp(jnp.log1p(-delta) + log_q, jnp.log(delta) + log_u)
 
 
-def score_baseline(log_w: jax.Array, log_ratio: jax.Array) -> jax.Array:
+def score_baseline(log_w: jax.Array, log_ratio: jax.Array, totals: Totals) -> jax.Array:
     r"""Coefficients :math:`b_k` for which :math:`\sum_k b_k \nabla \log q(z_k)` has expectation zero.
 
     .. math:: b_k = \frac1K \frac{q(z_k)}{r(z_k)} \, \mathbb 1[\text{some other particle of the unit is alive}]
@@ -101,10 +143,10 @@ def score_baseline(log_w: jax.Array, log_ratio: jax.Array) -> jax.Array:
     Args:
       log_w: shape ``(particles, *units)``.
       log_ratio: ``log q - log r`` in nats at the same particles.
+      totals: of all K particles of these units.
 
     Returns:
       Shape ``(particles, *units)``.
     """
     live = log_w != -jnp.inf
-    num_others = jnp.sum(live, axis=0, keepdims=True) - live
-    return jnp.where(num_others > 0, jnp.exp(log_ratio), 0.0) / log_w.shape[0]
+    return jnp.where(totals.num_alive[None] - live > 0, jnp.exp(log_ratio), 0.0) / totals.num_particles

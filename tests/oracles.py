@@ -24,7 +24,8 @@ def calls(model, guide, theta, phi, *args):
 
 def wake(model, guide, *args, num_particles):
     """Scored particles of programs without parameters."""
-    return estimators.wake(*calls(model, guide, {}, {}, *args), None, WakeOptions(num_particles=num_particles))
+    options = WakeOptions(num_particles=num_particles)
+    return estimators.wake_particles(*calls(model, guide, {}, {}, *args), None, options, options.indices)
 
 
 def value_and_grads(loss):

@@ -75,6 +75,10 @@ BAD_LOSS_OPTIONS = [
     ({"gradient": np.array(["dreg", "score"])}, ValueError, "'gradient'"),
     ({"gradient": "dreg", "defensive": 0.2}, ValueError, "'gradient' and 'defensive'"),
     ({"vectorize_particles": 0}, TypeError, "'vectorize_particles'"),
+    ({"chunk_size": 0}, ValueError, "'chunk_size'"),
+    ({"chunk_size": 10.0}, TypeError, "'chunk_size'"),
+    ({"chunk_size": True}, TypeError, "'chunk_size'"),
+    ({"chunk_size": 10, "vectorize_particles": False}, ValueError, "'chunk_size' and 'vectorize_particles'"),
 ]
 
 

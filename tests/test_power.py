@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from rws_jax import defensive, density, estimators, handlers, particles, step, svi, weights
-from tests import test_exact, test_losses, test_options, test_step, test_support, test_svi
+from rws_jax import chunks, defensive, density, estimators, handlers, particles, step, svi, weights
+from tests import test_chunks, test_exact, test_losses, test_options, test_step, test_support, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -43,6 +43,7 @@ def mutate(monkeypatch):
 
 # Tests that a mutation must turn red
 by_hand = lambda name: partial(test_losses.test_wake_equals_hand_computation_from_detached_values, name)
+chunked = lambda name: partial(test_chunks.test_losses_and_gradients_do_not_depend_on_the_size_of_chunks, name)
 asleep = lambda name: partial(test_losses.test_sleep_equals_hand_computation_from_dreams, name)
 expected = lambda proposal: partial(test_exact.test_expected_wake_gradients_equal_enumeration, proposal)
 drawn = lambda proposal: partial(test_exact.test_particles_are_drawn_from_their_proposal, proposal)
@@ -60,8 +61,8 @@ MUTATIONS = {
     "draws not detached": (particles, "guide = guide.stopped()  #", "pass  #", by_hand("two latents")),
     "weights not detached": (
         estimators,
-        "lax.stop_gradient(particles.log_weights)",
-        "particles.log_weights",
+        "log_w = lax.stop_gradient(particles.log_weights)",
+        "log_w = particles.log_weights",
         by_hand("one latent"),
     ),
     "proposal not detached": (particles, "jax.lax.stop_gradient(log_r)", "log_r", by_hand("one latent")),
@@ -113,11 +114,20 @@ MUTATIONS = {
         "jnp.where(live, total, -jnp.inf)",
         expected("guide"),
     ),
-    "1/K forgotten in the baseline": (weights, "0.0) / log_w.shape[0]", "0.0)", by_hand("one latent")),
+    "1/K forgotten in the baseline": (weights, "0.0) / totals.num_particles", "0.0)", by_hand("one latent")),
     "baseline without q/r": (weights, "jnp.exp(log_ratio)", "1.0 + 0.0 * log_ratio", expected("prior")),
-    "baseline of dead units": (weights, "num_others > 0", "num_others >= 0", dying),
+    "baseline of dead units": (weights, "num_alive[None] - live > 0", "num_alive[None] - live >= 0", dying),
     "scale missing in wake-phi": (estimators, "return particles.scale * loss", "return loss", by_hand("subsampled")),
-    "scale missing in wake-theta": (estimators, "return -particles.scale *", "return -1.0 *", by_hand("subsampled")),
+    "scale missing in wake-theta": (estimators, "return -scale *", "return -1.0 *", by_hand("subsampled")),
+    "scale missing in chunks": (estimators, "return -particles.scale *", "return -1.0 *", chunked("subsampled")),
+    "weights of a chunk alone": (
+        estimators,
+        "phi_loss(particles, options.control_variate, totals)",
+        "phi_loss(particles, options.control_variate)",
+        chunked("one latent"),
+    ),
+    "chunks added at different scales": (weights, "one.sum * scales[0]", "one.sum", chunked("one latent")),
+    "gradient of the first loss alone": (chunks, "parts(p, indices)[i]", "parts(p, indices)[0]", chunked("one latent")),
     "scale missing in sleep": (estimators, "return -dreams.scale *", "return -1.0 *", asleep("subsampled")),
     "scale left in the weights": (density, '(site["scale"] / self.scale)', 'site["scale"]', by_hand("subsampled")),
     "q in place of r": (

@@ -1,0 +1,134 @@
+"""Particles in chunks: the same results, and memory that does not grow."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+
+import rws_jax
+from rws_jax import __main__ as demo
+from tests import programs
+from tests.oracles import seeded
+from tests.test_errors import check
+from tests.test_losses import DELTA
+from tests.test_options import uniform_guide
+
+NUM_PARTICLES = 7
+pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+LOSSES = {
+    "theta": (rws_jax.wake_theta_loss, {}),
+    "phi": (rws_jax.wake_phi_loss, {}),
+    "phi, defensive": (rws_jax.wake_phi_loss, {"defensive": DELTA}),
+    "sleep": (rws_jax.sleep_phi_loss, {}),
+}
+DREG = {"phi, dreg": (rws_jax.wake_phi_loss, {"gradient": "dreg"})}
+
+
+@pytest.mark.parametrize("name", ["one latent", "two latents", "subsampled", "hierarchical", "cond"])
+def test_losses_and_gradients_do_not_depend_on_the_size_of_chunks(name):
+    """Chunks of 3, 3 and 1."""
+    by_hand = programs.BY_HAND[name]
+    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    losses = LOSSES | (DREG if name in ("one latent", "two latents") else {})
+
+    @jax.jit
+    def run():
+        def one(kind, chunk_size):
+            loss, options = losses[kind]
+            options = {**options, "num_particles": NUM_PARTICLES, "chunk_size": chunk_size}
+            value = lambda *p: loss(*p, *seeded(by_hand.model, by_hand.guide), by_hand.x, **options)
+            return jax.value_and_grad(value, argnums=(0, 1))(*params)
+
+        return [{kind: one(kind, size) for kind in losses} for size in (None, 3)]
+
+    expected, found = run()
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
+
+
+OPTIONS = {
+    "wake, single particles": {"chunk_size": 1},
+    "wake, room for more": {"chunk_size": 10},
+    "both": {"insomnia": 0.3, "num_sleep_particles": 5},
+    "sleep": {"insomnia": 0.0},
+    "defensive": {"defensive": DELTA, "defensive_guide": uniform_guide},
+    "phi_steps": {"phi_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_steps_and_infos_do_not_depend_on_the_size_of_chunks(name):
+    options = {"num_particles": NUM_PARTICLES, "phi_optimizer": optax.adam(0.1), "chunk_size": 3, **OPTIONS[name]}
+
+    def train(**others):
+        rws = rws_jax.make_step(programs.binary_model, programs.binary_guide, **{**options, **others})
+        state = rws.init(jax.random.key(0), programs.BINARY_DATA)
+        return jax.lax.scan(lambda state, _: rws.step(state, programs.BINARY_DATA), state, length=3)
+
+    (state, infos), (chunked_state, chunked_infos) = train(chunk_size=None), train()
+    chex.assert_trees_all_close(chunked_infos, infos, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close((chunked_state.theta, chunked_state.phi), (state.theta, state.phi), rtol=1e-4)
+
+
+def bounded_model(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z + numpyro.param("m", 0.0), 1.0), obs=x)
+
+
+def wide_guide(x):
+    loc = numpyro.param("loc", jnp.array([0.5, 1.5, 90.0]))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", dist.Normal(loc, 1.0))
+
+
+def test_dead_particles_chunks_and_units_are_counted_and_train_nothing():
+    """A chunk of one particle is often dead where its unit is not; the last unit is dead in all of them."""
+    x = jnp.array([0.3, -0.2, 0.5])
+
+    def gradients(chunk_size):
+        sgd = {"theta_optimizer": optax.sgd(1.0), "phi_optimizer": optax.sgd(1.0)}
+        rws = rws_jax.make_step(bounded_model, wide_guide, num_particles=5, chunk_size=chunk_size, **sgd)
+        state, info = rws.step(rws.init(jax.random.key(0), x), x)
+        return (state.theta, state.phi), info
+
+    (params, info), (chunked, chunked_info) = gradients(None), gradients(1)
+    assert 5 < int(info.num_dead_particles) < 15
+    assert int(info.num_dead_units) == 1
+    assert chunked[1]["loc"][2] == 90.0
+    chex.assert_trees_all_close((chunked, chunked_info), (params, info), rtol=1e-5)
+
+
+def test_chunked_steps_can_be_vmapped_over_seeds():
+    rws = rws_jax.make_step(programs.one_model, programs.one_guide, num_particles=5, chunk_size=2, insomnia=0.5)
+    run = lambda key: rws.step(rws.init(key, 1.3), 1.3)[1].phi_loss
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert jnp.allclose(jax.vmap(run)(keys), jnp.stack([run(key) for key in keys]), rtol=1e-5)
+
+
+def test_only_parameters_have_gradients():
+    """One with respect to data would be left out in silence."""
+    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    loss = lambda x: rws_jax.wake_theta_loss(
+        *params, *seeded(programs.one_model, programs.one_guide), x, num_particles=5, chunk_size=2
+    )
+    with pytest.raises(ValueError, match="differentiated with respect to an argument") as error:
+        jax.grad(loss)(1.3)
+    check(error, ValueError, "'chunk_size'", "shape ()")
+
+
+def test_memory_does_not_grow_with_particles():
+    """Temporary memory of a compiled step of the digits network, of 100 times the particles."""
+    x = jnp.zeros((16, 64))
+
+    def memory(num_particles, chunk_size):
+        options = {"num_particles": num_particles, "chunk_size": chunk_size, "insomnia": 0.5}
+        rws = rws_jax.make_step(demo.model, demo.guide, **options)
+        compiled = rws.step.lower(jax.eval_shape(rws.init, jax.random.key(0), x), x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many, unchunked = memory(20, 10), memory(2000, 10), memory(200, None)
+    assert many <= 1.02 * few
+    assert unchunked > 5 * many
