@@ -25,28 +25,29 @@ class Wake(NamedTuple):
 
 def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Wake:
     """Draw one set of particles, and all that wake learns from it."""
-    check_num_particles(options.num_particles, "num_particles", minimum=2)
+    check_num_particles(options.num_particles, "num_particles", options.layout, minimum=2)
+    layout = options.layout
 
     def particles_of(params: tuple, indices: Indices) -> Particles:
         programs = model._replace(params=params[0]), guide._replace(params=params[1])
         return wake_particles(*programs, defensive_guide, options, indices)
 
     params = model.params, guide.params
-    if options.chunk_size is None:
-        particles = particles_of(params, options.indices)
+    if layout.chunk_size is None:
+        particles = particles_of(params, layout.indices(options.num_particles))
         totals = weights.totals(lax.stop_gradient(particles.log_weights))  # told, but not trained on
         return Wake(theta_loss(particles), phi_loss(particles, options.control_variate), totals)
 
     # First the weights of all particles, without gradients; then gradients chunk by chunk, the weights known.
     model, guide = _constant_arguments(model), _constant_arguments(guide)
     constant = lax.stop_gradient(params)  # weights are constants
-    size = options.num_particles, options.chunk_size
+    size = options.num_particles, layout.chunk_size
     scale = jax.eval_shape(particles_of, constant, jnp.arange(1)).scale
-    totals_of = lambda indices: weights.totals(particles_of(constant, indices).log_weights)
+    totals_of = lambda indices: weights.totals(particles_of(constant, layout.spread(indices)).log_weights)
     totals = chunks.accumulated(totals_of, weights.combine, *size, zero=weights.no_particles)
 
     def parts(params: tuple, indices: jax.Array) -> tuple:
-        particles = particles_of(params, indices)
+        particles = particles_of(params, layout.spread(indices))
         return theta_slope(particles, totals), phi_loss(particles, options.control_variate, totals)
 
     slope, phi = chunks.summed(parts, params, *size)
@@ -78,11 +79,12 @@ def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
         scored = score_dreams(guide._replace(params=phi), dreams, indices, options.simulated_data_to_args)
         return dream_loss(scored, options.num_particles)
 
-    if options.chunk_size is None:
-        return loss(guide.params, options.indices)
+    layout = options.layout
+    if layout.chunk_size is None:
+        return loss(guide.params, layout.indices(options.num_particles))
     model, guide = _constant_arguments(model.stopped()), _constant_arguments(guide)  # dreams are constants
-    parts = lambda phi, indices: (loss(phi, indices),)
-    return chunks.summed(parts, guide.params, options.num_particles, options.chunk_size)[0]
+    parts = lambda phi, indices: (loss(phi, layout.spread(indices)),)
+    return chunks.summed(parts, guide.params, options.num_particles, layout.chunk_size)[0]
 
 
 def _constant_arguments(call: Call) -> Call:

@@ -2,9 +2,7 @@ r"""The three losses of Reweighted Wake-Sleep, as pure functions of parameters a
 
 For one unit (see `rws_jax.density.Units`) and particles :math:`z_k \sim q_\phi(z \mid x)`, :math:`k = 1 \dots K`,
 
-.. math::
-    \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x), \qquad
-    \bar w_k = w_k \big/ \textstyle\sum_j w_j .
+.. math:: \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x), \qquad \bar w_k = w_k / \textstyle\sum_j w_j .
 
 Losses are in nats and summed over units; under subsampling the sum estimates that over the full data.
 """
@@ -13,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from rws_jax.estimators import sleep, wake
 from rws_jax.handlers import Params, Program
+from rws_jax.layout import Layout
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs import calls, defensive_call
 
@@ -32,6 +32,7 @@ def wake_theta_loss(
     defensive_guide: Program | None = None,
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
+    particle_sharding: NamedSharding | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""Minus the importance-weighted bound on the log evidence, which trains the model.
@@ -53,11 +54,11 @@ def wake_theta_loss(
       defensive_guide: seeded program that they come from; default the model's prior.
       vectorize_particles: whether particles are mapped over.
       chunk_size: particles in memory at a time.
+      particle_sharding: over which devices they are spread.
       **kwargs: keyword arguments of both programs.
 
     Returns:
-      Scalar loss in nats, summed over units. Dead units (no particle within the support) are left out of the sum;
-      it is ``inf`` if all are dead.
+      Scalar loss in nats, summed over units; dead units are left out, and it is ``inf`` if all are dead.
 
     Raises:
       ValueError: if programs or parameters do not match, an option is out of range, or an argument is named as one.
@@ -81,8 +82,8 @@ def wake_theta_loss(
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
     """
     programs = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
-    runs = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
-    options = WakeOptions(num_particles=num_particles, defensive=defensive, **runs)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    options = WakeOptions(num_particles, defensive=defensive, layout=layout)
     return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).theta_loss
 
 
@@ -100,6 +101,7 @@ def wake_phi_loss(
     gradient: str = "score",
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
+    particle_sharding: NamedSharding | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the self-normalised posterior to the guide, which trains the guide on real data.
@@ -133,6 +135,7 @@ def wake_phi_loss(
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
       chunk_size: particles in memory at a time; None for all at once. Results do not depend on it, nor does memory then
         on `num_particles`. Gradients reach parameters alone, in reverse mode.
+      particle_sharding: over which devices particles are spread, ``NamedSharding(mesh, PartitionSpec("particles"))``.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -164,9 +167,8 @@ def wake_phi_loss(
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
     programs = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
-    runs = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
-    how = {"control_variate": control_variate, "defensive": defensive, "gradient": gradient}
-    options = WakeOptions(num_particles=num_particles, **how, **runs)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    options = WakeOptions(num_particles, control_variate, defensive, gradient, layout)
     return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).phi_loss
 
 
@@ -182,6 +184,7 @@ def sleep_phi_loss(
     observed_sites: tuple[str, ...] = (),
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
+    particle_sharding: NamedSharding | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
@@ -209,16 +212,16 @@ def sleep_phi_loss(
       num_particles: S, the number of dreams, each as large as the data; at least 1.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
       observed_sites: names of data sites of a model that runs without data.
-      vectorize_particles: whether dreams are mapped over; this and the next as in `wake_phi_loss`.
+      vectorize_particles: whether dreams are mapped over; this and the following as in `wake_phi_loss`.
       chunk_size: dreams in memory at a time.
+      particle_sharding: over which devices they are spread.
       **kwargs: keyword arguments of both programs.
 
     Returns:
       Scalar loss in nats, summed over units; ``inf`` if a dream lies outside of the guide's support.
 
     Raises:
-      ValueError: if programs or parameters do not match, the guide cannot be shown dreamt data or these differ from
-        real ones in shape, or the model cannot be dreamt from.
+      ValueError: if programs or parameters do not match, dreams cannot be drawn, or not be shown to the guide.
       TypeError: if a program is not seeded, `num_particles` is no int, or `simulated_data_to_args` returns no pair.
 
     Example:
@@ -242,7 +245,6 @@ def sleep_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
     programs = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
-    runs = {"vectorize_particles": vectorize_particles, "chunk_size": chunk_size}
-    how = {"simulated_data_to_args": simulated_data_to_args, "observed_sites": observed_sites}
-    options = SleepOptions(num_particles=num_particles, **how, **runs)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    options = SleepOptions(num_particles, simulated_data_to_args, observed_sites, layout)
     return sleep(*programs, options)

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from rws_jax.validation import describe, fail
+from rws_jax.layout import Layout
+from rws_jax.validation import check_flag, check_int, describe, fail
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WakeOptions:
     """How particles are drawn, and what becomes of them in wake-phi; see `wake_phi_loss`."""
 
@@ -21,58 +21,39 @@ class WakeOptions:
     control_variate: bool = True
     defensive: float = 0.0
     gradient: str = "score"
-    vectorize_particles: bool = True
-    chunk_size: int | None = None
+    layout: Layout = Layout()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         check_flag(self.control_variate, "control_variate")
-        check_flag(self.vectorize_particles, "vectorize_particles")
-        _check_chunk_size(self.chunk_size, self.vectorize_particles)
         _check_defensive(self.defensive)
         _check_gradient(self.gradient, self.defensive)
 
-    @property
-    def indices(self) -> jax.Array | range:
-        """Of all particles, in the form that says how they run; see `rws_jax.particles`."""
-        return _indices(self.num_particles, self.vectorize_particles)
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SleepOptions:
     """How dreams are drawn and shown to the guide; see `sleep_phi_loss`."""
 
     num_particles: int
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None
     observed_sites: tuple[str, ...] = ()
-    vectorize_particles: bool = True
-    chunk_size: int | None = None
+    layout: Layout = Layout()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
-        check_num_particles(self.num_particles, "num_particles", minimum=1)
-        check_flag(self.vectorize_particles, "vectorize_particles")
-        _check_chunk_size(self.chunk_size, self.vectorize_particles)
+        check_num_particles(self.num_particles, "num_particles", self.layout, minimum=1)
         _check_sleep_options(self.simulated_data_to_args, self.observed_sites)
 
-    @property
-    def indices(self) -> jax.Array | range:
-        """Of all dreams."""
-        return _indices(self.num_particles, self.vectorize_particles)
 
-
-def _indices(num_particles: int, vectorize_particles: bool) -> jax.Array | range:
-    return jnp.arange(num_particles) if vectorize_particles else range(num_particles)
-
-
-def check_num_particles(value: Any, option: str, *, minimum: int) -> None:
-    """An int of at least `minimum`."""
+def check_num_particles(value: Any, option: str, layout: Layout, *, minimum: int) -> None:
+    """An int of at least `minimum` that can be laid out so."""
     why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
-    _check_int(
+    check_int(
         value,
         option,
         minimum,
         expected=f"an int >= {minimum}{why}",
         hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
     )
+    layout.check_divides(value, option)
 
 
 def check_insomnia(value: Any) -> None:
@@ -111,18 +92,6 @@ def check_scheduled_insomnia(value: Any) -> None:
         check_insomnia(float(value))
 
 
-def check_flag(value: Any, option: str) -> None:
-    """True or False."""
-    if not isinstance(value, bool | np.bool_):
-        fail(
-            TypeError,
-            f"option {option!r} has the wrong type",
-            expected="True or False",
-            found=describe(value),
-            hint=f"pass {option}=True or {option}=False; it is fixed when the step is compiled",
-        )
-
-
 def check_defensive_share(defensive: float, defensive_guide: Any) -> None:
     """A defensive guide of which nothing is drawn would play no part."""
     if defensive_guide is None:
@@ -151,26 +120,13 @@ def check_max_plate_nesting(value: Any) -> None:
 
 def check_phi_steps(value: Any) -> None:
     """An int of at least 1."""
-    _check_int(
+    check_int(
         value,
         "phi_steps",
         1,
         expected="an int >= 1, the number of guide updates for each update of the model",
         hint="phi_optimizer=optax.set_to_zero() leaves the guide as it is",
     )
-
-
-def _check_int(value: Any, option: str, minimum: int, *, expected: str, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        fail(
-            TypeError,
-            f"option {option!r} has the wrong type",
-            expected=expected,
-            found=describe(value),
-            hint=f"{option} must be a Python int, known when the step is compiled",
-        )
-    if value < minimum:
-        fail(ValueError, f"option {option!r} is too small", expected=expected, found=f"{value}", hint=hint)
 
 
 def _is_number(value: Any) -> bool:
@@ -206,21 +162,6 @@ def _check_gradient(value: Any, defensive: float) -> None:
             expected="gradient='score' with defensive proposals, or defensive=0.0 with gradient='dreg'",
             found=f"gradient='dreg', defensive={defensive}",
             hint="particles that do not come from the guide have no path to its parameters",
-        )
-
-
-def _check_chunk_size(value: Any, vectorize_particles: bool) -> None:
-    if value is None:
-        return
-    expected = "an int >= 1, the number of particles in memory at a time, or None for all"
-    _check_int(value, "chunk_size", 1, expected=expected, hint="pass chunk_size=100, say; results do not depend on it")
-    if not vectorize_particles:
-        fail(
-            ValueError,
-            "options 'chunk_size' and 'vectorize_particles' do not go together",
-            expected="chunk_size=None with vectorize_particles=False, where particles run one by one",
-            found=f"chunk_size={value}, vectorize_particles=False",
-            hint="leave out one of them",
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rws_jax import matching, options, validation
 from rws_jax.handlers import Program
+from rws_jax.layout import Layout
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.sites import Trace
 
@@ -31,8 +32,7 @@ class Phases:
         defensive: float,
         defensive_guide: Program | None,
         gradient: str,
-        vectorize_particles: bool,
-        chunk_size: int | None,
+        layout: Layout,
         model_has_params: bool,
         shared_params: bool,
         simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None,
@@ -44,25 +44,25 @@ class Phases:
         options.check_defensive_share(defensive, defensive_guide)
         options.check_insomnia(insomnia)
         trains_on_wake = callable(insomnia) or insomnia > 0
-        options.check_num_particles(num_particles, "num_particles", minimum=2 if trains_on_wake else 1)
+        options.check_num_particles(
+            num_particles, "num_particles", layout if trains_on_wake else Layout(), minimum=2 if trains_on_wake else 1
+        )
         num_sleep_particles = num_particles if num_sleep_particles is None else num_sleep_particles
-        options.check_num_particles(num_sleep_particles, "num_sleep_particles", minimum=1)
-        options.check_flag(model_has_params, "model_has_params")
-        options.check_flag(shared_params, "shared_params")
+        options.check_num_particles(num_sleep_particles, "num_sleep_particles", layout, minimum=1)
+        validation.check_flag(model_has_params, "model_has_params")
+        validation.check_flag(shared_params, "shared_params")
         wake = WakeOptions(
             num_particles=num_particles,
             control_variate=control_variate,
             defensive=defensive,
             gradient=gradient,
-            vectorize_particles=vectorize_particles,
-            chunk_size=chunk_size,
+            layout=layout,
         )
         sleep = SleepOptions(
             num_particles=num_sleep_particles,
             simulated_data_to_args=simulated_data_to_args,
             observed_sites=observed_sites,
-            vectorize_particles=vectorize_particles,
-            chunk_size=chunk_size,
+            layout=layout,
         )
         return cls(
             wake=wake,
@@ -78,4 +78,4 @@ class Phases:
         matching.check_disjoint(theta, phi, self.shared_params)
         matching.check_model_has_params(theta, self.model_has_params)
         if theta:
-            options.check_num_particles(self.wake.num_particles, "num_particles", minimum=2)
+            options.check_num_particles(self.wake.num_particles, "num_particles", self.wake.layout, minimum=2)

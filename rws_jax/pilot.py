@@ -65,7 +65,7 @@ def run_pilot(
             warn_of_narrower(name, guide_run[name]["fn"], site["fn"])
         _check_data(model_run)
         if defence:
-            draws = draw_defensive(defence, guide, guide_run, index, whole=not wake.vectorize_particles)
+            draws = draw_defensive(defence, guide, guide_run, index, whole=not wake.layout.vectorize_particles)
             score_particles(model, guide, [draws], range(index, index + 1), defence)
     return model_run, guide_run
 

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding
 
-from rws_jax import options, sites, validation
+from rws_jax import devices, options, sites, validation
 from rws_jax.handlers import Params, Program, unconstrained
+from rws_jax.layout import Layout
 from rws_jax.objective import Objective
 from rws_jax.phases import Phases
 from rws_jax.pilot import check_compiles
@@ -38,6 +40,7 @@ def make_step(
     gradient: str = "score",
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
+    particle_sharding: NamedSharding | None = None,
     model_has_params: bool = True,
     shared_params: bool = False,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
@@ -69,6 +72,7 @@ def make_step(
       vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
         for programs that branch in Python on sampled values.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
+      particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in
         `theta`, and are trained by its optimizer on the sum of both losses' gradients.
@@ -112,6 +116,7 @@ def make_step(
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
     options.check_phi_steps(phi_steps)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
     phases = Phases.of(
         num_particles=num_particles,
         insomnia=insomnia,
@@ -120,8 +125,7 @@ def make_step(
         defensive=defensive,
         defensive_guide=defensive_guide,
         gradient=gradient,
-        vectorize_particles=vectorize_particles,
-        chunk_size=chunk_size,
+        layout=layout,
         model_has_params=model_has_params,
         shared_params=shared_params,
         simulated_data_to_args=simulated_data_to_args,
@@ -131,6 +135,7 @@ def make_step(
 
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
+        args, kwargs = devices.on_automatic_axes(placed := (args, kwargs))
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         theta_sites, phi_sites = Trace(), Trace()
         for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
@@ -146,7 +151,7 @@ def make_step(
         step_count = jnp.zeros((), jnp.int32)
         if callable(insomnia):
             options.check_scheduled_insomnia(insomnia(step_count))
-        return RWSState(
+        state = RWSState(
             theta=theta,
             phi=phi,
             theta_opt_state=strong(theta_optimizer.init(theta)),
@@ -154,6 +159,7 @@ def make_step(
             rng_key=rng_key,
             step=step_count,
         )
+        return devices.everywhere(state, placed, particle_sharding)
 
     # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
     def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
@@ -214,7 +220,9 @@ def make_step(
         sites.check_all_met(theta.keys() | phi.keys(), params)
         return params
 
-    compiled = jax.jit if vectorize_particles else lambda function: function
+    compiled = (
+        (lambda function: jax.jit(devices.automatic(function))) if vectorize_particles else lambda function: function
+    )
     return RWS(init, compiled(step), compiled(get_params))
 
 

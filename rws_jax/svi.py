@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import NamedSharding
 from numpyro.infer.elbo import ELBO
 
-from rws_jax import options, sites
+from rws_jax import options, sites, validation
 from rws_jax.handlers import Params, Program, svi_program
+from rws_jax.layout import Layout
 from rws_jax.objective import Objective
 from rws_jax.phases import Phases
 from rws_jax.sites import Site, Trace
@@ -55,6 +57,7 @@ class ReweightedWakeSleep(ELBO):
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
       gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
+      particle_sharding: how particles, and dreams, are spread over the devices of a mesh.
       shared_params: whether param sites may occur in both programs; both losses train them then.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
@@ -104,13 +107,15 @@ class ReweightedWakeSleep(ELBO):
         defensive_guide: Program | None = None,
         gradient: str = "score",
         chunk_size: int | None = None,
+        particle_sharding: NamedSharding | None = None,
         shared_params: bool = False,
         simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
         observed_sites: tuple[str, ...] = (),
     ) -> None:
         _check_constant(insomnia)
         options.check_max_plate_nesting(max_plate_nesting)
-        options.check_flag(strict_enumeration_warning, "strict_enumeration_warning")
+        validation.check_flag(strict_enumeration_warning, "strict_enumeration_warning")
+        layout = Layout(vectorize_particles, chunk_size, particle_sharding)
         self._phases = Phases.of(
             num_particles=num_particles,
             insomnia=insomnia,
@@ -119,8 +124,7 @@ class ReweightedWakeSleep(ELBO):
             defensive=defensive,
             defensive_guide=defensive_guide,
             gradient=gradient,
-            vectorize_particles=vectorize_particles,
-            chunk_size=chunk_size,
+            layout=layout,
             model_has_params=model_has_params,
             shared_params=shared_params,
             simulated_data_to_args=simulated_data_to_args,
@@ -194,7 +198,7 @@ class ReweightedWakeSleep(ELBO):
         self._check(objective, rng_key, params, args, kwargs)
         phases, share = self._phases, jnp.asarray(self._insomnia, float)
         trains_theta = bool(theta)
-        if phases.model_has_params and not phases.wake.vectorize_particles:
+        if phases.model_has_params and not phases.wake.layout.vectorize_particles:
             # Another particle may take another branch: what this one's guide has not taken may be the model's.
             trains_theta = trains_theta or params.keys() > phi.keys()
         result = objective((params, params), share, rng_key, args, kwargs, trains_theta=trains_theta)
@@ -214,7 +218,7 @@ class ReweightedWakeSleep(ELBO):
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except BRANCHES as error:
-            (fail_static if self._phases.wake.vectorize_particles else fail_jitted)(error)
+            (fail_static if self._phases.wake.layout.vectorize_particles else fail_jitted)(error)
         has_start = all(_has_initial_value(site) for run in runs for site in sites.param_sites(run).values())
         if _traced(rng_key) and has_start and not _traced((args, kwargs)):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.

@@ -5,11 +5,13 @@ by `make_step`, by `init`, by the pure losses and while `step` is traced; never 
 """
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
@@ -40,6 +42,32 @@ def check_optimizer(value: Any, option: str) -> None:
             found=describe(value),
             hint="pass optax.adam(1e-3), say; NumPyro's optimizers have optax counterparts of the same names",
         )
+
+
+def check_flag(value: Any, option: str) -> None:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected="True or False",
+            found=describe(value),
+            hint=f"pass {option}=True or {option}=False; it is fixed when the step is compiled",
+        )
+
+
+def check_int(value: Any, option: str, minimum: int, *, expected: str, hint: str) -> None:
+    """An int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected=expected,
+            found=describe(value),
+            hint=f"{option} must be a Python int, known when the step is compiled",
+        )
+    if value < minimum:
+        fail(ValueError, f"option {option!r} is too small", expected=expected, found=f"{value}", hint=hint)
 
 
 def check_rng_key(value: Any, what: str, hint: str) -> None:
@@ -126,6 +154,7 @@ _OPTIONS = {
         "defensive_guide",
         "vectorize_particles",
         "chunk_size",
+        "particle_sharding",
         "shared_params",
         "simulated_data_to_args",
         "observed_sites",

@@ -1,0 +1,69 @@
+"""Many devices: whatever the types of a mesh's axes, XLA divides the programs, and the state lives on all of them.
+
+Programs are written for one device. On axes of type ``Explicit``, JAX's default, every contraction over the batch would
+have to say how its result is to be sharded, which NumPyro's distributions do not; so they run on ``Auto`` axes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rws_jax.validation import fail
+
+
+def automatic(function: Callable) -> Callable:
+    """The same function on automatic axes, where traced arguments have explicit ones; results are on all devices."""
+
+    @functools.wraps(function)
+    def on_automatic_axes(*args: Any, **kwargs: Any) -> Any:
+        for leaf in jax.tree.leaves((args, kwargs)):
+            mesh = jax.typeof(leaf).sharding.mesh
+            if AxisType.Explicit in mesh.axis_types:
+                everywhere = NamedSharding(mesh, PartitionSpec())
+                return jax.sharding.auto_axes(function, out_sharding=everywhere)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return on_automatic_axes
+
+
+def automatic_sharding(sharding: NamedSharding) -> NamedSharding:
+    """The same one of automatic axes."""
+    mesh = cast(Mesh, sharding.mesh)
+    automatic_mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return NamedSharding(automatic_mesh, sharding.spec)
+
+
+def on_automatic_axes(tree: Any) -> Any:
+    """The same arrays, where they are."""
+    place = lambda leaf: jax.device_put(leaf, automatic_sharding(leaf.sharding)) if _is_placed(leaf) else leaf
+    return jax.tree.map(place, tree)
+
+
+def everywhere(tree: Any, args: Any, particle_sharding: NamedSharding | None) -> Any:
+    """On every device that arguments and particles are on, so that the first step finds what later ones find."""
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(args) if _is_placed(leaf)]
+    shardings += [] if particle_sharding is None else [particle_sharding]
+    if not shardings:
+        return tree
+    mesh = shardings[0].mesh
+    for other in shardings[1:]:
+        if other.device_set != shardings[0].device_set:
+            fail(
+                ValueError,
+                "arguments and particles are on different devices",
+                expected="one mesh for the shardings of all arguments and option 'particle_sharding'",
+                found=f"{mesh} and {other.mesh}",
+                hint="make one mesh of two axes, jax.make_mesh((2, 4), ('data', 'particles')), say",
+            )
+    # Not by device_put, which does not reach devices of other processes.
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+def _is_placed(leaf: Any) -> bool:
+    """Whether this is a concrete array that somebody has put on a mesh."""
+    is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    return is_concrete and isinstance(leaf.sharding, NamedSharding)

@@ -1,0 +1,81 @@
+"""How particles run: mapped over or one by one, all at once or in chunks, on one device or many."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding
+
+from rws_jax import devices
+from rws_jax.validation import check_flag, check_int, describe, fail
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Three options that change no result; see `wake_phi_loss`."""
+
+    vectorize_particles: bool = True
+    chunk_size: int | None = None
+    particle_sharding: NamedSharding | None = None
+
+    def __post_init__(self) -> None:
+        check_flag(self.vectorize_particles, "vectorize_particles")
+        if self.chunk_size is not None:
+            expected = "an int >= 1, the number of particles in memory at a time, or None for all"
+            hint = "pass chunk_size=100, say; results do not depend on it"
+            check_int(self.chunk_size, "chunk_size", 1, expected=expected, hint=hint)
+            self._check_vectorized("chunk_size", self.chunk_size)
+        if self.particle_sharding is not None:
+            _check_sharding(self.particle_sharding)
+            self._check_vectorized("particle_sharding", self.particle_sharding.spec)
+            self.check_divides(self.chunk_size, "chunk_size")
+
+    def indices(self, num_particles: int) -> jax.Array | range:
+        """Of all particles, in the form that says how they run; see `rws_jax.particles`."""
+        return self.spread(jnp.arange(num_particles)) if self.vectorize_particles else range(num_particles)
+
+    def spread(self, indices: jax.Array) -> jax.Array:
+        """The same indices, each device running its part of them."""
+        if self.particle_sharding is None:
+            return indices
+        return lax.with_sharding_constraint(indices, devices.automatic_sharding(self.particle_sharding))
+
+    def check_divides(self, number: int | None, option: str) -> None:
+        """Each device has as many particles as its neighbour."""
+        if self.particle_sharding is None or number is None:
+            return
+        axes = self.particle_sharding.spec[0]
+        sizes = self.particle_sharding.mesh.shape
+        num_devices = math.prod(sizes[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+        if number % num_devices:
+            fail(
+                ValueError,
+                f"option {option!r} does not divide over the devices of option 'particle_sharding'",
+                expected=f"a multiple of {num_devices}, the size of mesh axis {axes!r}",
+                found=f"{number}",
+                hint=f"pass {option}={num_devices * -(-number // num_devices)}",
+            )
+
+    def _check_vectorized(self, option: str, value: Any) -> None:
+        if not self.vectorize_particles:
+            fail(
+                ValueError,
+                f"options {option!r} and 'vectorize_particles' do not go together",
+                expected=f"{option}=None with vectorize_particles=False, where particles run one by one",
+                found=f"{option}={value}, vectorize_particles=False",
+                hint="leave out one of them",
+            )
+
+
+def _check_sharding(value: Any) -> None:
+    if not isinstance(value, NamedSharding) or len(value.spec) != 1 or value.spec[0] is None:
+        fail(
+            TypeError,
+            "option 'particle_sharding' is not a sharding of particles",
+            expected="a jax.sharding.NamedSharding that names the axis of a mesh",
+            found=f"{value}" if isinstance(value, NamedSharding) else describe(value),
+            hint="particle_sharding=NamedSharding(mesh, PartitionSpec('particles')), for a mesh with such an axis",
+        )
