@@ -1,7 +1,8 @@
 """Reweighted Wake-Sleep for NumPyro: train models with discrete or branching latents in JAX."""
 
+from rws_jax.loop import fit
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
-from rws_jax.state import RWS, RWSInfo, RWSState
+from rws_jax.state import RWS, NonFiniteError, RWSInfo, RWSState
 from rws_jax.step import make_step
 from rws_jax.svi import ReweightedWakeSleep
 
@@ -9,9 +10,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "NonFiniteError",
     "RWSInfo",
     "RWSState",
     "ReweightedWakeSleep",
+    "fit",
     "make_step",
     "sleep_phi_loss",
     "wake_phi_loss",

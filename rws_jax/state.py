@@ -48,6 +48,19 @@ class RWSInfo(NamedTuple):
     finite: jax.Array
 
 
+class NonFiniteError(FloatingPointError):
+    """Training with `fit` cannot go on; nothing of it is lost.
+
+    Attributes:
+      state: the last state.
+      infos: those of all steps taken, stacked.
+    """
+
+    def __init__(self, message: str, *, state: RWSState, infos: RWSInfo) -> None:
+        super().__init__(message)
+        self.state, self.infos = state, infos
+
+
 class RWS(NamedTuple):
     """What `make_step` returns; unpacks as ``init, step, get_params``.
 

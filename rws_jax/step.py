@@ -220,10 +220,10 @@ def make_step(
         sites.check_all_met(theta.keys() | phi.keys(), params)
         return params
 
-    compiled = (
-        (lambda function: jax.jit(devices.automatic(function))) if vectorize_particles else lambda function: function
-    )
-    return RWS(init, compiled(step), compiled(get_params))
+    if not vectorize_particles:
+        step.jittable = False  # told to `fit`
+        return RWS(init, step, get_params)
+    return RWS(init, jax.jit(devices.automatic(step)), jax.jit(devices.automatic(get_params)))
 
 
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only

@@ -20,7 +20,7 @@ from numpyro.primitives import Messenger
 BRANCHES = jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError
 
 
-def fail(kind: type[Exception], problem: str, *, expected: str, found: str, hint: str) -> NoReturn:
+def fail(kind: Callable[[str], Exception], problem: str, *, expected: str, found: str, hint: str) -> NoReturn:
     """Raise `kind` with the message shape that every error of the package has."""
     raise kind(f"{problem}\n  expected: {expected}\n  found:    {found}\n  hint:     {hint}")
 

@@ -1,0 +1,222 @@
+"""`fit`: the steps of a plain loop, and nothing lost when they stop early."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import rws_jax
+from tests import programs
+from tests.test_errors import check
+
+X = programs.BINARY_DATA
+RWS = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+pytestmark = pytest.mark.usefixtures("allow_key_reuse")  # the same start for all
+
+
+@pytest.fixture(scope="module")
+def start():
+    return RWS.init(jax.random.key(0), X)
+
+
+def fit(state, num_steps, *args, **options):
+    return rws_jax.fit(RWS.step, state, num_steps, *args, **{"progress_bar": False, **options})
+
+
+def scan(state, num_steps):
+    return jax.lax.scan(lambda state, _: RWS.step(state, X), state, length=num_steps)
+
+
+def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
+    """One compiled block, also for the last one, which has fewer steps, and for later fits."""
+    expected = scan(start, 23)
+    fit(start, 5, X, steps_per_block=5)
+    with jax.log_compiles():
+        for num_steps in (23, 17):
+            state, infos = fit(start, num_steps, X, steps_per_block=5)
+            if num_steps == 23:
+                chex.assert_trees_all_close((state, infos), expected, rtol=1e-5)
+    assert not [message for message in caplog.messages if "XLA compilation of jit(_block)" in message]
+    assert int(state.step) == 17
+    assert all(leaf.shape == (17,) for leaf in jax.tree.leaves(infos))
+
+
+def test_keyword_arguments_reach_the_programs(start):
+    chex.assert_trees_all_equal(fit(start, 3, x=X), fit(start, 3, X))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,)], ids=["single", "tuple"])
+def test_batches_are_taken_step_by_step_and_end_the_fit(start, wrap):
+    batches = [X, X[:2], 1.0 - X, X, X]
+    state, expected = start, []
+    for x in batches:
+        state, info = RWS.step(state, x)
+        expected.append(info)
+    found, infos = fit(start, 100, batches=(wrap(x) for x in batches), steps_per_block=2)
+    chex.assert_trees_all_equal(found, state)
+    chex.assert_trees_all_equal(infos, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected))
+    found, infos = fit(start, 3, batches=iter(batches))
+    assert int(found.step) == 3
+
+
+def test_batches_come_before_what_all_steps_share():
+    def model(x, scale):
+        z = numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+        numpyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    def guide(x, scale):
+        numpyro.sample("z", dist.Normal(x / scale, 1.0))
+
+    rws = rws_jax.make_step(model, guide)
+    state = rws.init(jax.random.key(0), 1.0, 2.0)
+    expected, _ = rws.step(state, 1.0, 2.0)
+    found, _ = rws_jax.fit(rws.step, state, 1, 2.0, batches=[1.0], progress_bar=False)
+    chex.assert_trees_all_equal(found, expected)
+
+
+def test_steps_that_cannot_be_jitted_are_taken_one_by_one():
+    def model(x):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        loc = numpyro.param("m", 1.0)
+        if z == 1:
+            loc = loc + numpyro.sample("more", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        if numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("b", 0.0))) == 1:
+            numpyro.sample("more", dist.Normal(0.0, 1.0))
+
+    rws = rws_jax.make_step(model, guide, vectorize_particles=False)
+    state = rws.init(jax.random.key(0), 1.5)
+    found, infos = rws_jax.fit(rws.step, state, 2, 1.5, progress_bar=False)
+    for _ in range(2):
+        state, info = rws.step(state, 1.5)
+    chex.assert_trees_all_equal(found, state)
+    assert infos.phi_loss[-1] == info.phi_loss
+
+
+def test_seeds_may_be_mapped_over():
+    states = jax.vmap(lambda key: RWS.init(key, X))(jax.random.split(jax.random.key(0), 3))
+    found, infos = rws_jax.fit(jax.vmap(RWS.step, in_axes=(0, None)), states, 4, X, progress_bar=False)
+    alone, _ = fit(jax.tree.map(lambda leaf: leaf[1], states), 4, X)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1], found.theta), alone.theta, rtol=1e-5)
+    assert infos.finite.shape == (4, 3)
+
+
+# stopping
+
+
+def test_a_callback_sees_each_block_and_may_stop(start):
+    seen = []
+
+    def callback(state, infos):
+        seen.append((int(state.step), infos.phi_loss.shape))
+        return len(seen) == 3
+
+    state, infos = fit(start, 1000, X, steps_per_block=4, callback=callback)
+    assert seen == [(4, (4,)), (8, (4,)), (12, (4,))]
+    chex.assert_trees_all_close((state, infos), scan(start, 12), rtol=1e-5)
+
+
+def test_by_default_there_are_a_hundred_blocks_of_at_most_a_hundred_steps(start):
+    for num_steps, size in [(50, 1), (1000, 10), (20_000, 100)]:
+        sizes = []
+        fit(start, num_steps, X, callback=lambda state, infos, sizes=sizes: sizes.append(len(infos.finite)))
+        assert set(sizes) == {size}
+
+
+def test_ctrl_c_returns_what_has_been_reached(start):
+    def interrupted(state, infos):
+        if state.step == 8:
+            raise KeyboardInterrupt
+
+    found = fit(start, 1000, X, steps_per_block=4, callback=interrupted)
+    chex.assert_trees_all_close(found, scan(start, 8), rtol=1e-5)
+
+    def batches():
+        yield from [X] * 5
+        raise KeyboardInterrupt
+
+    state, _ = fit(start, 1000, batches=batches(), steps_per_block=2)
+    chex.assert_trees_all_close(state, scan(start, 4)[0], rtol=1e-5)
+
+
+def test_ctrl_c_before_the_first_block_returns_the_start(start):
+    def batches():
+        raise KeyboardInterrupt
+        yield
+
+    state, infos = fit(start, 1000, batches=batches())
+    assert state is start
+    assert infos.finite.shape == (0,)
+
+
+def test_steps_that_are_never_finite_end_with_an_error_that_has_all(start):
+    """Not one that recovers: three in a row, then a good one, then four."""
+    bad = jnp.full_like(X, jnp.nan)
+    batches = [X, *[bad] * 3, X, *[bad] * 4, X, X]
+    with pytest.raises(rws_jax.NonFiniteError, match="4 steps in a row") as error:
+        fit(start, 11, batches=batches, max_nonfinite_steps=3, steps_per_block=2)
+    check(error, rws_jax.NonFiniteError, "phi_loss nan", "optax.clip_by_global_norm")
+    assert isinstance(error.value, FloatingPointError)
+    assert error.value.infos.finite.tolist() == [
+        True,
+        *[False] * 3,
+        True,
+        *[False] * 4,
+        True,
+    ]  # to the end of the block
+    assert jnp.isfinite(error.value.state.phi["a"]).all()
+    assert int(error.value.state.step) == 10
+    state, _ = fit(start, 11, batches=batches, max_nonfinite_steps=4)
+    assert int(state.step) == 11
+
+
+def test_one_seed_that_is_lost_does_not_stop_the_others():
+    keys = jax.random.split(jax.random.key(0), 2)
+    states = jax.vmap(lambda key: RWS.init(key, X))(keys)
+    states = states._replace(theta={**states.theta, "p1": states.theta["p1"].at[0].set(jnp.nan)})
+    step = jax.vmap(RWS.step, in_axes=(0, None))
+    _, infos = rws_jax.fit(step, states, 5, X, max_nonfinite_steps=1, progress_bar=False)
+    assert infos.finite.tolist() == [[False, True]] * 5
+
+
+# the bar
+
+
+def test_the_bar_counts_steps_and_shows_means(start, capsys):
+    _, infos = fit(start, 20, X, steps_per_block=10, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "20/20" in shown
+    assert f"phi loss={infos.phi_loss[10:].mean():.4g}" in shown
+    fit(start, 20, X, progress_bar=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"),
+    [
+        ({"step": RWS}, TypeError, "pass rws.step"),
+        ({"step": None}, TypeError, "the first argument of fit"),
+        ({"state": {}}, TypeError, "is not a state"),
+        ({"num_steps": 0}, ValueError, "'num_steps'"),
+        ({"num_steps": 1e3}, TypeError, "'num_steps'"),
+        ({"steps_per_block": 0}, ValueError, "'steps_per_block'"),
+        ({"callback": 3}, TypeError, "'callback'"),
+        ({"max_nonfinite_steps": -1}, ValueError, "'max_nonfinite_steps'"),
+        ({"progress_bar": "no"}, TypeError, "'progress_bar'"),
+        ({"batches": 5}, TypeError, "'batches'"),
+        ({"batches": []}, ValueError, "'batches'"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_refused(start, options, kind, word):
+    positional = {"step": RWS.step, "state": start, "num_steps": 10}
+    args = [options.pop(name, value) for name, value in positional.items()]
+    with pytest.raises(kind) as error:
+        rws_jax.fit(*args, *([] if "batches" in options else [X]), **options)
+    check(error, kind, word)
