@@ -89,7 +89,7 @@ def fit(
                 for row, finite in enumerate(infos.finite):
                     num_nonfinite = 0 if finite.any() else num_nonfinite + 1  # of several seeds, one may fare well
                     if num_nonfinite > max_nonfinite_steps:
-                        _fail_nonfinite(num_nonfinite, _map(lambda x: x[0][row], [infos]), state, _joined(blocks))
+                        _fail_nonfinite(num_nonfinite, row, state, infos, _joined(blocks))
                 if callback is not None and callback(state, infos):
                     break
         except KeyboardInterrupt:
@@ -184,14 +184,14 @@ def _fail_empty() -> NoReturn:
     )
 
 
-def _fail_nonfinite(number: int, last: RWSInfo, state: RWSState, infos: RWSInfo) -> NoReturn:
+def _fail_nonfinite(number: int, last: int, state: RWSState, block: RWSInfo, infos: RWSInfo) -> NoReturn:
     shown = ("wake_theta_loss", "phi_loss", "theta_grad_norm", "phi_grad_norm", "num_dead_units")
-    told = {name: getattr(last, name) for name in shown}
+    told = {name: getattr(block, name) for name in shown}
     validation.fail(
         partial(NonFiniteError, state=state, infos=infos),
         f"{number} steps in a row were not finite, and left the parameters as they were",
         expected="finite losses and gradients, and particles of weight above zero",
-        found="in the last one " + ", ".join(f"{name} {x}" for name, x in told.items() if x is not None),
+        found="in the last one " + ", ".join(f"{name} {x[last]}" for name, x in told.items() if x is not None),
         hint="this error has the state and all infos as attributes; a smaller learning rate, optax.clip_by_global_norm"
         " or a guide that starts closer to the posterior may help",
     )

@@ -29,6 +29,14 @@ def scan(state, num_steps):
     return jax.lax.scan(lambda state, _: RWS.step(state, X), state, length=num_steps)
 
 
+def assert_close(found, expected):
+    """Of compiled programs that differ, XLA may have rounded in another order."""
+    (found, found_infos), (expected, infos) = found, expected
+    chex.assert_trees_all_equal(found.rng_key, expected.rng_key)
+    without_key = lambda state: state._replace(rng_key=None)
+    chex.assert_trees_all_close((without_key(found), found_infos), (without_key(expected), infos), rtol=1e-5)
+
+
 def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
     """One compiled block, also for the last one, which has fewer steps, and for later fits."""
     expected = scan(start, 23)
@@ -37,7 +45,7 @@ def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
         for num_steps in (23, 17):
             state, infos = fit(start, num_steps, X, steps_per_block=5)
             if num_steps == 23:
-                chex.assert_trees_all_close((state, infos), expected, rtol=1e-5)
+                assert_close((state, infos), expected)
     assert not [message for message in caplog.messages if "XLA compilation of jit(_block)" in message]
     assert int(state.step) == 17
     assert all(leaf.shape == (17,) for leaf in jax.tree.leaves(infos))
@@ -117,7 +125,7 @@ def test_a_callback_sees_each_block_and_may_stop(start):
 
     state, infos = fit(start, 1000, X, steps_per_block=4, callback=callback)
     assert seen == [(4, (4,)), (8, (4,)), (12, (4,))]
-    chex.assert_trees_all_close((state, infos), scan(start, 12), rtol=1e-5)
+    assert_close((state, infos), scan(start, 12))
 
 
 def test_by_default_there_are_a_hundred_blocks_of_at_most_a_hundred_steps(start):
@@ -133,14 +141,13 @@ def test_ctrl_c_returns_what_has_been_reached(start):
             raise KeyboardInterrupt
 
     found = fit(start, 1000, X, steps_per_block=4, callback=interrupted)
-    chex.assert_trees_all_close(found, scan(start, 8), rtol=1e-5)
+    assert_close(found, scan(start, 8))
 
     def batches():
         yield from [X] * 5
         raise KeyboardInterrupt
 
-    state, _ = fit(start, 1000, batches=batches(), steps_per_block=2)
-    chex.assert_trees_all_close(state, scan(start, 4)[0], rtol=1e-5)
+    assert_close(fit(start, 1000, batches=batches(), steps_per_block=2), scan(start, 4))
 
 
 def test_ctrl_c_before_the_first_block_returns_the_start(start):
