@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 
-from rws_jax import devices, options, sites, validation
+from rws_jax import devices, options, resume, sites, validation
 from rws_jax.handlers import Params, Program, unconstrained
 from rws_jax.layout import Layout
 from rws_jax.objective import Objective
@@ -151,19 +151,24 @@ def make_step(
         step_count = jnp.zeros((), jnp.int32)
         if callable(insomnia):
             options.check_scheduled_insomnia(insomnia(step_count))
-        state = RWSState(
-            theta=theta,
-            phi=phi,
-            theta_opt_state=strong(theta_optimizer.init(theta)),
-            phi_opt_state=strong(phi_optimizer.init(phi)),
-            rng_key=rng_key,
-            step=step_count,
-        )
+        opt_states = strong(theta_optimizer.init(theta)), strong(phi_optimizer.init(phi))
+        state = RWSState(theta, phi, *opt_states, rng_key=rng_key, step=step_count)
+        known.add(state)
         return devices.everywhere(state, placed, particle_sharding)
+
+    known = resume.Known()
+
+    def like_init(state: RWSState, args: tuple, kwargs: dict) -> RWSState:
+        if vectorize_particles:
+            return jax.eval_shape(init, jax.random.key(0), *args, **kwargs)
+        # The parameters may depend on the branches that init meets.
+        opt_states = theta_optimizer.init(state.theta), phi_optimizer.init(state.phi)
+        return state._replace(theta_opt_state=opt_states[0], phi_opt_state=opt_states[1])
 
     # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
     def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
         validation.check_state(rws_state, RWSState)
+        known.check(rws_state, lambda: like_init(rws_state, args, kwargs))
         state = rws_state
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if phi_steps == 1 else 3)
         share = insomnia(state.step) if callable(insomnia) else insomnia

@@ -1,0 +1,58 @@
+"""Whether training can go on from a state: one that was saved may be of another model, or of other options."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.state import RWSState
+from rws_jax.validation import check_rng_key, fail
+
+
+class Known:
+    """The kinds of states that `init` has made, or would make: paths, shapes and kinds of numbers."""
+
+    def __init__(self) -> None:
+        self._kinds: set[tuple] = set()
+
+    def add(self, state: RWSState) -> None:
+        self._kinds.add(_kind(state))
+
+    def check(self, state: RWSState, expected: Callable[[], RWSState]) -> None:
+        """A state of no known kind must be like the one expected, which is asked for only then."""
+        if _kind(state) not in self._kinds:
+            _check_same(state, expected())
+            self.add(state)
+
+
+def _kind(state: RWSState) -> tuple:
+    leaves, treedef = jax.tree.flatten(state._replace(rng_key=None))
+    return treedef, tuple(_describe(leaf) for leaf in leaves)
+
+
+def _check_same(found: RWSState, expected: RWSState) -> None:
+    check_rng_key(
+        found.rng_key, "the key of the state", "restore it by jax.random.wrap_key_data, if its data were saved"
+    )
+    have, need = _by_path(found), _by_path(expected)
+    differ = [path for path in need | have if need.get(path) != have.get(path)]
+    if differ:
+        shown = differ[:4]
+        more = f", and {len(differ) - len(shown)} more" if len(differ) > len(shown) else ""
+        fail(
+            ValueError,
+            "the state is of another model, guide or optimizer",
+            expected=", ".join(f"{path} {need.get(path, 'absent')}" for path in shown) + more,
+            found=", ".join(f"{path} {have.get(path, 'absent')}" for path in shown) + more,
+            hint="call make_step as in the run that saved it, and restore into the tree of rws.init(rng_key, *args)",
+        )
+
+
+def _by_path(state: RWSState) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state._replace(rng_key=None))
+    return {jax.tree_util.keystr(path).lstrip("."): _describe(leaf) for path, leaf in leaves}
+
+
+def _describe(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
