@@ -27,7 +27,10 @@ LOSSES = {
 DREG = {"phi, dreg": (rws_jax.wake_phi_loss, {"gradient": "dreg"})}
 
 
-@pytest.mark.parametrize("name", ["one latent", "two latents", "subsampled", "hierarchical", "cond"])
+slow = lambda *names: [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", ["subsampled", *slow("one latent", "two latents", "hierarchical", "cond")])
 def test_losses_and_gradients_do_not_depend_on_the_size_of_chunks(name):
     """Chunks of 3, 3 and 1."""
     by_hand = programs.BY_HAND[name]
@@ -58,7 +61,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", ["wake, single particles", *slow("wake, room for more"), "both", *slow("sleep", "defensive", "phi_steps")]
+)
 def test_steps_and_infos_do_not_depend_on_the_size_of_chunks(name):
     options = {"num_particles": NUM_PARTICLES, "phi_optimizer": optax.adam(0.1), "chunk_size": 3, **OPTIONS[name]}
 
@@ -101,6 +106,7 @@ def test_dead_particles_chunks_and_units_are_counted_and_train_nothing():
     chex.assert_trees_all_close((chunked, chunked_info), (params, info), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunked_steps_can_be_vmapped_over_seeds():
     rws = rws_jax.make_step(programs.one_model, programs.one_guide, num_particles=5, chunk_size=2, insomnia=0.5)
     run = lambda key: rws.step(rws.init(key, 1.3), 1.3)[1].phi_loss

@@ -119,7 +119,7 @@ def test_data_over_devices_cost_one_reduction_of_gradients():
     assert len(reductions) <= 5  # the others are scalars of the info
 
 
-def test_particles_over_devices_cost_maximum_and_sum_of_each_unit_and_one_reduction_of_gradients():
+def test_particles_over_devices_cost_reductions_of_units_and_of_gradients():
     """Nothing that is reduced has an axis of particles, of which there are 16, two on each device."""
     reductions = collectives((1, 8))
     sizes = {shape for shapes in reductions for shape in shapes}

@@ -390,8 +390,12 @@ def test_parameters_must_all_have_values():
     check(error, ValueError, "param site 'm' of the guide", "['other']")
     rws = rws_jax.make_step(model, guide)
     state = rws.init(jax.random.key(0), X)
+    other = state._replace(phi={"n": jnp.zeros(())}, phi_opt_state=optax.adam(1e-3).init({"n": 0.0}))
+    with pytest.raises(ValueError, match="the state is of another model, guide or optimizer") as error:
+        rws.step(other, X)
+    check(error, ValueError, "phi['m'] float32[]", "phi['m'] absent")
     with pytest.raises(ValueError, match="no value in phi") as error:
-        rws.step(state._replace(phi={"n": jnp.zeros(())}, phi_opt_state=optax.adam(1e-3).init({"n": 0.0})), X)
+        rws.get_params(other, X)
     check(error, ValueError, "'m'", "state belongs to the programs")
 
 

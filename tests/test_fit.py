@@ -105,6 +105,7 @@ def test_steps_that_cannot_be_jitted_are_taken_one_by_one():
     assert infos.phi_loss[-1] == info.phi_loss
 
 
+@pytest.mark.slow
 def test_seeds_may_be_mapped_over():
     states = jax.vmap(lambda key: RWS.init(key, X))(jax.random.split(jax.random.key(0), 3))
     found, infos = rws_jax.fit(jax.vmap(RWS.step, in_axes=(0, None)), states, 4, X, progress_bar=False)

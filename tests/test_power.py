@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from rws_jax import chunks, defensive, density, estimators, handlers, particles, step, svi, weights
-from tests import test_chunks, test_exact, test_losses, test_options, test_step, test_support, test_svi
+from rws_jax import chunks, defensive, density, estimators, handlers, layout, particles, step, svi, weights
+from tests import test_chunks, test_devices, test_exact, test_losses, test_options, test_step, test_support, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -177,6 +177,12 @@ MUTATIONS = {
         "return jnp.where(inside, fn.log_prob(feasible(fn, value, drawn_from)), -jnp.inf)",
         "return fn.log_prob(value)",
         narrower("exponential"),
+    ),
+    "particles that are not divided over devices": (
+        layout,
+        "return lax.with_sharding_constraint(indices, devices.automatic_sharding(self.particle_sharding))",
+        "return indices",
+        test_devices.test_particles_over_devices_cost_reductions_of_units_and_of_gradients,
     ),
     "steps that are not finite": (
         step,

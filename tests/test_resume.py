@@ -22,6 +22,7 @@ from tests.test_errors import check
 pytestmark = pytest.mark.usefixtures("allow_key_reuse")
 
 
+@pytest.mark.slow
 def test_a_new_process_goes_on_bit_for_bit(tmp_path):
     """Both optimizers, the key, a schedule of insomnia and one of the learning rate; 4 steps and 4 more are 8."""
     rws, x = resumed.make(), programs.BINARY_DATA
