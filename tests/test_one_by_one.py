@@ -213,9 +213,10 @@ def test_parameters_of_branches_are_all_found_by_init():
     assert state.phi.keys() == {"high", "low"}
     state, _ = rws.step(state, 1.3)
     assert rws.get_params(state, 1.3).keys() == {"mu", "high", "low"}
+    phi = {"high": jnp.zeros(())}
+    state = state._replace(phi=phi, phi_opt_state=optax.adam(1e-3).init(phi))
     with pytest.raises(ValueError, match="param site 'low' of the guide has no value in phi"):
-        phi = {"high": jnp.zeros(())}
-        rws.step(state._replace(phi=phi, phi_opt_state=optax.adam(1e-3).init(phi)), 1.3)
+        rws.step(state, 1.3)
 
 
 def test_parameters_that_are_never_met_are_named():

@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpyro.contrib.module import flax_module
 from numpyro.handlers import infer_config, seed, substitute
 from numpyro.infer import SVI, Predictive
@@ -79,6 +80,7 @@ shown = lambda data, *args: ((data["y"],), {})
 negated = lambda data, x: ((1.0 - data["x"],), {})
 
 # option -> programs, all options, and the row that these differ from in it
+OVER_TWO_DEVICES = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("particles",)), PartitionSpec("particles"))
 OPTIONS = {
     "default": (BINARY, {}, None),
     "num_particles": (BINARY, {"num_particles": 8}, "default"),
@@ -92,6 +94,8 @@ OPTIONS = {
         {"num_particles": 8, "defensive": 0.5, "defensive_guide": uniform_guide},
         "defensive",
     ),
+    "chunk_size": (BINARY, {"num_particles": 5, "chunk_size": 2}, None),
+    "particle_sharding": (BINARY, {"num_particles": 8, "particle_sharding": OVER_TWO_DEVICES}, None),
     "score": (NORMAL, {}, None),
     "gradient": (NORMAL, {"gradient": "dreg"}, "score"),
     "simulated_data_to_args": (BINARY, {"insomnia": 0.0, "simulated_data_to_args": negated}, "pure sleep"),
