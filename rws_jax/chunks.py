@@ -1,7 +1,8 @@
 """Sums over particles in chunks: memory does not grow with their number, and gradients are exact all the same.
 
 Knows indices and functions of them, not what particles are. A chunk is an array of indices; each chunk is run, reduced
-and forgotten before the next.
+and forgotten before the next. Where autodiff would keep what every chunk has computed until it goes back over it,
+`values_and_grads` takes gradients along with the values, and `with_grads` hands them to autodiff as they are.
 """
 
 from collections.abc import Callable
@@ -11,64 +12,78 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rws_jax.trees import is_float
 from rws_jax.validation import fail
 
 
-def summed(parts: Callable[[Any, jax.Array], tuple], params: Any, num_particles: int, chunk_size: int) -> tuple:
-    """Sums over all particles of scalar losses, differentiated with respect to `params` chunk by chunk.
-
-    Where autodiff would keep what every chunk has computed until it goes back over it, gradients are taken along with
-    the values and only added up.
+def values_and_grads(
+    learns: Callable[[Any, jax.Array], tuple[jax.Array, Any]], params: Any, num_particles: int, chunk_size: int
+) -> tuple[Any, Any]:
+    """Sums over all particles of some values, and of gradients.
 
     Args:
-      parts: ``(params, indices) -> tuple`` of scalars, each a sum over these particles.
-      params: what they are differentiated with respect to.
+      learns: ``(params, indices) -> (scalar to differentiate, values)``, each a sum over these particles.
+      params: with respect to which it is differentiated.
       num_particles: of all chunks together.
       chunk_size: particles per chunk; the last one may have fewer.
 
     Returns:
-      The tuple of sums.
+      The sum of values, and gradients like `params`, of single precision at least. What is not a float has None.
     """
+    leaves, treedef = jax.tree.flatten(lax.stop_gradient(params))  # `with_grads` is how they are differentiated
+    floats = [leaf for leaf in leaves if is_float(leaf)]
 
-    @jax.custom_vjp
-    def total(params: Any) -> tuple:
-        return accumulated(lambda indices: parts(params, indices), _add, num_particles, chunk_size)
+    def of_chunk(indices: jax.Array) -> tuple[Any, list]:
+        def of_floats(floats: list) -> tuple[jax.Array, Any]:
+            rest = iter(floats)
+            whole = [next(rest) if is_float(leaf) else leaf for leaf in leaves]
+            return learns(jax.tree.unflatten(treedef, whole), indices)
 
-    def forward(params: Any) -> tuple:
-        def with_gradients(indices: jax.Array) -> tuple:
-            values = parts(params, indices)
-            # Each runs the programs anew; XLA merges what they share.
-            grads = [jax.grad(lambda p, i=i: parts(p, indices)[i])(params) for i in range(len(values))]
-            return values, tuple(grads)
+        grads, values = jax.grad(of_floats, has_aux=True)(floats)
+        return values, [grad.astype(jnp.promote_types(grad.dtype, jnp.float32)) for grad in grads]
 
-        return accumulated(with_gradients, _add, num_particles, chunk_size)
-
-    def backward(grads: tuple, cotangents: tuple) -> tuple:
-        scaled = [jax.tree.map(lambda leaf, c=c: c * leaf, g) for c, g in zip(cotangents, grads, strict=True)]
-        return (jax.tree.map(lambda *leaves: sum(leaves), *scaled),)
-
-    total.defvjp(forward, backward)
-    return total(params)
+    values, grads = accumulated(of_chunk, _add, num_particles, chunk_size)
+    rest = iter(grads)
+    return values, jax.tree.unflatten(treedef, [next(rest) if is_float(leaf) else None for leaf in leaves])
 
 
-def constants(tree: Any) -> Any:
-    """The same values, of which to ask for a gradient is an error: `summed` would leave it out."""
-    return jax.tree.map(lambda leaf: _constant(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+def with_grads(value: jax.Array, grads: Any, params: Any) -> jax.Array:
+    """`value`, whose gradient with respect to `params` is `grads`; whatever else it depends on, autodiff follows."""
+    pairs = [(grad, param) for grad, param in zip(_leaves(grads), _leaves(params), strict=True) if grad is not None]
+    return _with_grads(value, [grad for grad, _ in pairs], [jnp.asarray(param) for _, param in pairs])
+
+
+def _leaves(tree: Any) -> list:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
 @jax.custom_jvp
-def _constant(x: jax.Array) -> jax.Array:
-    return x
+def _with_grads(value: jax.Array, grads: list, params: list) -> jax.Array:
+    return value
 
 
-@_constant.defjvp
-def _fail_differentiated(primals: tuple, tangents: tuple) -> Any:
+@_with_grads.defjvp
+def _jvp(primals: tuple, tangents: tuple) -> tuple:
+    value, grads, params = primals
+    slope = jnp.zeros((), value.dtype)
+    for grad, tangent in zip(_constants(grads, params), tangents[2], strict=True):
+        slope = slope + jnp.sum(grad * tangent.astype(grad.dtype)).astype(value.dtype)
+    return value, tangents[0] + slope
+
+
+@jax.custom_jvp
+def _constants(grads: list, params: list) -> list:
+    return grads
+
+
+@_constants.defjvp
+def _fail_second_derivative(primals: tuple, tangents: tuple) -> Any:
     fail(
         ValueError,
-        "option 'chunk_size' is given, and a loss is differentiated with respect to an argument of the programs",
-        expected="gradients with respect to theta and phi alone",
-        found=f"a gradient with respect to an array of shape {jnp.shape(primals[0])}",
-        hint="leave out chunk_size, or make it a parameter",
+        "option 'chunk_size' is given, and a loss is differentiated twice",
+        expected="first derivatives alone, which chunks are summed for",
+        found="a derivative of the gradient with respect to parameters",
+        hint="leave out chunk_size",
     )
 
 
@@ -80,13 +95,12 @@ def accumulated(
     zero: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Trees of all chunks added up, beginning with `zero` of their shapes, by default zeros."""
-    num_full = num_particles // chunk_size
-    chunks = jnp.arange(num_full * chunk_size).reshape(num_full, chunk_size)
-    rest = jnp.arange(num_full * chunk_size, num_particles)
-    shapes = jax.eval_shape(of_chunk, rest if num_full == 0 else chunks[0])
-    total = (zero or _zeros)(shapes)
-    total, _ = lax.scan(lambda total, indices: (add(total, of_chunk(indices)), None), total, chunks)
-    return add(total, of_chunk(rest)) if len(rest) else total
+    num_full, num_rest = divmod(num_particles, chunk_size)
+    first = jnp.arange(chunk_size)
+    total = (zero or _zeros)(jax.eval_shape(of_chunk, first))
+    step = lambda total, number: (add(total, of_chunk(number * chunk_size + first)), None)
+    total, _ = lax.scan(step, total, jnp.arange(num_full))
+    return add(total, of_chunk(num_full * chunk_size + jnp.arange(num_rest))) if num_rest else total
 
 
 def _add(one: Any, other: Any) -> Any:

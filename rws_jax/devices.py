@@ -5,7 +5,8 @@ have to say how its result is to be sharded, which NumPyro's distributions do no
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import jax
@@ -24,7 +25,8 @@ def automatic(function: Callable) -> Callable:
             mesh = jax.typeof(leaf).sharding.mesh
             if AxisType.Explicit in mesh.axis_types:
                 everywhere = NamedSharding(mesh, PartitionSpec())
-                return jax.sharding.auto_axes(function, out_sharding=everywhere)(*args, **kwargs)
+                called = lambda both: function(*both[0], **both[1])  # keyword arguments would stay explicit
+                return jax.sharding.auto_axes(called, out_sharding=everywhere)((args, kwargs))
         return function(*args, **kwargs)
 
     return on_automatic_axes
@@ -37,10 +39,13 @@ def automatic_sharding(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(automatic_mesh, sharding.spec)
 
 
-def on_automatic_axes(tree: Any) -> Any:
-    """The same arrays, where they are."""
-    place = lambda leaf: jax.device_put(leaf, automatic_sharding(leaf.sharding)) if _is_placed(leaf) else leaf
-    return jax.tree.map(place, tree)
+@contextmanager
+def on_automatic_axes(tree: Any) -> Iterator[Any]:
+    """The same arrays, where they are, in a context that lets them be computed with outside of `jax.jit`."""
+    explicit = [leaf.sharding for leaf in jax.tree.leaves(tree) if _is_explicit(leaf)]
+    place = lambda leaf: jax.device_put(leaf, automatic_sharding(leaf.sharding)) if _is_explicit(leaf) else leaf
+    with jax.set_mesh(cast(Mesh, automatic_sharding(explicit[0]).mesh)) if explicit else nullcontext():
+        yield jax.tree.map(place, tree)
 
 
 def everywhere(tree: Any, args: Any, particle_sharding: NamedSharding | None) -> Any:
@@ -61,6 +66,10 @@ def everywhere(tree: Any, args: Any, particle_sharding: NamedSharding | None) ->
             )
     # Not by device_put, which does not reach devices of other processes.
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+def _is_explicit(leaf: Any) -> bool:
+    return _is_placed(leaf) and AxisType.Explicit in leaf.sharding.mesh.axis_types
 
 
 def _is_placed(leaf: Any) -> bool:

@@ -26,33 +26,34 @@ class Wake(NamedTuple):
 def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Wake:
     """Draw one set of particles, and all that wake learns from it."""
     check_num_particles(options.num_particles, "num_particles", options.layout, minimum=2)
-    layout = options.layout
 
     def particles_of(params: tuple, indices: Indices) -> Particles:
         programs = model._replace(params=params[0]), guide._replace(params=params[1])
         return wake_particles(*programs, defensive_guide, options, indices)
 
     params = model.params, guide.params
-    if layout.chunk_size is None:
-        particles = particles_of(params, layout.indices(options.num_particles))
+    layout, num_particles = options.layout, options.num_particles
+    size = layout.size_of_chunks(num_particles)
+    if size is None:
+        particles = particles_of(params, layout.indices(num_particles))
         totals = weights.totals(lax.stop_gradient(particles.log_weights))  # told, but not trained on
         return Wake(theta_loss(particles), phi_loss(particles, options.control_variate), totals)
 
     # First the weights of all particles, without gradients; then gradients chunk by chunk, the weights known.
-    model, guide = _constant_arguments(model), _constant_arguments(guide)
-    constant = lax.stop_gradient(params)  # weights are constants
-    size = options.num_particles, layout.chunk_size
+    constant = lax.stop_gradient(params)  # both losses get their gradients below
     scale = jax.eval_shape(particles_of, constant, jnp.arange(1)).scale
     totals_of = lambda indices: weights.totals(particles_of(constant, layout.spread(indices)).log_weights)
-    totals = chunks.accumulated(totals_of, weights.combine, *size, zero=weights.no_particles)
+    totals = chunks.accumulated(totals_of, weights.combine, num_particles, size, weights.no_particles)
+    known = lax.stop_gradient(totals)  # weights are constants to phi, and to the slope
 
-    def parts(params: tuple, indices: jax.Array) -> tuple:
+    def learns(params: tuple, indices: jax.Array) -> tuple:
         particles = particles_of(params, layout.spread(indices))
-        return theta_slope(particles, totals), phi_loss(particles, options.control_variate, totals)
+        phi = phi_loss(particles, options.control_variate, known)
+        return theta_slope(particles, known) + phi, phi  # gradients do not overlap
 
-    slope, phi = chunks.summed(parts, params, *size)
+    phi, grads = chunks.values_and_grads(learns, params, num_particles, size)
     theta = _minus_sum(totals.bound, totals.num_alive > 0, scale)
-    return Wake(theta + slope, phi, totals)
+    return Wake(chunks.with_grads(theta, grads[0], params[0]), chunks.with_grads(phi, grads[1], params[1]), known)
 
 
 def wake_particles(
@@ -79,16 +80,17 @@ def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
         scored = score_dreams(guide._replace(params=phi), dreams, indices, options.simulated_data_to_args)
         return dream_loss(scored, options.num_particles)
 
-    layout = options.layout
-    if layout.chunk_size is None:
-        return loss(guide.params, layout.indices(options.num_particles))
-    model, guide = _constant_arguments(model.stopped()), _constant_arguments(guide)  # dreams are constants
-    parts = lambda phi, indices: (loss(phi, layout.spread(indices)),)
-    return chunks.summed(parts, guide.params, options.num_particles, layout.chunk_size)[0]
+    layout, num_particles = options.layout, options.num_particles
+    size = layout.size_of_chunks(num_particles)
+    if size is None:
+        return loss(guide.params, layout.indices(num_particles))
 
+    def learns(phi: Any, indices: jax.Array) -> tuple:
+        value = loss(phi, layout.spread(indices))
+        return value, value
 
-def _constant_arguments(call: Call) -> Call:
-    return call._replace(args=chunks.constants(call.args), kwargs=chunks.constants(call.kwargs))
+    value, grads = chunks.values_and_grads(learns, guide.params, num_particles, size)
+    return chunks.with_grads(value, grads, guide.params)
 
 
 def theta_loss(particles: Particles) -> jax.Array:
@@ -100,7 +102,7 @@ def theta_loss(particles: Particles) -> jax.Array:
 def theta_slope(particles: Particles, totals: Totals) -> jax.Array:
     """Zero, with that part of wake-theta's gradient which comes through these particles."""
     w = weights.normalise(lax.stop_gradient(particles.log_weights), totals)  # d bound = sum of w d log p, w constant
-    return -particles.scale * _gradient_only(jnp.sum(w * _masked(w > 0.0, particles.log_p)))
+    return -particles.scale * _gradient_only(jnp.sum(w * _masked(w != 0.0, particles.log_p)))
 
 
 def phi_loss(particles: Particles, control_variate: bool = True, totals: Totals | None = None) -> jax.Array:
@@ -108,16 +110,16 @@ def phi_loss(particles: Particles, control_variate: bool = True, totals: Totals 
     log_w = lax.stop_gradient(particles.log_weights)  # weights are constants: theta gets nothing, phi only log q
     totals = weights.totals(log_w) if totals is None else totals
     w = weights.normalise(log_w, totals)
-    loss = -jnp.sum(w * _masked(w > 0.0, particles.log_q))
+    loss = -jnp.sum(w * _masked(w != 0.0, particles.log_q))
     if particles.path is not None:
         # The score is in the draw itself: its expectation is that of w (1 - w) d log w along the path of the draw.
         slope = w * (1.0 - w)
-        loss = lax.stop_gradient(loss) - _gradient_only(jnp.sum(slope * _masked(slope > 0.0, particles.path)))
+        loss = lax.stop_gradient(loss) - _gradient_only(jnp.sum(slope * _masked(slope != 0.0, particles.path)))
     elif control_variate:
         log_r = particles.log_q if particles.log_r is None else particles.log_r
         log_ratio = lax.stop_gradient(weights.log_weights(particles.log_q, log_r))
         baseline = weights.score_baseline(log_w, log_ratio, totals)
-        loss = loss + _gradient_only(jnp.sum(baseline * _masked(baseline > 0.0, particles.log_q)))
+        loss = loss + _gradient_only(jnp.sum(baseline * _masked(baseline != 0.0, particles.log_q)))
     return particles.scale * loss
 
 
@@ -133,7 +135,7 @@ def _minus_sum(bound: jax.Array, live: jax.Array, scale: float) -> jax.Array:
 
 
 def _masked(counts: jax.Array, x: jax.Array) -> jax.Array:
-    """What has no weight may be infinite, and 0 * inf is NaN."""
+    """What has no weight may be infinite, and 0 * inf is NaN; a weight that is NaN counts, and is seen."""
     return jnp.where(counts, x, 0.0)
 
 

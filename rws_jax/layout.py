@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from rws_jax import devices
 from rws_jax.validation import check_flag, check_int, describe, fail
@@ -32,6 +32,10 @@ class Layout:
             _check_sharding(self.particle_sharding)
             self._check_vectorized("particle_sharding", self.particle_sharding.spec)
             self.check_divides(self.chunk_size, "chunk_size")
+
+    def size_of_chunks(self, num_particles: int) -> int | None:
+        """None if all particles are one chunk."""
+        return self.chunk_size if self.chunk_size is not None and self.chunk_size < num_particles else None
 
     def indices(self, num_particles: int) -> jax.Array | range:
         """Of all particles, in the form that says how they run; see `rws_jax.particles`."""
@@ -71,7 +75,9 @@ class Layout:
 
 
 def _check_sharding(value: Any) -> None:
-    if not isinstance(value, NamedSharding) or len(value.spec) != 1 or value.spec[0] is None:
+    axes = value.spec[0] if isinstance(value, NamedSharding) and len(value.spec) == 1 else None
+    names = axes if isinstance(axes, tuple) else (axes,)
+    if not all(isinstance(name, str) for name in names) or not isinstance(value.mesh, Mesh):
         fail(
             TypeError,
             "option 'particle_sharding' is not a sharding of particles",

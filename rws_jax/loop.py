@@ -1,9 +1,10 @@
 """`fit`: many steps, a progress bar, and nothing lost when they stop early."""
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +32,19 @@ def fit(
     """Take many steps in compiled blocks.
 
     A block runs on the device from end to end; between blocks the bar moves on, and `callback` may save the state or
-    stop. The result does not depend on the size of blocks. Ctrl-C returns what has been reached.
+    stop. Ctrl-C returns what the last whole block has reached; an error in a callback or an iterable is passed on.
 
     Args:
       step: ``rws.step``, or any function like it: under `jax.vmap` over seeds, with arguments bound.
       state: to start from; of ``rws.init``, or restored.
       num_steps: how many steps to take.
       *args: arguments of model and guide, the same in every step.
-      batches: iterable of what differs from step to step, to come before `args`: tuples of arguments, or single ones.
-        Steps are then dispatched one by one, and end with the iterable.
+      batches: iterable of what differs from step to step, to come before `args`: tuples or lists of arguments, or
+        single ones. Steps are then dispatched one by one, and end with the iterable.
       steps_per_block: steps from one callback to the next; default a hundredth of `num_steps`, and at most 100.
       callback: ``(state, infos)``, called after each block with the infos of that block; what is true ends the loop.
-      max_nonfinite_steps: how many steps in a row may leave the parameters as they were.
+      max_nonfinite_steps: how many steps in a row may leave the parameters as they were; those of all seeds, if there
+        are several.
       progress_bar: whether to show one, with means over the last block.
       **kwargs: keyword arguments of model and guide.
 
@@ -68,10 +70,12 @@ def fit(
       3 (500,)
     """
     block = _check(step, state, num_steps, batches, steps_per_block, callback, max_nonfinite_steps, progress_bar)
-    if batches is None and getattr(step, "jittable", True):
-        run = partial(_compiled, step, block)
+    jittable = _is_jittable(step)
+    if batches is None and jittable:
+        run = partial(_compiled, _block_of(step), max(block, _BLOCK))
     else:
-        run = partial(_one_by_one, step, itertools.repeat(()) if batches is None else iter(batches))
+        each = jax.jit(step) if jittable and not hasattr(step, "lower") else step
+        run = partial(_one_by_one, each, itertools.repeat(()) if batches is None else iter(batches))
     blocks: list[RWSInfo] = []
     num_nonfinite = 0  # without interruption, up to the last step
     with tqdm(total=num_steps, disable=not progress_bar) as bar:
@@ -97,23 +101,44 @@ def fit(
     return state, _joined(blocks)
 
 
-def _compiled(step: Callable, size: int, state: Any, num_steps: int, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-    state, infos = _block(step, size, state, num_steps, args, kwargs)
+_BLOCK = 100  # steps; on CPU, where infos are many, a loop over 10,000 takes twice as long for each
+
+
+def _is_jittable(step: Any) -> bool:
+    while isinstance(step, partial):
+        step = step.func
+    return getattr(step, "jittable", True)
+
+
+def _compiled(block: Callable, size: int, state: Any, num_steps: int, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    state, infos = block(size, state, num_steps, args, kwargs)
     return state, jax.tree.map(lambda x: x[:num_steps], jax.device_get(infos))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _block(step: Callable, size: int, state: Any, num_steps: jax.Array, args: tuple, kwargs: dict) -> tuple:
-    """At most `size` steps: the last block may have fewer, and is not compiled anew."""
-    info = jax.eval_shape(step, state, *args, **kwargs)[1]
-    infos = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), info)
+def _block_of(step: Callable) -> Callable:
+    """At most `size` steps, compiled: a block may have fewer, and later fits find it, as long as there is `step`."""
+    if step in _BLOCKS:
+        return _BLOCKS[step]
+    weak_step = weakref.ref(step)  # else what is cached would keep its own key
 
-    def body(index: jax.Array, carry: tuple) -> tuple:
-        state, infos = carry
-        state, info = step(state, *args, **kwargs)
-        return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), infos, info)
+    @partial(jax.jit, static_argnums=0)
+    def block(size: int, state: Any, num_steps: jax.Array, args: tuple, kwargs: dict) -> tuple:
+        step = cast(Callable, weak_step())
+        info = jax.eval_shape(step, state, *args, **kwargs)[1]
+        infos = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), info)
 
-    return lax.fori_loop(0, num_steps, body, (state, infos))
+        def body(index: jax.Array, carry: tuple) -> tuple:
+            state, infos = carry
+            state, info = step(state, *args, **kwargs)
+            return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), infos, info)
+
+        return lax.fori_loop(0, num_steps, body, (state, infos))
+
+    _BLOCKS[step] = block
+    return block
+
+
+_BLOCKS: weakref.WeakKeyDictionary[Callable, Callable] = weakref.WeakKeyDictionary()
 
 
 def _one_by_one(
@@ -121,14 +146,15 @@ def _one_by_one(
 ) -> tuple[Any, Any]:
     infos = []
     for batch in itertools.islice(batches, num_steps):
-        state, info = step(state, *(batch if isinstance(batch, tuple) else (batch,)), *args, **kwargs)
+        state, info = step(state, *(batch if isinstance(batch, tuple | list) else (batch,)), *args, **kwargs)
         infos.append(info)
     return state, _map(np.stack, jax.device_get(infos)) if infos else None
 
 
 def _joined(blocks: list[RWSInfo]) -> RWSInfo:
     if not blocks:
-        return RWSInfo(*[jnp.zeros((0,)) for _ in RWSInfo._fields])
+        always: dict[str, Any] = {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)}
+        return RWSInfo(**dict.fromkeys(RWSInfo._fields) | always)
     return _map(lambda rows: jnp.asarray(np.concatenate(rows)), blocks)
 
 
@@ -163,13 +189,13 @@ def _check(
             validation.fail(
                 TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}"
             )
-    validation.check_state(state, RWSState)
+    validation.check_state(state, RWSState, "the second argument of fit")
     hint = "fit(rws.step, state, 1000, *args)"
     validation.check_int(num_steps, "num_steps", 1, expected="an int >= 1, how many steps to take", hint=hint)
     validation.check_int(max_nonfinite_steps, "max_nonfinite_steps", 0, expected="an int >= 0", hint="leave it out")
     validation.check_flag(progress_bar, "progress_bar")
     if block is None:
-        return max(1, min(num_steps // 100, 100))
+        return max(1, min(num_steps // 100, _BLOCK))
     validation.check_int(block, "steps_per_block", 1, expected="an int >= 1", hint="leave it out")
     return int(block)
 

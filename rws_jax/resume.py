@@ -24,6 +24,8 @@ class Known:
         if _kind(state) not in self._kinds:
             _check_same(state, expected())
             self.add(state)
+        hint = "restore it by jax.random.wrap_key_data, if its data were saved"
+        check_rng_key(state.rng_key, "the key of the state", hint)
 
 
 def _kind(state: RWSState) -> tuple:
@@ -32,9 +34,6 @@ def _kind(state: RWSState) -> tuple:
 
 
 def _check_same(found: RWSState, expected: RWSState) -> None:
-    check_rng_key(
-        found.rng_key, "the key of the state", "restore it by jax.random.wrap_key_data, if its data were saved"
-    )
     have, need = _by_path(found), _by_path(expected)
     differ = [path for path in need | have if need.get(path) != have.get(path)]
     if differ:
@@ -42,11 +41,29 @@ def _check_same(found: RWSState, expected: RWSState) -> None:
         more = f", and {len(differ) - len(shown)} more" if len(differ) > len(shown) else ""
         fail(
             ValueError,
-            "the state is of another model, guide or optimizer",
+            "the state is of another model, guide, optimizer or precision",
             expected=", ".join(f"{path} {need.get(path, 'absent')}" for path in shown) + more,
             found=", ".join(f"{path} {have.get(path, 'absent')}" for path in shown) + more,
-            hint="call make_step as in the run that saved it, and restore into the tree of rws.init(rng_key, *args)",
+            hint=_HINT,
         )
+    for name in ("theta", "phi", "theta_opt_state", "phi_opt_state"):
+        need, have = (jax.tree.structure(getattr(state, name)) for state in (expected, found))
+        if need != have:
+            fail(
+                ValueError,
+                f"{name} of the state is of another optimizer, or has lost the types of its containers",
+                expected=_short(need),
+                found=_short(have),
+                hint=_HINT,
+            )
+
+
+_HINT = "call make_step as in the run that saved it, and restore into the tree of rws.init(rng_key, *args)"
+
+
+def _short(structure: Any) -> str:
+    text = str(structure)
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def _by_path(state: RWSState) -> dict[str, str]:

@@ -60,6 +60,13 @@ class NonFiniteError(FloatingPointError):
         super().__init__(message)
         self.state, self.infos = state, infos
 
+    def __reduce__(self) -> tuple:
+        return _nonfinite_error, (str(self), self.state, self.infos)
+
+
+def _nonfinite_error(message: str, state: RWSState, infos: RWSInfo) -> NonFiniteError:
+    return NonFiniteError(message, state=state, infos=infos)  # for pickle, which passes by position
+
 
 class RWS(NamedTuple):
     """What `make_step` returns; unpacks as ``init, step, get_params``.

@@ -135,11 +135,20 @@ def make_step(
 
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
-        args, kwargs = devices.on_automatic_axes(placed := (args, kwargs))
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
+        with devices.on_automatic_axes((args, kwargs)) as (args_, kwargs_):
+            theta, phi = initial(pilot_key, args_, kwargs_)
+        opt_states = strong(theta_optimizer.init(theta)), strong(phi_optimizer.init(phi))
+        state = RWSState(theta, phi, *opt_states, rng_key=rng_key, step=jnp.zeros((), jnp.int32))
+        if callable(insomnia):
+            options.check_scheduled_insomnia(insomnia(state.step))
+        known.add(state)
+        return devices.everywhere(state, (args, kwargs), particle_sharding)
+
+    def initial(rng_key: jax.Array, args: tuple, kwargs: dict) -> tuple[Params, Params]:
         theta_sites, phi_sites = Trace(), Trace()
         for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
-            model_run, guide_run = objective.pilot(None, None, pilot_key, args, kwargs, index)
+            model_run, guide_run = objective.pilot(None, None, rng_key, args, kwargs, index)
             theta_sites = sites.param_sites(model_run) | theta_sites
             phi_sites = sites.param_sites(guide_run) | phi_sites
         phases.check_params(theta_sites, phi_sites)
@@ -147,14 +156,8 @@ def make_step(
         phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
         if vectorize_particles:
-            check_compiles(partial(objective.pilot, theta, phi, pilot_key), args, kwargs)
-        step_count = jnp.zeros((), jnp.int32)
-        if callable(insomnia):
-            options.check_scheduled_insomnia(insomnia(step_count))
-        opt_states = strong(theta_optimizer.init(theta)), strong(phi_optimizer.init(phi))
-        state = RWSState(theta, phi, *opt_states, rng_key=rng_key, step=step_count)
-        known.add(state)
-        return devices.everywhere(state, placed, particle_sharding)
+            check_compiles(partial(objective.pilot, theta, phi, rng_key), args, kwargs)
+        return theta, phi
 
     known = resume.Known()
 
@@ -185,13 +188,14 @@ def make_step(
             """The new guide, whether it has heard of anything to learn, and whether all of it is finite."""
             new = _update(phi_optimizer, grads, *old)
             heard = alive | (share < 1.0) if phases.sleep else alive
-            return select(heard, new, old), heard, all_finite((total, grads)) & stays_finite(new, old)
+            return new, heard, all_finite((total, optax.tree.norm(grads))) & stays_finite(new, old)
 
         def guide_step(carry: tuple, rng_key: jax.Array) -> tuple:
             old, finite = carry
             grads, (total, alive, _) = gradients(old[0], rng_key, trains_theta=False)
-            new, _, still_finite = update_phi(old, grads[1], total, alive)
-            return (select(finite & still_finite, new, old), finite & still_finite), None
+            new, heard, still_finite = update_phi(old, grads[1], total, alive)
+            finite = finite & still_finite
+            return (select(finite & heard, new, old), finite), None
 
         guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
         if phi_steps > 1:
@@ -204,15 +208,16 @@ def make_step(
         new_guide, heard, guide_finite = update_phi(guide_state, grads[1], total, alive)
 
         # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
-        finite = finite & heard & guide_finite & all_finite(grads[0]) & stays_finite(new_model, model_state)
+        norms = optax.tree.norm(grads[0]), optax.tree.norm(grads[1])  # not finite if any gradient is not
+        finite = finite & heard & guide_finite & all_finite(norms) & stays_finite(new_model, model_state)
         theta, theta_opt_state = select(finite & alive, new_model, model_state)
         phi, phi_opt_state = select(finite, new_guide, (state.phi, state.phi_opt_state))
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
         new_state = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key=rng_key, step=state.step + 1)
         if state.theta:
-            told["theta_grad_norm"] = optax.tree.norm(grads[0])
+            told["theta_grad_norm"] = norms[0]
         if state.phi:
-            told["phi_grad_norm"] = optax.tree.norm(grads[1])
+            told["phi_grad_norm"] = norms[1]
         return new_state, RWSInfo(**dict.fromkeys(RWSInfo._fields) | told | {"insomnia": share, "finite": finite})
 
     def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:

@@ -64,7 +64,7 @@ def check_int(value: Any, option: str, minimum: int, *, expected: str, hint: str
             f"option {option!r} has the wrong type",
             expected=expected,
             found=describe(value),
-            hint=f"{option} must be a Python int, known when the step is compiled",
+            hint=f"{option} must be a Python int, and not an array or a float",
         )
     if value < minimum:
         fail(ValueError, f"option {option!r} is too small", expected=expected, found=f"{value}", hint=hint)
@@ -174,12 +174,12 @@ def _parameters_of(program: Any) -> dict[str, Any]:
     return {p.name: p for p in parameters if p.kind != p.VAR_KEYWORD}
 
 
-def check_state(value: Any, kind: type) -> None:
+def check_state(value: Any, kind: type, what: str = "the first argument of step") -> None:
     """A step takes the state first."""
     if not isinstance(value, kind):
         fail(
             TypeError,
-            "the first argument of step is not a state",
+            f"{what} is not a state",
             expected=f"the {kind.__name__} that init or the last step returned, then the arguments of model and guide",
             found=describe(value),
             hint=f"rws.step(state, *args); a restored checkpoint has to be made a {kind.__name__} again",

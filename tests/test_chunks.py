@@ -53,7 +53,7 @@ def test_losses_and_gradients_do_not_depend_on_the_size_of_chunks(name):
 
 OPTIONS = {
     "wake, single particles": {"chunk_size": 1},
-    "wake, room for more": {"chunk_size": 10},
+    "wake, room for all": {"chunk_size": 10},
     "both": {"insomnia": 0.3, "num_sleep_particles": 5},
     "sleep": {"insomnia": 0.0},
     "defensive": {"defensive": DELTA, "defensive_guide": uniform_guide},
@@ -62,7 +62,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["wake, single particles", *slow("wake, room for more"), "both", *slow("sleep", "defensive", "phi_steps")]
+    "name", ["wake, single particles", *slow("wake, room for all"), "both", *slow("sleep", "defensive", "phi_steps")]
 )
 def test_steps_and_infos_do_not_depend_on_the_size_of_chunks(name):
     options = {"num_particles": NUM_PARTICLES, "phi_optimizer": optax.adam(0.1), "chunk_size": 3, **OPTIONS[name]}
@@ -114,15 +114,73 @@ def test_chunked_steps_can_be_vmapped_over_seeds():
     assert jnp.allclose(jax.vmap(run)(keys), jnp.stack([run(key) for key in keys]), rtol=1e-5)
 
 
-def test_only_parameters_have_gradients():
-    """One with respect to data would be left out in silence."""
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    loss = lambda x: rws_jax.wake_theta_loss(
-        *params, *seeded(programs.one_model, programs.one_guide), x, num_particles=5, chunk_size=2
+def two_latents_loss(chunk_size, params, x=1.3, loss=rws_jax.wake_theta_loss):
+    two = seeded(*programs.BY_HAND["two latents"][:2])
+    return loss(params, programs.BY_HAND_PHI, *two, x, num_particles=5, chunk_size=chunk_size)
+
+
+# How a loss is differentiated: what is closed over is traced by then, and with respect to what.
+WAYS = {
+    "jit inside": lambda loss: jax.grad(jax.jit(loss)),
+    "jit outside": lambda loss: jax.jit(jax.grad(loss)),
+    "checkpoint": lambda loss: jax.grad(jax.checkpoint(loss)),
+    "cond": lambda loss: jax.jit(jax.grad(lambda p: jax.lax.cond(p["mu"] > -9.0, loss, lambda p: 0.0, p))),
+    "scan over data": lambda loss: jax.grad(lambda p: jax.lax.map(lambda x: loss(p, x=x), jnp.array([1.3, 0.2])).sum()),
+    "forward mode": lambda loss: lambda p: jax.jvp(loss, (p,), (jax.tree.map(jnp.ones_like, p),))[1],
+    "an argument": lambda loss: lambda p: jax.grad(lambda x: loss(p, x=x))(1.3),
+}
+
+
+@pytest.mark.parametrize(
+    "way", ["jit inside", *slow("jit outside", "checkpoint", "cond"), "scan over data", "forward mode", "an argument"]
+)
+def test_chunks_are_differentiated_like_any_function(way):
+    params = programs.BY_HAND_THETA
+    found, expected = (
+        WAYS[way](lambda p, size=size, **kwargs: two_latents_loss(size, p, **kwargs))(params) for size in (2, None)
     )
-    with pytest.raises(ValueError, match="differentiated with respect to an argument") as error:
-        jax.grad(loss)(1.3)
-    check(error, ValueError, "'chunk_size'", "shape ()")
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_second_derivatives_are_refused():
+    """They would be wrong in silence: the weights are known where the gradient is taken."""
+    with pytest.raises(ValueError, match="differentiated twice") as error:
+        jax.hessian(lambda p: two_latents_loss(2, p))(programs.BY_HAND_THETA)
+    check(error, ValueError, "'chunk_size'", "leave out chunk_size")
+
+
+def test_gradients_have_the_types_of_parameters_and_are_summed_in_single_precision():
+    """In bfloat16 a sum of 2,000 small gradients would stop to grow; parameters of other sites may be integers."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=0.0)
+
+    def guide():
+        numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0).astype(jnp.float32) + 1.0, 1.0))
+
+    def gradient(chunk_size):
+        phi = {"a": jnp.zeros((), jnp.bfloat16), "other": jnp.array(3)}
+        loss = lambda a: rws_jax.sleep_phi_loss(
+            {}, {**phi, "a": a}, *seeded(model, guide), num_particles=2000, chunk_size=chunk_size,
+            simulated_data_to_args=lambda data: ((), {}),
+        )  # fmt: skip
+        return jax.jit(jax.grad(loss))(phi["a"])
+
+    found, expected = gradient(1), gradient(None)
+    assert found.dtype == expected.dtype == jnp.bfloat16
+    assert jnp.allclose(found.astype(float), expected.astype(float), rtol=0.01)
+
+
+def test_a_program_that_is_not_trained_has_no_gradient_were_it_infinite():
+    def guide(x):
+        numpyro.sample("z", dist.Normal(jnp.sqrt(numpyro.param("a", 0.0)), 1.0))
+
+    gradient = lambda chunk_size: jax.grad(
+        lambda phi: rws_jax.wake_theta_loss(
+            programs.BY_HAND_THETA, phi, *seeded(programs.one_model, guide), 1.3, num_particles=5, chunk_size=chunk_size
+        )
+    )({"a": jnp.array(0.0)})
+    assert gradient(2) == gradient(None) == {"a": 0.0}
 
 
 def test_memory_does_not_grow_with_particles():

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import chex
 import jax
@@ -31,7 +32,7 @@ def mesh_of(num_data, num_particles, axis_type=AxisType.Auto):
     return Mesh(devices, ("data", "particles"), axis_types=(axis_type,) * 2)
 
 
-def train(mesh, num_steps=3, **options):
+def train(mesh, num_steps=3, by_keyword=False, **options):
     """Final parameters and stacked infos, of data and particles over `mesh` if there is one."""
     x, sgd = X, optax.sgd(0.01)
     if mesh is not None:
@@ -42,9 +43,10 @@ def train(mesh, num_steps=3, **options):
         programs.binary_guide,
         **{"num_particles": NUM_PARTICLES, "theta_optimizer": sgd, "phi_optimizer": sgd, "insomnia": 0.5, **options},
     )
-    state = rws.init(jax.random.key(0), x)
-    state, infos = jax.lax.scan(lambda state, _: rws.step(state, x), state, length=num_steps)
-    return jax.device_get(((state.theta, state.phi), infos, rws.get_params(state, x)))
+    call = (lambda function, first: function(first, x=x)) if by_keyword else lambda function, first: function(first, x)
+    state = call(rws.init, jax.random.key(0))
+    state, infos = jax.lax.scan(lambda state, _: call(rws.step, state), state, length=num_steps)
+    return jax.device_get(((state.theta, state.phi), infos, call(rws.get_params, state)))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,12 @@ def test_any_number_of_devices_gives_the_same_numbers(shape, on_one_device):
 
 
 @pytest.mark.slow
-def test_axes_may_be_explicit_which_is_the_default_of_jax(on_one_device):
-    found = train(mesh_of(2, 4, AxisType.Explicit))
+@pytest.mark.parametrize("by_keyword", [False, True])
+@pytest.mark.parametrize("in_context", [False, True])
+def test_axes_may_be_explicit_which_is_the_default_of_jax(in_context, by_keyword, on_one_device):
+    mesh = mesh_of(2, 4, AxisType.Explicit)
+    with jax.set_mesh(mesh) if in_context else nullcontext():
+        found = train(mesh, by_keyword=by_keyword)
     chex.assert_trees_all_close(found, on_one_device, rtol=1e-5, atol=1e-5)
 
 
@@ -186,11 +192,16 @@ def test_losses_refuse_them_too():
         check(error, ValueError, "multiple of 4", "num_particles=8")
 
 
-@pytest.mark.parametrize("value", ["particles", P("particles"), 8, "two axes", "none"])
+@pytest.mark.parametrize("value", ["particles", P("particles"), 8, "two axes", "none", "any", "abstract"])
 def test_other_shardings_are_refused(value):
-    shardings = {"two axes": P("data", "particles"), "none": P()}
-    if value in shardings:
-        value = NamedSharding(mesh_of(2, 4), shardings[value])
+    mesh = mesh_of(2, 4)
+    shardings = {
+        "two axes": NamedSharding(mesh, P("data", "particles")),
+        "none": NamedSharding(mesh, P()),
+        "any": NamedSharding(mesh, P(P.UNCONSTRAINED)),
+        "abstract": NamedSharding(mesh.abstract_mesh, P("particles")),
+    }
+    value = shardings.get(value, value)
     with pytest.raises(TypeError) as error:
         make(particle_sharding=value)
     check(error, TypeError, "'particle_sharding'", "NamedSharding(mesh, PartitionSpec('particles'))")

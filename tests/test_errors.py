@@ -391,7 +391,7 @@ def test_parameters_must_all_have_values():
     rws = rws_jax.make_step(model, guide)
     state = rws.init(jax.random.key(0), X)
     other = state._replace(phi={"n": jnp.zeros(())}, phi_opt_state=optax.adam(1e-3).init({"n": 0.0}))
-    with pytest.raises(ValueError, match="the state is of another model, guide or optimizer") as error:
+    with pytest.raises(ValueError, match="the state is of another model, guide, optimizer or precision") as error:
         rws.step(other, X)
     check(error, ValueError, "phi['m'] float32[]", "phi['m'] absent")
     with pytest.raises(ValueError, match="no value in phi") as error:

@@ -1,5 +1,10 @@
 """`fit`: the steps of a plain loop, and nothing lost when they stop early."""
 
+import gc
+import pickle
+import weakref
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -46,16 +51,25 @@ def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
             state, infos = fit(start, num_steps, X, steps_per_block=5)
             if num_steps == 23:
                 assert_close((state, infos), expected)
-    assert not [message for message in caplog.messages if "XLA compilation of jit(_block)" in message]
+    assert not [message for message in caplog.messages if "XLA compilation of jit(block)" in message]
     assert int(state.step) == 17
     assert all(leaf.shape == (17,) for leaf in jax.tree.leaves(infos))
+
+
+def test_nothing_of_a_step_is_kept_when_it_is_gone(start):
+    rws = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+    rws_jax.fit(rws.step, start, 2, X, progress_bar=False)
+    step = weakref.ref(rws.step)
+    del rws
+    gc.collect()
+    assert step() is None
 
 
 def test_keyword_arguments_reach_the_programs(start):
     chex.assert_trees_all_equal(fit(start, 3, x=X), fit(start, 3, X))
 
 
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,)], ids=["single", "tuple"])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: [x]], ids=["single", "tuple", "list"])
 def test_batches_are_taken_step_by_step_and_end_the_fit(start, wrap):
     batches = [X, X[:2], 1.0 - X, X, X]
     state, expected = start, []
@@ -99,6 +113,8 @@ def test_steps_that_cannot_be_jitted_are_taken_one_by_one():
     rws = rws_jax.make_step(model, guide, vectorize_particles=False)
     state = rws.init(jax.random.key(0), 1.5)
     found, infos = rws_jax.fit(rws.step, state, 2, 1.5, progress_bar=False)
+    bound, _ = rws_jax.fit(partial(rws.step, x=1.5), state, 2, progress_bar=False)
+    chex.assert_trees_all_equal(bound, found)
     for _ in range(2):
         state, info = rws.step(state, 1.5)
     chex.assert_trees_all_equal(found, state)
@@ -158,7 +174,7 @@ def test_ctrl_c_before_the_first_block_returns_the_start(start):
 
     state, infos = fit(start, 1000, batches=batches())
     assert state is start
-    assert infos.finite.shape == (0,)
+    assert infos.finite.shape == infos.phi_loss.shape == (0,)
 
 
 def test_steps_that_are_never_finite_end_with_an_error_that_has_all(start):
@@ -178,6 +194,9 @@ def test_steps_that_are_never_finite_end_with_an_error_that_has_all(start):
     ]  # to the end of the block
     assert jnp.isfinite(error.value.state.phi["a"]).all()
     assert int(error.value.state.step) == 10
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value)
+    chex.assert_trees_all_equal((again.state, again.infos), (error.value.state, error.value.infos))
     state, _ = fit(start, 11, batches=batches, max_nonfinite_steps=4)
     assert int(state.step) == 11
 

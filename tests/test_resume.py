@@ -108,7 +108,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_state_of_other_programs_or_optimizers_is_refused_with_the_paths_that_differ(name, saved):
     rws, words = OTHERS[name]
-    with pytest.raises(ValueError, match="the state is of another model, guide or optimizer") as error:
+    with pytest.raises(ValueError, match="the state is of another model, guide, optimizer or precision") as error:
         rws.step(saved, 1.0)
     check(error, ValueError, *words)
 
@@ -119,13 +119,17 @@ def test_trees_that_lost_their_types_are_refused(saved):
     with pytest.raises(ValueError, match="the state is of another") as error:
         SAVED.step(plain, 1.0)
     check(error, ValueError, "phi_opt_state[0]['trace']['q_loc']", "restore into the tree of rws.init")
+    with pytest.raises(ValueError, match="has lost the types of its containers") as error:
+        SAVED.step(saved._replace(phi_opt_state=list(saved.phi_opt_state)), 1.0)
+    check(error, ValueError, "phi_opt_state of the state", "PyTreeDef((CustomNode", "PyTreeDef([CustomNode")
     with pytest.raises(TypeError, match="is not a state"):
         SAVED.step(saved._asdict(), 1.0)
 
 
-def test_a_key_that_is_none_is_refused(saved):
+@pytest.mark.parametrize("rws", [SAVED, make()], ids=["after init", "before"])
+def test_a_key_that_is_none_is_refused(rws, saved):
     with pytest.raises(TypeError, match="the key of the state is not a random key"):
-        make().step(saved._replace(rng_key=jnp.zeros(3)), 1.0)
+        rws.step(saved._replace(rng_key=jnp.zeros(3)), 1.0)
 
 
 def test_a_state_goes_on_where_init_was_never_called(saved):
