@@ -153,8 +153,9 @@ def _one_by_one(
 
 def _joined(blocks: list[RWSInfo]) -> RWSInfo:
     if not blocks:
-        always: dict[str, Any] = {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)}
-        return RWSInfo(**dict.fromkeys(RWSInfo._fields) | always)
+        infos: dict[str, Any] = dict.fromkeys(RWSInfo._fields)
+        infos |= {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)}
+        return RWSInfo(**infos)
     return _map(lambda rows: jnp.asarray(np.concatenate(rows)), blocks)
 
 

@@ -134,7 +134,7 @@ def wake_phi_loss(
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
       chunk_size: particles in memory at a time; None for all at once. Results do not depend on it, nor does memory then
-        on `num_particles`. Gradients reach parameters alone, in reverse mode.
+        on `num_particles`. There are first derivatives only.
       particle_sharding: over which devices particles are spread, ``NamedSharding(mesh, PartitionSpec("particles"))``.
       **kwargs: keyword arguments of both programs.
 

@@ -136,8 +136,8 @@ def make_step(
     def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         validation.check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
-        with devices.on_automatic_axes((args, kwargs)) as (args_, kwargs_):
-            theta, phi = initial(pilot_key, args_, kwargs_)
+        with devices.on_automatic_axes((pilot_key, args, kwargs)) as placed:
+            theta, phi = initial(*placed)
         opt_states = strong(theta_optimizer.init(theta)), strong(phi_optimizer.init(phi))
         state = RWSState(theta, phi, *opt_states, rng_key=rng_key, step=jnp.zeros((), jnp.int32))
         if callable(insomnia):

@@ -196,3 +196,15 @@ def test_memory_does_not_grow_with_particles():
     few, many, unchunked = memory(20, 10), memory(2000, 10), memory(200, None)
     assert many <= 1.02 * few
     assert unchunked > 5 * many
+
+
+def test_chunks_cost_one_more_run_of_the_programs():
+    """One for the weights, and one for both gradients; XLA counts the body of a loop once, so of two chunks half."""
+    x = jnp.zeros((32, 64))
+
+    def flops(chunk_size):
+        rws = rws_jax.make_step(demo.model, demo.guide, num_particles=40, chunk_size=chunk_size)
+        compiled = rws.step.lower(jax.eval_shape(rws.init, jax.random.key(0), x), x).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert 1.2 < 2.0 * flops(20) / flops(None) <= 1.6

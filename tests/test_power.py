@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from rws_jax import chunks, defensive, density, estimators, handlers, layout, particles, step, svi, weights
+from rws_jax import defensive, density, estimators, handlers, layout, particles, step, svi, weights
 from tests import test_chunks, test_devices, test_exact, test_losses, test_options, test_step, test_support, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
@@ -122,12 +122,17 @@ MUTATIONS = {
     "scale missing in chunks": (estimators, "return -particles.scale *", "return -1.0 *", chunked("subsampled")),
     "weights of a chunk alone": (
         estimators,
-        "phi_loss(particles, options.control_variate, totals)",
+        "phi_loss(particles, options.control_variate, known)",
         "phi_loss(particles, options.control_variate)",
         chunked("one latent"),
     ),
     "chunks added at different scales": (weights, "one.sum * scales[0]", "one.sum", chunked("one latent")),
-    "gradient of the first loss alone": (chunks, "parts(p, indices)[i]", "parts(p, indices)[0]", chunked("one latent")),
+    "gradients of the model's chunks alone": (
+        estimators,
+        "return theta_slope(particles, known) + phi, phi",
+        "return theta_slope(particles, known), phi",
+        chunked("one latent"),
+    ),
     "scale missing in sleep": (estimators, "return -dreams.scale *", "return -1.0 *", asleep("subsampled")),
     "scale left in the weights": (density, '(site["scale"] / self.scale)', 'site["scale"]', by_hand("subsampled")),
     "q in place of r": (
