@@ -6,7 +6,7 @@ from contenders import CONTENDERS
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-NUM_REPEATS = 4000
+NUM_REPEATS = 2000
 
 
 def check(title, names, setting):

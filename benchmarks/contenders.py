@@ -130,7 +130,7 @@ def by_coix(setting):
 
     workload, num_particles, x, *params, _ = setting
     optimizer = setting.optimizer()
-    programs = getattr(workload, "for_coix", (workload.model, workload.guide))
+    programs = without_scan(workload)
 
     def loss(params, rng_key, x):
         particles = lambda program: numpyro.plate("particles", num_particles, dim=-2)(program)
@@ -153,7 +153,7 @@ def by_coix(setting):
 def by_renyi(setting):
     """NumPyro's `SVI` on the importance-weighted bound, which is wake-theta; the guide's gradient is another."""
     workload, num_particles, x, theta, phi, _ = setting
-    svi = SVI(workload.model, workload.guide, setting.optimizer(), RenyiELBO(alpha=0, num_particles=num_particles))
+    svi = SVI(*without_scan(workload), setting.optimizer(), RenyiELBO(alpha=0, num_particles=num_particles))
     state = svi.init(jax.random.key(0), x, init_params=theta | phi)
 
     def gradients(state):
@@ -170,3 +170,8 @@ CONTENDERS = {
     "coix": by_coix,
     "RenyiELBO(0)": by_renyi,
 }
+
+
+def without_scan(workload):
+    """Model and guide for libraries that do not look into NumPyro's `scan`."""
+    return getattr(workload, "without_scan", (workload.model, workload.guide))
