@@ -188,7 +188,7 @@ def make_step(
             """The new guide, whether it has heard of anything to learn, and whether all of it is finite."""
             new = _update(phi_optimizer, grads, *old)
             heard = alive | (share < 1.0) if phases.sleep else alive
-            return new, heard, all_finite((total, optax.tree.norm(grads))) & stays_finite(new, old)
+            return new, heard, all_finite((total, optax.tree.norm(grads))) & stays_finite(new[0], old[0])
 
         def guide_step(carry: tuple, rng_key: jax.Array) -> tuple:
             old, finite = carry
@@ -208,8 +208,11 @@ def make_step(
         new_guide, heard, guide_finite = update_phi(guide_state, grads[1], total, alive)
 
         # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
-        norms = optax.tree.norm(grads[0]), optax.tree.norm(grads[1])  # not finite if any gradient is not
-        finite = finite & heard & guide_finite & all_finite(norms) & stays_finite(new_model, model_state)
+        norms = (
+            optax.tree.norm(grads[0]),
+            optax.tree.norm(grads[1]),
+        )  # not finite if any gradient, or its square, is not
+        finite = finite & heard & guide_finite & all_finite(norms) & stays_finite(new_model[0], model_state[0])
         theta, theta_opt_state = select(finite & alive, new_model, model_state)
         phi, phi_opt_state = select(finite, new_guide, (state.phi, state.phi_opt_state))
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.

@@ -29,7 +29,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def stays_finite(new: Any, old: Any) -> jax.Array:
-    """No number turns infinite: Adam's second moment would, after one huge gradient, and freeze its parameter."""
+    """No number turns infinite, as a parameter may after a huge update."""
     ok = lambda new, old: jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old)) if is_float(new) else jnp.array(True)
     return jnp.all(jnp.array(jax.tree.leaves(jax.tree.map(ok, new, old))))
 

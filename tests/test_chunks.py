@@ -62,7 +62,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["wake, single particles", *slow("wake, room for all"), "both", *slow("sleep", "defensive", "phi_steps")]
+    "name", ["wake, single particles", *slow("wake, room for all", "both", "sleep", "defensive", "phi_steps")]
 )
 def test_steps_and_infos_do_not_depend_on_the_size_of_chunks(name):
     options = {"num_particles": NUM_PARTICLES, "phi_optimizer": optax.adam(0.1), "chunk_size": 3, **OPTIONS[name]}

@@ -201,6 +201,7 @@ def test_steps_that_are_never_finite_end_with_an_error_that_has_all(start):
     assert int(state.step) == 11
 
 
+@pytest.mark.slow
 def test_one_seed_that_is_lost_does_not_stop_the_others():
     keys = jax.random.split(jax.random.key(0), 2)
     states = jax.vmap(lambda key: RWS.init(key, X))(keys)

@@ -93,7 +93,7 @@ MUTATIONS = {
         dreg_by_hand,
     ),
     "single weight in dreg": (estimators, "slope = w * (1.0 - w)", "slope = w", dreg_by_hand),
-    "sign of wake-theta": (estimators, "return -particles.scale *", "return particles.scale *", expected("guide")),
+    "sign of wake-theta": (estimators, "return -scale *", "return scale *", expected("guide")),
     "sign of wake-phi": (estimators, "loss = -jnp.sum(w *", "loss = jnp.sum(w *", expected("guide")),
     "sign of sleep-phi": (estimators, "return -dreams.scale", "return dreams.scale", dreams_expected),
     "sign of the baseline": (
