@@ -41,10 +41,15 @@ def automatic_sharding(sharding: NamedSharding) -> NamedSharding:
 
 @contextmanager
 def on_automatic_axes(tree: Any) -> Iterator[Any]:
-    """The same arrays, where they are, in a context that lets them be computed with outside of `jax.jit`."""
-    explicit = [leaf.sharding for leaf in jax.tree.leaves(tree) if _is_explicit(leaf)]
+    """The same arrays, where they are, to be computed with outside of `jax.jit`; `automatic` does what is traced."""
+    leaves = jax.tree.leaves(tree)
+    explicit = [leaf.sharding for leaf in leaves if _is_explicit(leaf)]
+    inside_of_set_mesh = bool(explicit) and not jax.sharding.get_abstract_mesh().empty
+    if inside_of_set_mesh and any(isinstance(leaf, Tracer) for leaf in leaves):  # where another mesh cannot be set
+        yield tree
+        return
     place = lambda leaf: jax.device_put(leaf, automatic_sharding(leaf.sharding)) if _is_explicit(leaf) else leaf
-    with jax.set_mesh(cast(Mesh, automatic_sharding(explicit[0]).mesh)) if explicit else nullcontext():
+    with jax.set_mesh(cast(Mesh, automatic_sharding(explicit[0]).mesh)) if inside_of_set_mesh else nullcontext():
         yield jax.tree.map(place, tree)
 
 

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ class WakeOptions:
     control_variate: bool = True
     defensive: float = 0.0
     gradient: str = "score"
-    layout: Layout = Layout()  # noqa: RUF009 - frozen
+    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
         check_flag(self.control_variate, "control_variate")
@@ -36,7 +36,7 @@ class SleepOptions:
     num_particles: int
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None
     observed_sites: tuple[str, ...] = ()
-    layout: Layout = Layout()  # noqa: RUF009 - frozen
+    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
         check_num_particles(self.num_particles, "num_particles", self.layout, minimum=1)

@@ -137,7 +137,7 @@ def make_step(
         validation.check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         with devices.on_automatic_axes((pilot_key, args, kwargs)) as placed:
-            theta, phi = initial(*placed)
+            theta, phi = devices.automatic(initial)(*placed)
         opt_states = strong(theta_optimizer.init(theta)), strong(phi_optimizer.init(phi))
         state = RWSState(theta, phi, *opt_states, rng_key=rng_key, step=jnp.zeros((), jnp.int32))
         if callable(insomnia):
@@ -208,10 +208,7 @@ def make_step(
         new_guide, heard, guide_finite = update_phi(guide_state, grads[1], total, alive)
 
         # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
-        norms = (
-            optax.tree.norm(grads[0]),
-            optax.tree.norm(grads[1]),
-        )  # not finite if any gradient, or its square, is not
+        norms = [optax.tree.norm(tree) for tree in grads]  # not finite if any gradient, or its square, is not
         finite = finite & heard & guide_finite & all_finite(norms) & stays_finite(new_model[0], model_state[0])
         theta, theta_opt_state = select(finite & alive, new_model, model_state)
         phi, phi_opt_state = select(finite, new_guide, (state.phi, state.phi_opt_state))

@@ -68,7 +68,8 @@ class Totals(NamedTuple):
     @property
     def bound(self) -> jax.Array:
         """`bound` of all particles."""
-        return self.log_max + jnp.log(self.sum) - jnp.log(self.num_particles)
+        total = jnp.where(self.log_max == jnp.inf, jnp.inf, self.log_max + jnp.log(self.sum))
+        return total - jnp.log(self.num_particles)
 
     @property
     def effective_sample_size(self) -> jax.Array:

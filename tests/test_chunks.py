@@ -171,6 +171,35 @@ def test_gradients_have_the_types_of_parameters_and_are_summed_in_single_precisi
     assert jnp.allclose(found.astype(float), expected.astype(float), rtol=0.01)
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_weights_that_are_wrong_are_seen_in_chunks_as_elsewhere(value):
+    """In the losses and in the gradients of their unit alone."""
+
+    def model(x):
+        locs = numpyro.param("locs", jnp.zeros(3))
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z + locs, 1.0), obs=x)
+            numpyro.factor("wrong", jnp.where((jnp.arange(3) == 1) & (z > 0.0), value, 0.0))
+
+    def guide(x):
+        locs = numpyro.param("q_locs", jnp.zeros(3))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(locs, 1.0))
+
+    def run(loss, chunk_size):
+        value = lambda *params: loss(
+            *params, *seeded(model, guide), jnp.ones(3), num_particles=6, chunk_size=chunk_size
+        )
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))({"locs": jnp.zeros(3)}, {"q_locs": jnp.zeros(3)})
+
+    for loss in (rws_jax.wake_theta_loss, rws_jax.wake_phi_loss):
+        (found, found_grads), (expected, grads) = run(loss, 2), run(loss, None)
+        assert not jnp.isfinite(found)
+        assert jnp.array_equal(found, expected, equal_nan=True)
+        chex.assert_trees_all_close(found_grads, grads, rtol=1e-5, atol=1e-6)
+
+
 def test_a_program_that_is_not_trained_has_no_gradient_were_it_infinite():
     def guide(x):
         numpyro.sample("z", dist.Normal(jnp.sqrt(numpyro.param("a", 0.0)), 1.0))

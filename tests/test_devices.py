@@ -74,6 +74,25 @@ def test_axes_may_be_explicit_which_is_the_default_of_jax(in_context, by_keyword
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("in_context", [False, True])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_states_on_many_devices_can_be_made_by_vmap_and_jit(axis_type, in_context):
+    """And by nobody in this process: a step then asks for the shapes of one that `init` would make."""
+    mesh = mesh_of(2, 2, axis_type)
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    keys = jax.random.split(jax.random.key(0), 2)
+    with jax.set_mesh(mesh) if in_context else nullcontext():
+        rws = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+        states = jax.vmap(lambda rng_key: rws.init(rng_key, x))(keys)
+        _, infos = jax.jit(jax.vmap(rws.step, in_axes=(0, None)))(states, x)
+        # JAX asks for the context where nothing that a function returns depends on the arguments on a mesh.
+        init = jax.jit(rws.init) if in_context or axis_type == AxisType.Auto else rws.init
+        state = init(keys[1], x)
+        _, info = rws_jax.make_step(programs.binary_model, programs.binary_guide).step(state, x)
+    assert jnp.allclose(jax.device_get(infos.phi_loss)[1], jax.device_get(info.phi_loss), rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_chunks_may_be_over_many_devices(on_one_device):
     found = train(mesh_of(2, 2), chunk_size=6, num_particles=8)
     chex.assert_trees_all_close(found, on_one_device, rtol=1e-5, atol=1e-5)

@@ -127,6 +127,12 @@ MUTATIONS = {
         chunked("one latent"),
     ),
     "chunks added at different scales": (weights, "one.sum * scales[0]", "one.sum", chunked("one latent")),
+    "a NaN weight hidden in chunks": (
+        estimators,
+        "_gradient_only(jnp.sum(w * _masked(w != 0.0, ",
+        "_gradient_only(jnp.sum(w * _masked(w > 0.0, ",
+        partial(test_chunks.test_weights_that_are_wrong_are_seen_in_chunks_as_elsewhere, float("nan")),
+    ),
     "gradients of the model's chunks alone": (
         estimators,
         "return theta_slope(particles, known) + phi, phi",

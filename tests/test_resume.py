@@ -69,7 +69,8 @@ def model_with_more(x):
     model(x)
 
 
-SAVED = rws_jax.make_step(model, guide, phi_optimizer=optax.sgd(0.1, momentum=0.9))
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
+SAVED = rws_jax.make_step(model, guide, phi_optimizer=MOMENTUM)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def saved():
     return SAVED.init(jax.random.key(0), 1.0)
 
 
-def make(model=model, guide=guide, phi_optimizer=optax.sgd(0.1, momentum=0.9), **options):  # noqa: B008
+def make(model=model, guide=guide, phi_optimizer=MOMENTUM, **options):
     return rws_jax.make_step(model, guide, phi_optimizer=phi_optimizer, **options)
 
 
