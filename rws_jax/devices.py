@@ -21,8 +21,9 @@ def automatic(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def on_automatic_axes(*args: Any, **kwargs: Any) -> Any:
-        for leaf in jax.tree.leaves((args, kwargs)):
-            mesh = jax.typeof(leaf).sharding.mesh
+        arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if isinstance(leaf, jax.Array)]
+        for array in arrays:
+            mesh = jax.typeof(array).sharding.mesh
             if AxisType.Explicit in mesh.axis_types:
                 everywhere = NamedSharding(mesh, PartitionSpec())
                 called = lambda both: function(*both[0], **both[1])  # keyword arguments would stay explicit
