@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax import chunks, weights
+from rws_jax.data import each_datum
 from rws_jax.defensive import Defence
 from rws_jax.options import SleepOptions, WakeOptions, check_num_particles
 from rws_jax.particles import Dreams, Indices, Particles, draw_particles, dream, score_dreams, score_particles
@@ -29,7 +30,10 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
 
     def particles_of(params: tuple, indices: Indices) -> Particles:
         programs = model._replace(params=params[0]), guide._replace(params=params[1])
-        return wake_particles(*programs, defensive_guide, options, indices)
+        run = lambda model, guide, defensive_guide, indices: wake_particles(
+            model, guide, defensive_guide, options, indices
+        )
+        return each_datum(run, (*programs, defensive_guide), options.layout.data_axes, indices)
 
     params = model.params, guide.params
     layout, num_particles = options.layout, options.num_particles
@@ -75,10 +79,13 @@ def wake_particles(
 def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
     """Sleep-phi of one set of dreams."""
 
-    def loss(phi: Any, indices: Indices) -> jax.Array:
+    def dreams_of(model: Call, guide: Call, indices: Indices) -> Dreams:
         dreams = dream(model, indices, options.observed_sites)
-        scored = score_dreams(guide._replace(params=phi), dreams, indices, options.simulated_data_to_args)
-        return dream_loss(scored, options.num_particles)
+        return score_dreams(guide, dreams, indices, options.simulated_data_to_args)
+
+    def loss(phi: Any, indices: Indices) -> jax.Array:
+        programs = model, guide._replace(params=phi)
+        return dream_loss(each_datum(dreams_of, programs, options.layout.data_axes, indices), options.num_particles)
 
     layout, num_particles = options.layout, options.num_particles
     size = layout.size_of_chunks(num_particles)

@@ -84,11 +84,12 @@ class svi_program(Messenger):
 class randomness(Messenger):
     """Gives a seeded program the randomness of one particle: every key is folded with the particle's index.
 
-    Plates keep their key, so that all particles see the same minibatch.
+    Plates keep their key, so that all particles see the same minibatch. A program of one datum among many has its keys
+    folded with the datum's index before, all of them.
     """
 
-    def __init__(self, fn: Program, role: str, index: Any) -> None:
-        self.role, self.index = role, index
+    def __init__(self, fn: Program, role: str, index: Any, datum: Any = None) -> None:
+        self.role, self.index, self.datum = role, index, datum
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
@@ -98,8 +99,9 @@ class randomness(Messenger):
         if rng_key is None:
             where = f"{msg['type']} site {msg['name']!r}" if "name" in msg else f"a {msg['type']} statement"
             sites.fail_unseeded(self.role, where)
-        if msg["type"] != "plate":
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(rng_key, self.index)
+        if self.datum is not None:
+            rng_key = jax.random.fold_in(rng_key, self.datum)
+        msg["kwargs"]["rng_key"] = rng_key if msg["type"] == "plate" else jax.random.fold_in(rng_key, self.index)
 
 
 class fixed_values(Messenger):

@@ -1,4 +1,4 @@
-"""How particles run: mapped over or one by one, all at once or in chunks, on one device or many."""
+"""How programs run: on all data or one, particles mapped over or one by one, at once or in chunks, on many devices."""
 
 import math
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from rws_jax.validation import check_flag, check_int, describe, fail
 
 @dataclass(frozen=True)
 class Layout:
-    """Three options that change no result; see `wake_phi_loss`."""
+    """Options of where particles run, which change no result, and of what a datum is; see `wake_phi_loss`."""
 
     vectorize_particles: bool = True
     chunk_size: int | None = None
     particle_sharding: NamedSharding | None = None
+    data_axes: Any = None
 
     def __post_init__(self) -> None:
         check_flag(self.vectorize_particles, "vectorize_particles")

@@ -33,6 +33,7 @@ def wake_theta_loss(
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
+    data_axes: Any = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""Minus the importance-weighted bound on the log evidence, which trains the model.
@@ -55,6 +56,7 @@ def wake_theta_loss(
       vectorize_particles: whether particles are mapped over.
       chunk_size: particles in memory at a time.
       particle_sharding: over which devices they are spread.
+      data_axes: axes of the data in `args`.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -82,7 +84,7 @@ def wake_theta_loss(
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
     """
     programs = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
     options = WakeOptions(num_particles, defensive=defensive, layout=layout)
     return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).theta_loss
 
@@ -102,6 +104,7 @@ def wake_phi_loss(
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
+    data_axes: Any = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the self-normalised posterior to the guide, which trains the guide on real data.
@@ -136,6 +139,8 @@ def wake_phi_loss(
       chunk_size: particles in memory at a time; None for all at once. Results do not depend on it, nor does memory then
         on `num_particles`. There are first derivatives only.
       particle_sharding: over which devices particles are spread, ``NamedSharding(mesh, PartitionSpec("particles"))``.
+      data_axes: for programs written for one datum, where `args` have the axis of data, as `in_axes` of `jax.vmap`: an
+        int, or a tuple with None for arguments that are the same for all data. Every datum is a unit of its own.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -167,7 +172,7 @@ def wake_phi_loss(
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
     programs = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
     options = WakeOptions(num_particles, control_variate, defensive, gradient, layout)
     return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).phi_loss
 
@@ -185,6 +190,7 @@ def sleep_phi_loss(
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
+    data_axes: Any = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
@@ -215,6 +221,7 @@ def sleep_phi_loss(
       vectorize_particles: whether dreams are mapped over; this and the following as in `wake_phi_loss`.
       chunk_size: dreams in memory at a time.
       particle_sharding: over which devices they are spread.
+      data_axes: axes of the data in `args`.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -245,6 +252,6 @@ def sleep_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
     programs = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
     options = SleepOptions(num_particles, simulated_data_to_args, observed_sites, layout)
     return sleep(*programs, options)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed
 
+from rws_jax.data import of_first
 from rws_jax.defensive import Defence
 from rws_jax.estimators import sleep, wake
 from rws_jax.handlers import Params, Program
@@ -84,7 +85,10 @@ class Objective:
     ) -> tuple[Trace, Trace]:
         """One particle of each phase, to check that the programs fit together; see `run_pilot`."""
         rng_keys, wake = jax.random.split(rng_key, 3), self.phases.wake
-        model, guide, defensive_guide = self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs)
+        model, guide, defensive_guide = (
+            call and of_first(call, wake.layout.data_axes)
+            for call in self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs)
+        )
         defence = Defence(wake.defensive, model, defensive_guide) if wake.defensive else None
         return run_pilot(model, guide, defence, self.phases, index)
 

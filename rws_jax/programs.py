@@ -31,6 +31,7 @@ class Call(NamedTuple):
     params: Params | None  # None: param sites take their initial values
     args: tuple
     kwargs: dict
+    datum: Any = None  # its index, if the program is of one datum among many
 
     def stopped(self) -> "Call":
         """The same with its parameters held constant."""
@@ -40,7 +41,8 @@ class Call(NamedTuple):
         """The key that the program is seeded with."""
         for layer in layers(self.program):
             if isinstance(layer, seed) and layer.rng_key is not None:
-                return jax.random.clone(layer.rng_key)
+                rng_key = jax.random.clone(layer.rng_key)
+                return rng_key if self.datum is None else jax.random.fold_in(rng_key, self.datum)
         sites.fail_unseeded(self.role, "the program")
 
 
@@ -150,7 +152,7 @@ def _run(call: Call, index: Any, fixed: Callable[[Site, tuple], Any]) -> Trace:
     if isinstance(program, seed) and program.rng_key is not None:
         # The same randomness is used in several runs: JAX is told that this is meant.
         program = seed(program.fn, jax.random.clone(program.rng_key), program.hide_types)
-    program = randomness(program, call.role, index)
+    program = randomness(program, call.role, index, call.datum)
     if call.params is not None:
         program = parameters(program, call.role, call.params)
     run = trace(fixed_values(program, call.role, fixed)).get_trace(*call.args, **call.kwargs)

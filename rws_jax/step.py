@@ -41,6 +41,7 @@ def make_step(
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
+    data_axes: Any = None,
     model_has_params: bool = True,
     shared_params: bool = False,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
@@ -73,6 +74,8 @@ def make_step(
         for programs that branch in Python on sampled values.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
+      data_axes: for programs written for one datum, where the arguments have the axis of data, as `in_axes` of
+        `jax.vmap`; see `wake_phi_loss`.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in
         `theta`, and are trained by its optimizer on the sum of both losses' gradients.
@@ -116,7 +119,7 @@ def make_step(
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
     options.check_phi_steps(phi_steps)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
     phases = Phases.of(
         num_particles=num_particles,
         insomnia=insomnia,

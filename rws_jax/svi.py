@@ -58,6 +58,7 @@ class ReweightedWakeSleep(ELBO):
       gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh.
+      data_axes: for programs written for one datum, where the arguments have the axis of data; see `wake_phi_loss`.
       shared_params: whether param sites may occur in both programs; both losses train them then.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
@@ -108,6 +109,7 @@ class ReweightedWakeSleep(ELBO):
         gradient: str = "score",
         chunk_size: int | None = None,
         particle_sharding: NamedSharding | None = None,
+        data_axes: Any = None,
         shared_params: bool = False,
         simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
         observed_sites: tuple[str, ...] = (),
@@ -115,7 +117,7 @@ class ReweightedWakeSleep(ELBO):
         _check_constant(insomnia)
         options.check_max_plate_nesting(max_plate_nesting)
         validation.check_flag(strict_enumeration_warning, "strict_enumeration_warning")
-        layout = Layout(vectorize_particles, chunk_size, particle_sharding)
+        layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
         self._phases = Phases.of(
             num_particles=num_particles,
             insomnia=insomnia,

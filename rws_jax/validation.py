@@ -155,6 +155,7 @@ _OPTIONS = {
         "vectorize_particles",
         "chunk_size",
         "particle_sharding",
+        "data_axes",
         "shared_params",
         "simulated_data_to_args",
         "observed_sites",
