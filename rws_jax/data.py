@@ -24,7 +24,7 @@ def each_datum(fn: Callable, calls: Iterable[Call | None], data_axes: Any, indic
         return fn(*(call and call._replace(args=args, datum=datum) for call in calls), indices)
 
     number = num_data(args, data_axes)
-    if not isinstance(indices, range):
+    if isinstance(indices, jax.Array):
         return jax.vmap(of_datum, (0, data_axes), out_axes=1)(jnp.arange(number), args)
     return jax.tree.map(_stack, *(of_datum(datum, take(args, data_axes, datum)) for datum in range(number)))
 

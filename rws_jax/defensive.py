@@ -7,13 +7,14 @@ A guide that has come to leave out a part of the posterior draws no particle the
 drawn: they are bounded where p / u is, and the bound stays a bound.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from rws_jax import matching, sites
 from rws_jax.density import Units, those_of
+from rws_jax.paths import Walk
 from rws_jax.programs import Call, Draws, draws_of, sampled, scored
 from rws_jax.sites import Trace
 
@@ -58,4 +59,19 @@ def draw_defensive(defence: Defence, guide: Call, guide_run: Trace, index: Any, 
     return Draws(latents, draws.plates)
 
 
+def draw_on_path(defence: Defence, guide: Call, index: Any) -> Draws:
+    """The same by a path, of which the choice is the first step: one of the two programs runs, and draws it all."""
+    rng_key = jax.random.fold_in(jax.random.fold_in(guide.rng_key(), _CHOICE), index)
+    walk = cast(Walk, guide.walk)
+    if not walk.choose(DEFENDS, lambda: jax.random.bernoulli(rng_key, defence.delta)):
+        run = sampled(guide, index)
+        sites.check_guide(run)
+    else:
+        run = sampled(defence.guide or defence.model.stopped(), index)
+        if defence.guide is not None:
+            sites.check_defensive_guide(run)
+    return draws_of(run)
+
+
+DEFENDS = "(defensive)"  # the name of that choice
 _CHOICE = 0xFFFFFFFF  # a number that neither a particle nor a site has

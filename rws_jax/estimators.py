@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax import chunks, weights
+from rws_jax.branching import Run, branching_of, by_paths, check_by_paths
 from rws_jax.data import each_datum
 from rws_jax.defensive import Defence
 from rws_jax.options import SleepOptions, WakeOptions, check_num_particles
 from rws_jax.particles import Dreams, Indices, Particles, draw_particles, dream, score_dreams, score_particles
+from rws_jax.paths import Steers
 from rws_jax.programs import Call
 from rws_jax.weights import Totals
 
@@ -27,7 +29,20 @@ class Wake(NamedTuple):
 def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Wake:
     """Draw one set of particles, and all that wake learns from it."""
     check_num_particles(options.num_particles, "num_particles", options.layout, minimum=2)
+    if not options.layout.runs_by_paths:
+        try:
+            return _wake(model, guide, defensive_guide, options)
+        except Steers:
+            pass  # which only the run of a program tells
+    run_by_calls = lambda *calls_and_indices: wake_particles(*calls_and_indices[:3], options, calls_and_indices[3])
+    calls = model, guide, defensive_guide
+    run = Run("wake", run_by_calls, 3 if options.defensive else 2, calls, options.layout.data_axes)
+    check_by_paths(options)
+    particles = by_paths(branching_of(calls, options), run, options.num_particles, options.layout.chunk_size)
+    return _learned(particles, options.control_variate)
 
+
+def _wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Wake:
     def particles_of(params: tuple, indices: Indices) -> Particles:
         programs = model._replace(params=params[0]), guide._replace(params=params[1])
         run = lambda model, guide, defensive_guide, indices: wake_particles(
@@ -39,9 +54,7 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
     layout, num_particles = options.layout, options.num_particles
     size = layout.size_of_chunks(num_particles)
     if size is None:
-        particles = particles_of(params, layout.indices(num_particles))
-        totals = weights.totals(lax.stop_gradient(particles.log_weights))  # told, but not trained on
-        return Wake(theta_loss(particles), phi_loss(particles, options.control_variate), totals)
+        return learned(particles_of(params, layout.indices(num_particles)), options.control_variate)
 
     # First the weights of all particles, without gradients; then gradients chunk by chunk, the weights known.
     constant = lax.stop_gradient(params)  # both losses get their gradients below
@@ -58,6 +71,15 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
     phi, grads = chunks.values_and_grads(learns, params, num_particles, size)
     theta = _minus_sum(totals.bound, totals.num_alive > 0, scale)
     return Wake(chunks.with_grads(theta, grads[0], params[0]), chunks.with_grads(phi, grads[1], params[1]), known)
+
+
+def learned(particles: Particles, control_variate: bool) -> Wake:
+    """What all particles tell."""
+    totals = weights.totals(lax.stop_gradient(particles.log_weights))  # told, but not trained on
+    return Wake(theta_loss(particles), phi_loss(particles, control_variate), totals)
+
+
+_learned = jax.jit(learned, static_argnums=1)  # for particles that were run un-jitted
 
 
 def wake_particles(
@@ -78,6 +100,7 @@ def wake_particles(
 
 def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
     """Sleep-phi of one set of dreams."""
+    layout, num_particles = options.layout, options.num_particles
 
     def dreams_of(model: Call, guide: Call, indices: Indices) -> Dreams:
         dreams = dream(model, indices, options.observed_sites)
@@ -87,17 +110,24 @@ def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
         programs = model, guide._replace(params=phi)
         return dream_loss(each_datum(dreams_of, programs, options.layout.data_axes, indices), options.num_particles)
 
-    layout, num_particles = options.layout, options.num_particles
-    size = layout.size_of_chunks(num_particles)
-    if size is None:
-        return loss(guide.params, layout.indices(num_particles))
-
     def learns(phi: Any, indices: jax.Array) -> tuple:
         value = loss(phi, layout.spread(indices))
         return value, value
 
-    value, grads = chunks.values_and_grads(learns, guide.params, num_particles, size)
-    return chunks.with_grads(value, grads, guide.params)
+    if not layout.runs_by_paths:
+        try:
+            size = layout.size_of_chunks(num_particles)
+            if size is None:
+                return loss(guide.params, layout.indices(num_particles))
+            value, grads = chunks.values_and_grads(learns, guide.params, num_particles, size)
+            return chunks.with_grads(value, grads, guide.params)
+        except Steers:
+            pass
+    calls = model, guide
+    run = Run("sleep", dreams_of, 1, calls, layout.data_axes)
+    check_by_paths(options)
+    dreams = by_paths(branching_of(calls, options), run, num_particles, layout.chunk_size)
+    return dream_loss(dreams, num_particles)
 
 
 def theta_loss(particles: Particles) -> jax.Array:

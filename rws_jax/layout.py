@@ -1,7 +1,7 @@
 """How programs run: on all data or one, particles mapped over or one by one, at once or in chunks, on many devices."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ class Layout:
     chunk_size: int | None = None
     particle_sharding: NamedSharding | None = None
     data_axes: Any = None
+    branching: Any = field(default=None, compare=False)  # what is compiled of programs that branch; `make_step`'s own
 
     def __post_init__(self) -> None:
         check_flag(self.vectorize_particles, "vectorize_particles")
@@ -33,6 +34,11 @@ class Layout:
             _check_sharding(self.particle_sharding)
             self._check_vectorized("particle_sharding", self.particle_sharding.spec)
             self.check_divides(self.chunk_size, "chunk_size")
+
+    @property
+    def runs_by_paths(self) -> bool:
+        """Whether programs are known to branch in Python, and are to be compiled all the same."""
+        return self.vectorize_particles and self.branching is not None and self.branching.is_met
 
     def size_of_chunks(self, num_particles: int) -> int | None:
         """None if all particles are one chunk."""

@@ -2,7 +2,7 @@
 
 A particle's draw depends on the seed and on its index alone, not on how many particles there are or how they are
 grouped, so callers may pass any part of ``arange(num_particles)``. Particles are mapped over if the indices are an
-array. If they are a Python range, each runs on its own and un-jitted, and its sites may be others than its neighbours'.
+array. If they are a range or a list, each runs on its own, and its sites may be others than its neighbours'.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax import matching, sites, validation, weights
-from rws_jax.defensive import Defence, draw_defensive
+from rws_jax.defensive import Defence, draw_defensive, draw_on_path
 from rws_jax.density import Units, itself, those_of
 from rws_jax.dreams import show_data
 from rws_jax.programs import Call, Draws, draws_of, dreamt, sampled, scored
 from rws_jax.sites import Trace
 
-Indices = jax.Array | range
+Indices = jax.Array | Sequence
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_p", "log_q", "log_r", "path"], meta_fields=["scale"])
@@ -73,15 +73,17 @@ def draw_particles(
         guide = guide.stopped()  # no pathwise gradient, from one site to the next too
 
     def draw(index: Any) -> Draws:
+        if defence is not None and guide.walk is not None:
+            return draw_on_path(defence, guide, index)
         run = sampled(guide, index)
         sites.check_guide(run)
         if reparameterised:
             sites.check_reparameterised(run)
         if defence is None:
             return draws_of(run)
-        return draw_defensive(defence, guide, run, index, whole=isinstance(indices, range))
+        return draw_defensive(defence, guide, run, index, whole=not isinstance(indices, jax.Array))
 
-    if isinstance(indices, range):
+    if not isinstance(indices, jax.Array):
         return _each(draw, indices)
     return _map(draw, out_axes=_DRAWS)(indices)
 
@@ -120,7 +122,7 @@ def score_particles(
             log_r = weights.log_mixture(log_q, log_u, defence.delta)
         return Particles(log_p, log_q, units.scale, log_r)
 
-    if isinstance(indices, range):
+    if not isinstance(indices, jax.Array):
         all_runs = _each(runs, draws, indices)
         units = Units.of(*chain.from_iterable(all_runs))
         if len({frozenset(one.latents) for one in draws}) > 1:
@@ -142,7 +144,7 @@ def dream(model: Call, indices: Indices, observed_sites: tuple[str, ...]) -> Any
         run, data = dreamt(model, index, observed_sites)
         return draws_of(run), data
 
-    if isinstance(indices, range):
+    if not isinstance(indices, jax.Array):
         return _each(draw, indices)
     return _map(draw, out_axes=(_DRAWS, 0))(indices)
 
@@ -162,7 +164,7 @@ def score_dreams(guide: Call, dreams: Any, indices: Indices, simulated_data_to_a
     def score(units: Units, run: Trace, draws: Draws) -> Dreams:
         return Dreams(units.log_density(run, draws.latents, lambda site: None), units.scale)
 
-    if isinstance(indices, range):
+    if not isinstance(indices, jax.Array):
         latents, data = zip(*dreams, strict=True)
         all_runs = _each(run, latents, data, indices)
         return _stack(_each(partial(score, Units.of(*all_runs)), all_runs, latents))

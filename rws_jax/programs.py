@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import lax
+from jax.core import Tracer
 from numpyro.distributions import Distribution
 from numpyro.handlers import seed, trace
 
-from rws_jax import dreams, matching, sites
+from rws_jax import dreams, matching, paths, sites
 from rws_jax.handlers import Params, Program, fixed_values, parameters, randomness
 from rws_jax.options import check_defensive_share
+from rws_jax.paths import Walk
 from rws_jax.sites import Site, Trace
 from rws_jax.supports import feasible
 from rws_jax.validation import check_no_collision, check_params, check_passed_on, layers
@@ -32,6 +34,7 @@ class Call(NamedTuple):
     args: tuple
     kwargs: dict
     datum: Any = None  # its index, if the program is of one datum among many
+    walk: Walk | None = None  # along which path it runs, if it branches in Python and is compiled
 
     def stopped(self) -> "Call":
         """The same with its parameters held constant."""
@@ -152,9 +155,28 @@ def _run(call: Call, index: Any, fixed: Callable[[Site, tuple], Any]) -> Trace:
     if isinstance(program, seed) and program.rng_key is not None:
         # The same randomness is used in several runs: JAX is told that this is meant.
         program = seed(program.fn, jax.random.clone(program.rng_key), program.hide_types)
+
+    def steered(site: Site, steps: tuple) -> Any:
+        value = fixed(site, steps)
+        if not paths.steers(site, call.walk):
+            return value
+        paths.check_steering(call.role, site)
+        if call.walk is None:
+            if isinstance(index, Tracer):
+                raise paths.Steers
+            return value  # Python knows it
+        if value is None:
+            return call.walk.choose(site["name"], lambda: site["fn"](**site["kwargs"]))
+        if not isinstance(value, Tracer):
+            return value
+        known = call.walk.value(site["name"])
+        if known is None:
+            raise paths.Unplanned(site["name"])
+        return known  # to stay within a support that is traced is not for a constant
+
     program = randomness(program, call.role, index, call.datum)
     if call.params is not None:
         program = parameters(program, call.role, call.params)
-    run = trace(fixed_values(program, call.role, fixed)).get_trace(*call.args, **call.kwargs)
+    run = trace(fixed_values(program, call.role, steered)).get_trace(*call.args, **call.kwargs)
     sites.check_supported(call.role, run)
     return run

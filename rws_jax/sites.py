@@ -51,6 +51,14 @@ def fail_unseeded(role: str, where: str) -> NoReturn:
 
 def check_in_control_flow(role: str, site: Site) -> None:
     """In the bodies of scan and cond, NumPyro neither trains parameters nor scales subsampled plates."""
+    if site["type"] == "sample" and not site["is_observed"] and site["infer"].get("branching"):
+        fail(
+            ValueError,
+            f"branching site {site['name']!r} of the {role} is inside a scan or cond body, which is compiled as one",
+            expected="branching sites outside of the bodies of numpyro.contrib.control_flow",
+            found=f"infer={{'branching': True}} at site {site['name']!r}",
+            hint="write the loop in Python, or drop the annotation if nothing branches on the site",
+        )
     if site["type"] == "param" or (site["type"] == "plate" and site["value"] is None):
         what, full = {"param": ("param", "numpyro.param"), "plate": ("subsampled plate", "numpyro.plate")}[site["type"]]
         fail(

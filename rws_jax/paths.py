@@ -1,0 +1,127 @@
+"""Paths: what programs that branch in Python have drawn at the sites that steer them, and one run along a path.
+
+A site with ``infer={"branching": True}`` steers: Python has to know its value. On a path it does, since the values are
+constants of the run; where the path ends, the run stops and hands out what it has drawn there.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rws_jax.sites import Site
+from rws_jax.validation import fail
+
+
+class Choice(NamedTuple):
+    """A steering site and its value, hashable."""
+
+    name: str
+    value: Any  # a Python number, or tuples of them
+    dtype: str
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> "Choice":
+        value = np.asarray(value)
+        return cls(name, _frozen(value.tolist()), str(value.dtype))
+
+    @property
+    def array(self) -> jax.Array:
+        return jnp.asarray(self.value, self.dtype)
+
+
+Path = tuple[Choice, ...]
+
+
+def describe(path: Iterable[Choice]) -> str:
+    """A path as messages tell it."""
+    return ", ".join(f"{choice.name}={choice.value}" for choice in path) or "the empty path, before any branching site"
+
+
+class Steers(Exception):
+    """A steering site is met by a run that is compiled for all particles at once."""
+
+
+class Stop(BaseException):
+    """A path has ended at a steering site, with what was drawn there. No program is to catch this."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__(name)
+        self.name, self.value = name, value
+
+
+class Unplanned(BaseException):
+    """A site steers in this program, but not in the one that has drawn it, which has to stop there too."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Walk:
+    """One run along a path, and beyond its end: there it stops or, un-jitted, goes on and writes down where."""
+
+    def __init__(self, path: Path, steering: set[str], *, goes_on: bool = False) -> None:
+        self.path, self.steering, self.goes_on = path, steering, goes_on
+        self.taken: list[Choice] = []
+
+    def choose(self, name: str, draw: Callable[[], Any]) -> Any:
+        """The value at a steering site."""
+        position = len(self.taken)
+        if position < len(self.path):
+            choice = self.path[position]
+            if choice.name != name:
+                _fail_not_deterministic(self.path, f"site {choice.name!r}", f"site {name!r}")
+            self.taken.append(choice)
+            return choice.array
+        value = draw()
+        if not self.goes_on:
+            raise Stop(name, value)
+        self.taken.append(Choice.of(name, value))
+        return value
+
+    def value(self, name: str) -> Any:
+        """Of a site on the path that has been met, or None."""
+        return next((choice.array for choice in self.taken if choice.name == name), None)
+
+    def check_ended(self) -> None:
+        """The program has drawn all that it had drawn before."""
+        if len(self.taken) < len(self.path):
+            _fail_not_deterministic(self.path, f"site {self.path[len(self.taken)].name!r}", "the end of the program")
+
+
+def steers(site: Site, walk: Walk | None) -> bool:
+    """Whether Python has to know the value of a site."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return False
+    return bool(site["infer"].get("branching")) or (walk is not None and site["name"] in walk.steering)
+
+
+def check_steering(role: str, site: Site) -> None:
+    """Python can branch for one datum at a time."""
+    wide = [frame for frame in site["cond_indep_stack"] if frame.size > 1]
+    if wide:
+        fail(
+            ValueError,
+            f"branching site {site['name']!r} of the {role} is in plate {wide[0].name!r}: Python branches for one datum",
+            expected="branching sites outside of plates",
+            found=f"plate {wide[0].name!r} of size {wide[0].size}",
+            hint="write the programs for a single datum, without the plate, and pass data_axes=0",
+        )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _fail_not_deterministic(path: Path, expected: str, found: str) -> NoReturn:
+    fail(
+        ValueError,
+        f"a program is not deterministic given its sites: it took another way on the path {describe(path)}",
+        expected=f"{expected} next, as in the run before",
+        found=found,
+        hint="Python may branch on sites with infer={'branching': True} and on constants, not on other randomness or on"
+        " what other runs leave behind",
+    )
