@@ -1,15 +1,12 @@
-"""Programs that branch in Python, compiled path by path: all particles, of all data, that share a path run together.
+"""One path, compiled for a number of particles, and what is kept of all that have been compiled.
 
-One function for each prefix of a path draws up to the next branching site. What is drawn there comes to the host,
-particles are grouped by it, and so on until the programs end; there the function scores. Weights need all particles of a
-datum, whatever their paths. Then the function of each whole path, called once more, gives its part of the gradient.
-
-Knows particles by number, groups of them and functions of these, not what is computed.
+Python branches on values, and a path says what they are, so along one the programs can be compiled. Knows functions of
+particles by number, not what they compute.
 """
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from numpyro.handlers import seed
 
-from rws_jax.data import num_data, take
-from rws_jax.paths import Choice, Path, Stop, Unplanned, Walk
+from rws_jax.data import take
+from rws_jax.paths import Path, Stop, Walk, check_steering, steers
 from rws_jax.programs import Call
+from rws_jax.sites import Trace
 from rws_jax.trees import is_float
 from rws_jax.validation import fail
 
@@ -92,7 +89,7 @@ class Compiled:
         def function(
             params: tuple, inputs: tuple, pairs: jax.Array, cotangents: jax.Array, weighs: jax.Array, grads: list
         ) -> tuple:
-            floats, of_params = _floats(params)
+            floats, of_params = floats_of(params)
             of_floats = lambda floats: all_of(of_params(floats), inputs, *pairs.T)
             shape = jax.eval_shape(of_floats, floats)
             if self.stops_at is not None:
@@ -100,7 +97,7 @@ class Compiled:
 
             def backward() -> tuple:
                 _, pullback = jax.vjp(of_floats, floats)
-                return jnp.zeros(shape.shape, shape.dtype), _add(grads, *pullback(cotangents))
+                return jnp.zeros(shape.shape, shape.dtype), add(grads, *pullback(cotangents))
 
             return lax.cond(weighs, backward, lambda: (of_floats(floats), grads))
 
@@ -139,6 +136,14 @@ class Branching:
         """What the info tells."""
         counts = {"num_paths": len(self.paths), "num_compiled": len(self._compiled), "num_unjitted": self.num_unjitted}
         return {name: jnp.array(count) for name, count in counts.items()}
+
+    def look(self, *runs: Trace) -> None:
+        """Whether there are branching sites in these runs of model and guide."""
+        for role, run in zip(("model", "guide"), runs, strict=True):
+            for site in run.values():
+                if steers(site, None):
+                    check_steering(role, site)
+                    self.is_met = True
 
     def find(self, run: Run, path: Path, number: int) -> Compiled | None:
         """For at least so many particles on a path; None if too few have come along it to compile it."""
@@ -222,127 +227,7 @@ def check_by_paths(options: Any) -> None:
         )
 
 
-class Group(NamedTuple):
-    """Particles that have come along one path to its end."""
-
-    path: Path
-    members: np.ndarray  # which of the particles
-    compiled: Compiled | None  # or one by one, un-jitted
-
-
-class Sweep:
-    """All particles of all data, forward and back."""
-
-    def __init__(self, branching: Branching, run: Run, params: tuple, pairs: np.ndarray, max_size: int | None) -> None:
-        self._branching, self._run, self._params, self._pairs = branching, run, params, pairs
-        self._grads = [jnp.zeros_like(leaf) for leaf in _floats(params)[0]]
-        self.outputs = np.zeros((len(pairs), run.num_outputs), np.float32)
-        self.structure: Any = None
-        self.groups: list[Group] = []
-        frontier = [((), np.arange(len(pairs)))]
-        while frontier:
-            frontier = list(self._beyond([part for path, all_ in frontier for part in _parts(path, all_, max_size)]))
-        branching.paths |= {(run.kind, group.path) for group in self.groups}
-
-    def _beyond(self, frontier: list[tuple[Path, np.ndarray]]) -> Iterator[tuple[Path, np.ndarray]]:
-        """One branching site further; who is at the end is done."""
-        calls = []
-        for path, members in frontier:  # all are on their way before the first one is waited for
-            compiled = self._branching.find(self._run, path, len(members))
-            if compiled is None:
-                self._go_alone(path, members)
-                continue
-            values, _ = compiled(self._run, self._params, self._pairs[members], None, self._grads)
-            self._branching.keep(self._run, compiled)
-            calls.append((path, members, compiled, values))
-        for path, members, compiled, values in calls:
-            values = np.asarray(values)[: len(members)]
-            if compiled.stops_at is None:
-                self._finish(Group(path, members, compiled), values, compiled.structure)
-                continue
-            different, which = np.unique(values, axis=0, return_inverse=True)
-            self._branching.warn_of_values(path, compiled.stops_at, len(different), len(members))
-            for number, value in enumerate(different):
-                yield (*path, Choice.of(compiled.stops_at, value)), members[which.ravel() == number]
-
-    def _go_alone(self, path: Path, members: np.ndarray) -> None:
-        for member in members:
-            walk = Walk(path, self._branching.steering, goes_on=True)
-            outputs, structure = jax.tree.flatten(self._alone(self._params, member, walk))
-            self._finish(Group(tuple(walk.taken), np.array([member]), None), np.array([outputs]), structure)
-
-    def _alone(self, params: tuple, member: int, walk: Walk) -> Any:
-        self._branching.num_unjitted += 1
-        return self._run.bare().one(params, self._run.inputs, *map(int, self._pairs[member]), walk)
-
-    def _finish(self, group: Group, outputs: np.ndarray, structure: Any) -> None:
-        self.outputs[group.members] = outputs
-        self.structure = structure
-        self.groups.append(group)
-
-    def back(self, cotangents: np.ndarray) -> list:
-        """Gradients of all parameters that are floats, given those of `outputs`."""
-        grads = self._grads
-        for group in self.groups:
-            weights = cotangents[group.members]
-            if group.compiled is not None:
-                _, grads = group.compiled(self._run, self._params, self._pairs[group.members], weights, grads)
-                continue
-            floats, of_params = _floats(self._params)
-            walk = Walk(group.path, self._branching.steering)
-            of_floats = lambda floats: jax.tree.leaves(self._alone(of_params(floats), group.members[0], walk))  # noqa: B023
-            grads = _add(grads, *jax.vjp(of_floats, floats)[1](list(jnp.asarray(weights[0]))))
-        return grads
-
-
-def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int | None = None) -> Any:
-    """The results of all particles, leaves ``(particles, *data)``, differentiable in the parameters of the calls.
-
-    Args:
-      branching: what is known of these programs.
-      run: what to compute.
-      num_particles: for each datum.
-      max_size: particles that run at a time.
-    """
-    floats, of_params = _floats(run.params)
-    _check_known((lax.stop_gradient(floats), run.inputs))
-    numbers = (num_particles,) if run.data_axes is None else (num_particles, num_data(run.inputs[1], run.data_axes))
-    pairs = np.argwhere(np.ones((*numbers, 1)[:2]))[:, ::-1]  # datum and index
-    structures = []
-
-    def sweep(floats: list) -> tuple[jax.Array, Sweep]:
-        while True:
-            try:
-                done = Sweep(branching, run, of_params(floats), pairs.astype(np.int32), max_size)
-            except Unplanned as site:
-                branching.learn(site.name)
-                continue
-            structures.append(done.structure)
-            return jnp.asarray(done.outputs), done
-
-    @jax.custom_vjp
-    def outputs_of(floats: list) -> jax.Array:
-        return sweep(floats)[0]
-
-    def forward(floats: list) -> tuple:
-        outputs, done = sweep(floats)
-        return outputs, _Held(done)
-
-    outputs_of.defvjp(forward, lambda held, cotangents: (held.sweep.back(np.asarray(cotangents)),))
-    outputs = outputs_of(floats)
-    leaves = [outputs[:, number].reshape(numbers) for number in range(run.num_outputs)]
-    return jax.tree.unflatten(structures[0], leaves)
-
-
-@jax.tree_util.register_static
-class _Held:
-    """For the way back, past JAX."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-
-
-def _floats(params: tuple) -> tuple[list, Callable[[list], tuple]]:
+def floats_of(params: tuple) -> tuple[list, Callable[[list], tuple]]:
     """The leaves that are trained, and what puts them back among the others."""
     leaves, structure = jax.tree.flatten(params)
     trained = [is_float(leaf) for leaf in leaves]
@@ -355,27 +240,11 @@ def _floats(params: tuple) -> tuple[list, Callable[[list], tuple]]:
     return [jnp.asarray(leaf) for leaf, is_trained in zip(leaves, trained, strict=True) if is_trained], of_params
 
 
-def _add(grads: list, more: list) -> list:
+def add(grads: list, more: list) -> list:
+    """Leaf by leaf."""
     return [one + other for one, other in zip(grads, more, strict=True)]
-
-
-def _parts(path: Path, members: np.ndarray, max_size: int | None) -> list[tuple[Path, np.ndarray]]:
-    size = max_size or len(members)
-    return [(path, members[start : start + size]) for start in range(0, len(members), size)]
 
 
 def _padded(number: int) -> int:
     """The next power of two."""
     return 1 << (number - 1).bit_length()
-
-
-def _check_known(tree: Any) -> None:
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-        fail(
-            TypeError,
-            "programs have branching sites, but the call is traced by jit, scan or vmap",
-            expected="a call outside of JAX transformations other than grad: it compiles each path by itself",
-            found="traced parameters, keys or arguments",
-            hint="call it un-jitted, in a Python loop; to compile all at once, branch by"
-            " numpyro.contrib.control_flow.cond or handlers.mask instead",
-        )

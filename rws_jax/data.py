@@ -42,7 +42,9 @@ def num_data(args: tuple, data_axes: Any) -> int:
         )
     sizes: dict[int, str] = {}
     for position, (arg, axis) in enumerate(zip(args, _by_argument(args, data_axes), strict=True)):
-        for leaf in jax.tree.leaves(arg) if axis is not None else ():
+        for leaf in jax.tree.leaves(arg):
+            if axis is None:
+                continue
             shape = jnp.shape(leaf)
             if not -len(shape) <= axis < len(shape):
                 fail(
@@ -73,12 +75,12 @@ def take(args: tuple, data_axes: Any, datum: Any) -> tuple:
     )
 
 
-def of_first(call: Call, data_axes: Any) -> Call:
-    """The first datum's, for programs to be looked at."""
+def first_datum(args: tuple, data_axes: Any) -> tuple[tuple, int | None]:
+    """Its arguments and index, for programs to be looked at."""
     if data_axes is None:
-        return call
-    num_data(call.args, data_axes)
-    return call._replace(args=take(call.args, data_axes, 0), datum=0)
+        return args, None
+    num_data(args, data_axes)
+    return take(args, data_axes, 0), 0
 
 
 def check_data_axes(value: Any) -> None:
@@ -95,7 +97,7 @@ def check_data_axes(value: Any) -> None:
         )
 
 
-def _by_argument(args: tuple, data_axes: Any) -> tuple:
+def _by_argument(args: tuple, data_axes: Any) -> tuple[int | None, ...]:
     return data_axes if isinstance(data_axes, tuple) else (data_axes,) * len(args)
 
 

@@ -1,6 +1,7 @@
 """The losses as functions of scored particles and dreams, and how these come about."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax import chunks, weights
-from rws_jax.branching import Run, branching_of, by_paths, check_by_paths
+from rws_jax.branching import Run, branching_of, check_by_paths
 from rws_jax.data import each_datum
 from rws_jax.defensive import Defence
 from rws_jax.options import SleepOptions, WakeOptions, check_num_particles
 from rws_jax.particles import Dreams, Indices, Particles, draw_particles, dream, score_dreams, score_particles
-from rws_jax.paths import Steers
+from rws_jax.paths import SteersError
+from rws_jax.pathwise import by_paths
 from rws_jax.programs import Call
 from rws_jax.weights import Totals
 
@@ -32,11 +34,10 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
     if not options.layout.runs_by_paths:
         try:
             return _wake(model, guide, defensive_guide, options)
-        except Steers:
+        except SteersError:
             pass  # which only the run of a program tells
-    run_by_calls = lambda *calls_and_indices: wake_particles(*calls_and_indices[:3], options, calls_and_indices[3])
     calls = model, guide, defensive_guide
-    run = Run("wake", run_by_calls, 3 if options.defensive else 2, calls, options.layout.data_axes)
+    run = Run("wake", partial(wake_particles, options), 3 if options.defensive else 2, calls, options.layout.data_axes)
     check_by_paths(options)
     particles = by_paths(branching_of(calls, options), run, options.num_particles, options.layout.chunk_size)
     return _learned(particles, options.control_variate)
@@ -45,10 +46,8 @@ def wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOp
 def _wake(model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions) -> Wake:
     def particles_of(params: tuple, indices: Indices) -> Particles:
         programs = model._replace(params=params[0]), guide._replace(params=params[1])
-        run = lambda model, guide, defensive_guide, indices: wake_particles(
-            model, guide, defensive_guide, options, indices
-        )
-        return each_datum(run, (*programs, defensive_guide), options.layout.data_axes, indices)
+        calls = *programs, defensive_guide
+        return each_datum(partial(wake_particles, options), calls, options.layout.data_axes, indices)
 
     params = model.params, guide.params
     layout, num_particles = options.layout, options.num_particles
@@ -83,7 +82,7 @@ _learned = jax.jit(learned, static_argnums=1)  # for particles that were run un-
 
 
 def wake_particles(
-    model: Call, guide: Call, defensive_guide: Call | None, options: WakeOptions, indices: Indices
+    options: WakeOptions, model: Call, guide: Call, defensive_guide: Call | None, indices: Indices
 ) -> Particles:
     """Particles, scored: all that either wake loss needs."""
     defence = Defence(options.defensive, model, defensive_guide) if options.defensive else None
@@ -121,7 +120,7 @@ def sleep(model: Call, guide: Call, options: SleepOptions) -> jax.Array:
                 return loss(guide.params, layout.indices(num_particles))
             value, grads = chunks.values_and_grads(learns, guide.params, num_particles, size)
             return chunks.with_grads(value, grads, guide.params)
-        except Steers:
+        except SteersError:
             pass
     calls = model, guide
     run = Run("sleep", dreams_of, 1, calls, layout.data_axes)

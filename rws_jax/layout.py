@@ -40,6 +40,11 @@ class Layout:
         """Whether programs are known to branch in Python, and are to be compiled all the same."""
         return self.vectorize_particles and self.branching is not None and self.branching.is_met
 
+    @property
+    def maps_particles(self) -> bool:
+        """Whether all particles run as one, so that all have the same sites."""
+        return self.vectorize_particles and not self.runs_by_paths
+
     def size_of_chunks(self, num_particles: int) -> int | None:
         """None if all particles are one chunk."""
         return self.chunk_size if self.chunk_size is not None and self.chunk_size < num_particles else None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed
 
-from rws_jax.data import of_first
+from rws_jax.data import first_datum
 from rws_jax.defensive import Defence
 from rws_jax.estimators import sleep, wake
 from rws_jax.handlers import Params, Program
@@ -37,7 +37,9 @@ class Objective:
     ) -> tuple[jax.Array, tuple]:
         """The sum of the two programs' losses, whose gradients do not overlap, and what the info tells of it."""
         theta, phi = params
-        phases = self.phases
+        phases, layout = self.phases, self.phases.wake.layout
+        if layout.runs_by_paths:
+            layout.branching.begin()
         rng_keys = [*jax.random.split(rng_key, 4 if phases.defensive_guide is None else 5), None]
         calls = partial(self.calls, theta, phi, args=args, kwargs=kwargs)
         total, alive, told = jnp.zeros(()), jnp.array(True), {}
@@ -55,6 +57,8 @@ class Objective:
         if phases.sleep:
             model, guide, _ = calls(rng_keys[2], rng_keys[3], None)
             told["sleep_phi_loss"] = sleep(model, guide, phases.sleep)
+        if layout.runs_by_paths:
+            told |= layout.branching.counts()
         told["phi_loss"] = _mix(share, told.get("wake_phi_loss"), told.get("sleep_phi_loss"))
         return total + told["phi_loss"], (total + told["phi_loss"], alive, told)
 
@@ -68,6 +72,7 @@ class Objective:
         *,
         args: tuple,
         kwargs: dict,
+        datum: int | None = None,
     ) -> tuple[Call, Call, Call | None]:
         """Model, guide and defensive guide, seeded."""
         if self.phases.shared_params and theta is not None and phi is not None:
@@ -75,20 +80,18 @@ class Objective:
         defensive_guide = None
         if self.phases.defensive_guide is not None and defensive_key is not None:
             defensive_guide = Call(
-                seed(self.phases.defensive_guide, defensive_key), "defensive guide", None, args, kwargs
+                seed(self.phases.defensive_guide, defensive_key), "defensive guide", None, args, kwargs, datum
             )
-        model = Call(seed(self.model, model_key), "model", theta, args, kwargs)
-        return model, Call(seed(self.guide, guide_key), "guide", phi, args, kwargs), defensive_guide
+        model = Call(seed(self.model, model_key), "model", theta, args, kwargs, datum)
+        return model, Call(seed(self.guide, guide_key), "guide", phi, args, kwargs, datum), defensive_guide
 
     def pilot(
         self, theta: Params | None, phi: Params | None, rng_key: jax.Array, args: tuple, kwargs: dict, index: int = 0
     ) -> tuple[Trace, Trace]:
         """One particle of each phase, to check that the programs fit together; see `run_pilot`."""
         rng_keys, wake = jax.random.split(rng_key, 3), self.phases.wake
-        model, guide, defensive_guide = (
-            call and of_first(call, wake.layout.data_axes)
-            for call in self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs)
-        )
+        args, datum = first_datum(args, wake.layout.data_axes)
+        model, guide, defensive_guide = self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs, datum=datum)
         defence = Defence(wake.defensive, model, defensive_guide) if wake.defensive else None
         return run_pilot(model, guide, defence, self.phases, index)
 

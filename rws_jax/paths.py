@@ -40,8 +40,8 @@ def describe(path: Iterable[Choice]) -> str:
     return ", ".join(f"{choice.name}={choice.value}" for choice in path) or "the empty path, before any branching site"
 
 
-class Steers(Exception):
-    """A steering site is met by a run that is compiled for all particles at once."""
+class SteersError(TypeError):
+    """A steering site is met where all is compiled at once."""
 
 
 class Stop(BaseException):
@@ -105,11 +105,23 @@ def check_steering(role: str, site: Site) -> None:
     if wide:
         fail(
             ValueError,
-            f"branching site {site['name']!r} of the {role} is in plate {wide[0].name!r}: Python branches for one datum",
+            f"branching site {site['name']!r} of the {role} is in plate {wide[0].name!r}, and Python takes one branch",
             expected="branching sites outside of plates",
             found=f"plate {wide[0].name!r} of size {wide[0].size}",
             hint="write the programs for a single datum, without the plate, and pass data_axes=0",
         )
+
+
+def fail_traced(found: str) -> NoReturn:
+    """Paths are compiled one by one, by who knows the values."""
+    fail(
+        SteersError,
+        "programs have branching sites, but the call is traced by jit, scan or vmap",
+        expected="a call outside of JAX transformations other than grad: each path is compiled by itself",
+        found=found,
+        hint="call it in a Python loop, or by rws_jax.fit; to compile all at once, branch by"
+        " numpyro.contrib.control_flow.cond or handlers.mask instead",
+    )
 
 
 def _frozen(value: Any) -> Any:
@@ -122,6 +134,6 @@ def _fail_not_deterministic(path: Path, expected: str, found: str) -> NoReturn:
         f"a program is not deterministic given its sites: it took another way on the path {describe(path)}",
         expected=f"{expected} next, as in the run before",
         found=found,
-        hint="Python may branch on sites with infer={'branching': True} and on constants, not on other randomness or on"
-        " what other runs leave behind",
+        hint="Python may branch on sites with infer={'branching': True} and on constants, not on other randomness, nor"
+        " on what other runs leave behind",
     )

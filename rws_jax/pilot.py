@@ -40,6 +40,8 @@ def run_pilot(
     """
     wake, sleep, trains_on_wake = phases.wake, phases.sleep, phases.trains_on_wake
     runs_wake = trains_on_wake
+    layout = wake.layout
+    look = layout.branching.look if layout.branching and layout.vectorize_particles else lambda *runs: None
     if sleep:
         model_run, data = dreamt(model, index, sleep.observed_sites)
         check_reads_no_data(model, index, model_run, data, sleep)
@@ -48,6 +50,7 @@ def run_pilot(
             guide.program, data, guide.args, guide.kwargs, sleep.simulated_data_to_args, subsampled=bool(draws.plates)
         )
         guide_run = scored(guide._replace(args=args, kwargs=kwargs), index, draws)
+        look(model_run, guide_run)
         _check(model_run, guide_run)
         check_shows_no_data(model, guide._replace(args=args, kwargs=kwargs), index, guide_run, data)
         runs_wake = trains_on_wake or any(site["type"] == "param" for site in model_run.values())
@@ -57,6 +60,7 @@ def run_pilot(
         if wake.gradient == "dreg":
             sites.check_reparameterised(guide_run)
         model_run = scored(model, index, draws_of(guide_run), drawn_from=those_of(guide_run))
+        look(model_run, guide_run)
         _check(model_run, guide_run, pathwise=trains_on_wake and wake.gradient == "dreg")
         if trains_on_wake and (wake.control_variate or wake.gradient == "dreg"):
             _check_fixed_support(guide, index, guide_run)
@@ -65,7 +69,7 @@ def run_pilot(
             warn_of_narrower(name, guide_run[name]["fn"], site["fn"])
         _check_data(model_run)
         if defence:
-            draws = draw_defensive(defence, guide, guide_run, index, whole=not wake.layout.vectorize_particles)
+            draws = draw_defensive(defence, guide, guide_run, index, whole=not layout.maps_particles)
             score_particles(model, guide, [draws], range(index, index + 1), defence)
     return model_run, guide_run
 

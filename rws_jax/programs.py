@@ -160,19 +160,20 @@ def _run(call: Call, index: Any, fixed: Callable[[Site, tuple], Any]) -> Trace:
         value = fixed(site, steps)
         if not paths.steers(site, call.walk):
             return value
+        known = not isinstance(site["kwargs"]["rng_key"] if value is None else value, Tracer)
+        if call.walk is None and known:
+            return value
         paths.check_steering(call.role, site)
         if call.walk is None:
-            if isinstance(index, Tracer):
-                raise paths.Steers
-            return value  # Python knows it
+            paths.fail_traced(f"branching site {site['name']!r} of the {call.role}")
         if value is None:
             return call.walk.choose(site["name"], lambda: site["fn"](**site["kwargs"]))
-        if not isinstance(value, Tracer):
+        if known:
             return value
-        known = call.walk.value(site["name"])
-        if known is None:
+        planned = call.walk.value(site["name"])
+        if planned is None:
             raise paths.Unplanned(site["name"])
-        return known  # to stay within a support that is traced is not for a constant
+        return planned  # a constant, though the support that it was to be kept in is none
 
     program = randomness(program, call.role, index, call.datum)
     if call.params is not None:

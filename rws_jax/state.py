@@ -32,6 +32,9 @@ class RWSInfo(NamedTuple):
     of the support, whose weight is zero, and `num_dead_units` the units that have no others. After a step with
     ``finite == False`` parameters and optimizer states are what they were before; so are those of the model after a
     step in which every unit was dead.
+
+    Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams,
+    `num_compiled` the functions of paths that are kept compiled, and `num_unjitted` the runs that were not.
     """
 
     wake_theta_loss: jax.Array | None
@@ -46,6 +49,9 @@ class RWSInfo(NamedTuple):
     theta_grad_norm: jax.Array | None
     phi_grad_norm: jax.Array | None
     finite: jax.Array
+    num_paths: jax.Array | None
+    num_compiled: jax.Array | None
+    num_unjitted: jax.Array | None
 
 
 class NonFiniteError(FloatingPointError):

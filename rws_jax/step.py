@@ -11,6 +11,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from rws_jax import devices, options, resume, sites, validation
+from rws_jax.branching import Branching
+from rws_jax.dispatch import Dispatched
 from rws_jax.handlers import Params, Program, unconstrained
 from rws_jax.layout import Layout
 from rws_jax.objective import Objective
@@ -19,7 +21,8 @@ from rws_jax.pilot import check_compiles
 from rws_jax.programs import constrained_values, param_values
 from rws_jax.sites import Trace
 from rws_jax.state import RWS, RWSInfo, RWSState
-from rws_jax.trees import all_finite, select, stays_finite, strong, trainable
+from rws_jax.trees import strong, trainable
+from rws_jax.updates import Updates
 
 _ADAM = optax.adam(1e-3)
 
@@ -42,6 +45,8 @@ def make_step(
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
+    compile_after: int = 32,
+    max_compiled: int = 1000,
     model_has_params: bool = True,
     shared_params: bool = False,
     simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
@@ -76,6 +81,9 @@ def make_step(
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
       data_axes: for programs written for one datum, where the arguments have the axis of data, as `in_axes` of
         `jax.vmap`; see `wake_phi_loss`.
+      compile_after: particles that run un-jitted, one by one, before a path is compiled, if programs have branching
+        sites; see below.
+      max_compiled: how many functions of paths are kept, the last recently used ones.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in
         `theta`, and are trained by its optimizer on the sum of both losses' gradients.
@@ -119,7 +127,8 @@ def make_step(
     validation.check_optimizer(theta_optimizer, "theta_optimizer")
     validation.check_optimizer(phi_optimizer, "phi_optimizer")
     options.check_phi_steps(phi_steps)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    branching = Branching(compile_after, max_compiled)
+    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes, branching)
     phases = Phases.of(
         num_particles=num_particles,
         insomnia=insomnia,
@@ -150,93 +159,79 @@ def make_step(
 
     def initial(rng_key: jax.Array, args: tuple, kwargs: dict) -> tuple[Params, Params]:
         theta_sites, phi_sites = Trace(), Trace()
-        for index in range(1 if vectorize_particles else num_particles):  # particles may differ in their param sites
-            model_run, guide_run = objective.pilot(None, None, rng_key, args, kwargs, index)
-            theta_sites = sites.param_sites(model_run) | theta_sites
-            phi_sites = sites.param_sites(guide_run) | phi_sites
+        for index in range(num_particles):
+            runs = objective.pilot(None, None, rng_key, args, kwargs, index)
+            theta_sites, phi_sites = sites.param_sites(runs[0]) | theta_sites, sites.param_sites(runs[1]) | phi_sites
+            if vectorize_particles and not branching.is_met:
+                break  # else particles may differ in their param sites
         phases.check_params(theta_sites, phi_sites)
         theta = trainable(param_values(theta_sites))
         phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
-        if vectorize_particles:
+        if vectorize_particles and not branching.is_met:
             check_compiles(partial(objective.pilot, theta, phi, rng_key), args, kwargs)
         return theta, phi
 
     known = resume.Known()
 
     def like_init(state: RWSState, args: tuple, kwargs: dict) -> RWSState:
-        if vectorize_particles:
+        if vectorize_particles and not branching.is_met:
             return jax.eval_shape(init, jax.random.key(0), *args, **kwargs)
         # The parameters may depend on the branches that init meets.
         opt_states = theta_optimizer.init(state.theta), phi_optimizer.init(state.phi)
         return state._replace(theta_opt_state=opt_states[0], phi_opt_state=opt_states[1])
 
-    # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
-    def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
-        validation.check_state(rws_state, RWSState)
-        known.check(rws_state, lambda: like_init(rws_state, args, kwargs))
-        state = rws_state
-        rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if phi_steps == 1 else 3)
-        share = insomnia(state.step) if callable(insomnia) else insomnia
-        options.check_scheduled_insomnia(share)
-        share = jnp.asarray(share, float)
-        # A schedule that leaves [0, 1] can be told at run time only: as NaN it stops the update, and the info shows it.
-        share = jnp.where((share >= 0.0) & (share <= 1.0), share, jnp.nan)
+    def stepping(updates: Updates, loop: Callable) -> Callable:
+        # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
+        def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+            validation.check_state(rws_state, RWSState)
+            known.check(rws_state, lambda: like_init(rws_state, args, kwargs))
+            state = rws_state
+            rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if phi_steps == 1 else 3)
+            share = insomnia(state.step) if callable(insomnia) else insomnia
+            options.check_scheduled_insomnia(share)
+            share = jnp.asarray(share, float)
+            # A schedule that leaves [0, 1] is told at run time only: as NaN it stops the update, and the info shows it.
+            share = jnp.where((share >= 0.0) & (share <= 1.0), share, jnp.nan)
 
-        def gradients(phi: Params, rng_key: jax.Array, trains_theta: bool) -> tuple:
-            loss = partial(objective, trains_theta=trains_theta)
-            return jax.grad(loss, has_aux=True)((state.theta, phi), share, rng_key, args, kwargs)
+            def gradients(phi: Params, rng_key: jax.Array, trains_theta: bool) -> tuple:
+                loss = partial(objective, trains_theta=trains_theta)
+                return jax.grad(loss, has_aux=True)((state.theta, phi), share, rng_key, args, kwargs)
 
-        def update_phi(old: tuple[Params, Any], grads: Params, total: jax.Array, alive: jax.Array) -> tuple:
-            """The new guide, whether it has heard of anything to learn, and whether all of it is finite."""
-            new = _update(phi_optimizer, grads, *old)
-            heard = alive | (share < 1.0) if phases.sleep else alive
-            return new, heard, all_finite((total, optax.tree.norm(grads))) & stays_finite(new[0], old[0])
+            def guide_step(carry: tuple, rng_key: jax.Array) -> tuple:
+                old, finite = carry
+                grads, (total, alive, _) = gradients(old[0], rng_key, trains_theta=False)
+                return updates.of_guide(old, grads[1], share, total, alive, finite), None
 
-        def guide_step(carry: tuple, rng_key: jax.Array) -> tuple:
-            old, finite = carry
-            grads, (total, alive, _) = gradients(old[0], rng_key, trains_theta=False)
-            new, heard, still_finite = update_phi(old, grads[1], total, alive)
-            finite = finite & still_finite
-            return (select(finite & heard, new, old), finite), None
+            guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
+            if phi_steps > 1:
+                rng_keys = jax.random.split(guide_key[0], phi_steps - 1)
+                (guide_state, finite), _ = loop(guide_step, (guide_state, finite), rng_keys)
+            grads, (total, alive, told) = gradients(guide_state[0], step_key, trains_theta=True)
+            return updates.of_both(state, rng_key, guide_state, grads, share, total, alive, finite, told)
 
-        guide_state, finite = (state.phi, state.phi_opt_state), jnp.array(True)
-        if phi_steps > 1:
-            loop = lax.scan if vectorize_particles else _python_loop
-            rng_keys = jax.random.split(guide_key[0], phi_steps - 1)
-            (guide_state, finite), _ = loop(guide_step, (guide_state, finite), rng_keys)
-        grads, (total, alive, told) = gradients(guide_state[0], step_key, trains_theta=True)
-        model_state = state.theta, state.theta_opt_state
-        new_model = _update(theta_optimizer, grads[0], *model_state)
-        new_guide, heard, guide_finite = update_phi(guide_state, grads[1], total, alive)
+        return step
 
-        # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
-        norms = [optax.tree.norm(tree) for tree in grads]  # not finite if any gradient, or its square, is not
-        finite = finite & heard & guide_finite & all_finite(norms) & stays_finite(new_model[0], model_state[0])
-        theta, theta_opt_state = select(finite & alive, new_model, model_state)
-        phi, phi_opt_state = select(finite, new_guide, (state.phi, state.phi_opt_state))
-        # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
-        new_state = RWSState(theta, phi, theta_opt_state, phi_opt_state, rng_key=rng_key, step=state.step + 1)
-        if state.theta:
-            told["theta_grad_norm"] = norms[0]
-        if state.phi:
-            told["phi_grad_norm"] = norms[1]
-        return new_state, RWSInfo(**dict.fromkeys(RWSInfo._fields) | told | {"insomnia": share, "finite": finite})
+    def getting_params(num_runs: int) -> Callable:
+        def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
+            params, (theta, phi) = {}, rws_state[:2]
+            for index in range(num_runs):
+                for run in objective.pilot(theta, phi, jax.random.key(0), args, kwargs, index):
+                    params |= constrained_values(run)
+                if params.keys() >= theta.keys() | phi.keys():
+                    break
+            sites.check_all_met(theta.keys() | phi.keys(), params)
+            return params
 
-    def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
-        params, (theta, phi) = {}, rws_state[:2]
-        for index in range(1 if vectorize_particles else _MAX_RUNS):
-            for run in objective.pilot(theta, phi, jax.random.key(0), args, kwargs, index):
-                params |= constrained_values(run)
-            if params.keys() >= theta.keys() | phi.keys():
-                break
-        sites.check_all_met(theta.keys() | phi.keys(), params)
-        return params
+        return get_params
 
+    updates = Updates.by(theta_optimizer, phi_optimizer, has_dreams=phases.sleep is not None)
+    step, get_params = stepping(updates.compiled(), _python_loop), getting_params(_MAX_RUNS)
     if not vectorize_particles:
         step.jittable = False  # told to `fit`
         return RWS(init, step, get_params)
-    return RWS(init, jax.jit(devices.automatic(step)), jax.jit(devices.automatic(get_params)))
+    at_once = [jax.jit(devices.automatic(f)) for f in (stepping(updates, lax.scan), getting_params(1))]
+    return RWS(init, *(Dispatched(*both, branching) for both in zip(at_once, (step, get_params), strict=True)))
 
 
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only
@@ -246,8 +241,3 @@ def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple:
     for x in xs:
         carry, _ = body(carry, x)
     return carry, None
-
-
-def _update(optimizer: optax.GradientTransformation, grads: Params, params: Params, opt_state: Any) -> tuple:
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
