@@ -97,7 +97,7 @@ class Compiled:
 
             def backward() -> tuple:
                 _, pullback = jax.vjp(of_floats, floats)
-                return jnp.zeros(shape.shape, shape.dtype), add(grads, *pullback(cotangents))
+                return jnp.zeros(shape.shape, shape.dtype), add(grads, *pullback(cotangents.astype(shape.dtype)))
 
             return lax.cond(weighs, backward, lambda: (of_floats(floats), grads))
 
@@ -107,12 +107,12 @@ class Compiled:
         self, run: Run, params: tuple, pairs: np.ndarray, cotangents: np.ndarray | None, grads: list
     ) -> tuple[jax.Array, list]:
         """Values at the next site, or outputs; given cotangents of the outputs, gradients with theirs added."""
-        num_missing = self.size - len(pairs)
-        weighs = cotangents is not None
-        cotangents = np.zeros((len(pairs), run.num_outputs), np.float32) if cotangents is None else cotangents
-        pairs = np.pad(pairs, ((0, num_missing), (0, 0)), mode="edge")
-        cotangents = np.pad(cotangents, ((0, num_missing), (0, 0)))
-        return self._call(params, run.inputs, pairs, cotangents, weighs, grads)
+        weights = np.zeros((self.size, run.num_outputs), jnp.result_type(float))  # none for those who fill it up
+        if cotangents is not None:
+            weights[: len(pairs)] = cotangents
+        filled = np.repeat(pairs[:1], self.size, axis=0)
+        filled[: len(pairs)] = pairs
+        return self._call(params, run.inputs, filled, weights, cotangents is not None, grads)
 
 
 class Branching:

@@ -9,7 +9,7 @@ from numpyro.handlers import seed
 
 from rws_jax.data import first_datum
 from rws_jax.defensive import Defence
-from rws_jax.estimators import sleep, wake
+from rws_jax.estimators import Wake, sleep, wake
 from rws_jax.handlers import Params, Program
 from rws_jax.phases import Phases
 from rws_jax.pilot import run_pilot
@@ -44,16 +44,8 @@ class Objective:
         calls = partial(self.calls, theta, phi, args=args, kwargs=kwargs)
         total, alive, told = jnp.zeros(()), jnp.array(True), {}
         if phases.trains_on_wake or (theta and trains_theta):
-            told["wake_theta_loss"], wake_phi_loss, totals = wake(
-                *calls(rng_keys[0], rng_keys[1], rng_keys[4]), phases.wake
-            )
-            ess, num_alive = totals.effective_sample_size, totals.num_alive
-            told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(num_alive == 0)}
-            told["num_dead_particles"] = jnp.sum(totals.num_particles - num_alive)
-            alive = jnp.any(num_alive > 0)
-            total = jnp.where(alive, told["wake_theta_loss"], 0.0)  # else infinite, which is for the info to tell
-            if phases.trains_on_wake:
-                told["wake_phi_loss"] = wake_phi_loss
+            learned = wake(*calls(rng_keys[0], rng_keys[1], rng_keys[4]), phases.wake)
+            total, alive, told = _tell(learned, phases.trains_on_wake)
         if phases.sleep:
             model, guide, _ = calls(rng_keys[2], rng_keys[3], None)
             told["sleep_phi_loss"] = sleep(model, guide, phases.sleep)
@@ -96,6 +88,18 @@ class Objective:
         return run_pilot(model, guide, defence, self.phases, index)
 
 
+@partial(jax.jit, static_argnums=1)  # which saves time where the rest is not
+def _tell(wake: Wake, trains_phi: bool) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Wake's part of the total, whether any particle is alive, and what the info tells."""
+    ess, num_alive = wake.totals.effective_sample_size, wake.totals.num_alive
+    told = {"wake_theta_loss": wake.theta_loss} | ({"wake_phi_loss": wake.phi_loss} if trains_phi else {})
+    told |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(num_alive == 0)}
+    told["num_dead_particles"] = jnp.sum(wake.totals.num_particles - num_alive)
+    alive = jnp.any(num_alive > 0)
+    return jnp.where(alive, wake.theta_loss, 0.0), alive, told  # else infinite, which is for the info to tell
+
+
+@jax.jit
 def _mix(share: jax.Array, wake: jax.Array | None, sleep: jax.Array | None) -> jax.Array:
     """``share * wake + (1 - share) * sleep``; a term of share zero plays no part, were it infinite."""
     terms = [(share, wake), (1.0 - share, sleep)]

@@ -119,7 +119,7 @@ def fail_traced(found: str) -> NoReturn:
         "programs have branching sites, but the call is traced by jit, scan or vmap",
         expected="a call outside of JAX transformations other than grad: each path is compiled by itself",
         found=found,
-        hint="call it in a Python loop, or by rws_jax.fit; to compile all at once, branch by"
+        hint="call it in a Python loop, or by rws_jax.fit, one loss at a time; to compile all at once, branch by"
         " numpyro.contrib.control_flow.cond or handlers.mask instead",
     )
 

@@ -35,7 +35,7 @@ class Sweep:
     def __init__(self, branching: Branching, run: Run, params: tuple, pairs: np.ndarray, max_size: int | None) -> None:
         self._branching, self._run, self._params, self._pairs = branching, run, params, pairs
         self._grads = [jnp.zeros_like(leaf) for leaf in floats_of(params)[0]]
-        self.outputs = np.zeros((len(pairs), run.num_outputs), np.float32)
+        self.outputs = np.zeros((len(pairs), run.num_outputs), jnp.result_type(float))
         self.structure: Any = None
         self.groups: list[Group] = []
         frontier = [((), np.arange(len(pairs)))]
@@ -110,7 +110,7 @@ def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int |
     pairs = np.argwhere(np.ones((*numbers, 1)[:2]))[:, ::-1]  # datum and index
     structures = []
 
-    def sweep(floats: list) -> tuple[jax.Array, Sweep]:
+    def sweep(floats: list) -> tuple[tuple, Sweep]:
         while True:
             try:
                 done = Sweep(branching, run, of_params(floats), pairs.astype(np.int32), max_size)
@@ -118,20 +118,23 @@ def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int |
                 branching.learn(site.name)
                 continue
             structures.append(done.structure)
-            return jnp.asarray(done.outputs), done
+            return tuple(jnp.asarray(column.reshape(numbers)) for column in done.outputs.T), done
 
     @jax.custom_vjp
-    def outputs_of(floats: list) -> jax.Array:
+    def outputs_of(floats: list) -> tuple:
         return sweep(floats)[0]
 
     def forward(floats: list) -> tuple:
         outputs, done = sweep(floats)
         return outputs, _Held(done)
 
-    outputs_of.defvjp(forward, lambda held, cotangents: (held.sweep.back(np.asarray(cotangents)),))
+    def backward(held: _Held, cotangents: tuple) -> tuple:
+        _check_known(cotangents)
+        return (held.sweep.back(np.stack([np.ravel(column) for column in cotangents], axis=-1)),)
+
+    outputs_of.defvjp(forward, backward)
     outputs = outputs_of(floats)
-    leaves = [outputs[:, number].reshape(numbers) for number in range(run.num_outputs)]
-    return jax.tree.unflatten(structures[0], leaves)
+    return jax.tree.unflatten(structures[0], outputs)
 
 
 @jax.tree_util.register_static

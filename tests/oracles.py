@@ -25,7 +25,7 @@ def calls(model, guide, theta, phi, *args):
 def wake(model, guide, *args, num_particles):
     """Scored particles of programs without parameters."""
     options = WakeOptions(num_particles)
-    return estimators.wake_particles(*calls(model, guide, {}, {}, *args), None, options, jnp.arange(num_particles))
+    return estimators.wake_particles(options, *calls(model, guide, {}, {}, *args), None, jnp.arange(num_particles))
 
 
 def value_and_grads(loss):

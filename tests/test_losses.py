@@ -179,7 +179,7 @@ def test_weights_joint_over_the_data_would_decay(n, decayed):
             args = (jnp.ones(n),), {}
             model = Call(seed(normal_model, key), "model", {}, *args)
             guide = Call(seed(normal_guide, jax.random.fold_in(key, 1)), "guide", {"m": m}, *args)
-            scored = estimators.wake_particles(model, guide, None, WakeOptions(num_particles=100), jnp.arange(100))
+            scored = estimators.wake_particles(WakeOptions(num_particles=100), model, guide, None, jnp.arange(100))
             return estimators.phi_loss(Particles(scored.log_p.sum(axis=1), scored.log_q.sum(axis=1), 1.0))
 
         return jax.grad(loss)(jnp.array(0.0)) / n
