@@ -1,0 +1,171 @@
+"""Programs that branch in Python: by paths, un-jitted, and in Pyro.
+
+    python -m pip install -e ".[demo]" -r benchmarks/requirements.txt
+    python benchmarks/branching.py
+    python benchmarks/branching.py --train 2 --num-steps 100000
+
+The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
+
+The first command times a step of `rws_jax.make_step` by paths after warm-up, in turns with a step of Pyro's
+`ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as its weights would be joint over
+the batch else, and takes one step of Adam on the sum of the gradients. Prints milliseconds for a step of each (medians
+over rounds), the median of the ratios of each round, and how many functions are compiled after --num-steps steps.
+
+The second trains with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and prints the
+errors of `mixture.py` after every tenth of the steps.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import mixture
+import numpyro
+import numpyro.distributions as dist
+import optax
+
+import rws_jax
+
+STEERS = {"branching": True}
+
+
+def model(x):
+    """The branch, by Python, of one datum."""
+    logits = numpyro.param("logits", mixture.STARTS["far"]) / 2.0
+    z = int(numpyro.sample("z", dist.Categorical(logits=logits), infer=STEERS))
+    for branch in range(mixture.NUM_BRANCHES):
+        if z == branch:
+            numpyro.sample("x", dist.Normal(10.0 * branch, 5.0), obs=x)
+
+
+def guide(x):
+    """As in `mixture.py`, on one datum."""
+    hidden = jnp.tanh(mixture.linear("q1", x[None], 16))
+    hidden = jnp.tanh(mixture.linear("q2", hidden, 16))
+    numpyro.sample("z", dist.Categorical(logits=mixture.linear("q3", hidden, mixture.NUM_BRANCHES)), infer=STEERS)
+
+
+def uniform_guide(x):
+    """Proposes every branch."""
+    numpyro.sample("z", dist.Categorical(jnp.full(mixture.NUM_BRANCHES, 1.0 / mixture.NUM_BRANCHES)), infer=STEERS)
+
+
+def train(num_particles, num_steps, seed):
+    """Errors as training goes on."""
+    rws = rws_jax.make_step(
+        model, guide, num_particles=num_particles, defensive=0.2, defensive_guide=uniform_guide, data_axes=0
+    )
+    init_key, data_key = jax.random.split(jax.random.key(seed))
+    draw = jax.jit(lambda index: mixture.draw_data(jax.random.fold_in(data_key, index)))
+    state, test = rws.init(init_key, draw(0)), mixture.draw_data(jax.random.key(123))
+    errors = jax.jit(mixture.errors)
+    begin = time.perf_counter()
+    print(f"{'steps':>8}{'p-error':>9}{'q-error':>9}{'functions':>11}{'ms/step':>9}")
+    for number in range(1, num_steps + 1):
+        state, info = rws.step(state, draw(number))
+        if number % max(1, num_steps // 10) == 0:
+            milliseconds = 1e3 * (time.perf_counter() - begin) / number
+            p_error, q_error = errors(state.theta, state.phi, test)
+            print(f"{number:>8}{p_error:>9.4f}{q_error:>9.4f}{info.num_compiled:>11}{milliseconds:>9.1f}", flush=True)
+
+
+def by_rws_jax(x, num_particles, num_steps):
+    """A step by paths, warm, and how many functions that took."""
+    optimizer = optax.adam(1e-3)
+    rws = rws_jax.make_step(
+        model, guide, num_particles=num_particles, data_axes=0, theta_optimizer=optimizer, phi_optimizer=optimizer
+    )
+    state = rws.init(jax.random.key(0), x)
+    for _ in range(num_steps):
+        state, info = rws.step(state, x)
+
+    def step():
+        nonlocal state
+        state, info = rws.step(state, x)
+        jax.block_until_ready((state, info))
+
+    return step, int(info.num_compiled), int(info.num_paths)
+
+
+def by_pyro(x, num_particles):
+    """A step of Pyro, by one thread, which is faster here."""
+    import numpy as np
+    import pyro
+    import torch
+    from pyro import distributions as pyro_dist
+    from pyro import infer
+
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    pyro.set_rng_seed(0)
+    start = rws_jax.make_step(model, guide, data_axes=0, num_particles=num_particles).init(jax.random.key(0), x)
+    start = {name: torch.tensor(np.array(value)) for name, value in (start.theta | start.phi).items()}
+
+    def linear(name, x):
+        weight, bias = (f"{name}_{kind}" for kind in ("weight", "bias"))
+        return x @ pyro.param(weight, start[weight]) + pyro.param(bias, start[bias])
+
+    def pyro_model(x):
+        logits = pyro.param("logits", start["logits"]) / 2.0
+        z = int(pyro.sample("z", pyro_dist.Categorical(logits=logits)))
+        for branch in range(mixture.NUM_BRANCHES):
+            if z == branch:
+                pyro.sample("x", pyro_dist.Normal(10.0 * branch, 5.0), obs=x)
+
+    def pyro_guide(x):
+        hidden = torch.tanh(linear("q1", x[None]))
+        hidden = torch.tanh(linear("q2", hidden))
+        pyro.sample("z", pyro_dist.Categorical(logits=linear("q3", hidden)))
+
+    loss = infer.ReweightedWakeSleep(num_particles=num_particles, vectorize_particles=False)
+    data = torch.tensor(np.array(x))
+    loss.loss_and_grads(pyro_model, pyro_guide, data[0])  # makes the parameters
+    params = [value.unconstrained() for _, value in pyro.get_param_store().named_parameters()]
+    optimizer = torch.optim.Adam(params, lr=1e-3)
+
+    def step():
+        optimizer.zero_grad()
+        for datum in data:
+            loss.loss_and_grads(pyro_model, pyro_guide, datum)
+        optimizer.step()
+
+    return step
+
+
+def compare(num_particles, num_steps, num_rounds):
+    """Steps in turns."""
+    x = mixture.draw_data(jax.random.key(0))
+    ours, num_compiled, num_paths = by_rws_jax(x, num_particles, num_steps)
+    pyros = by_pyro(x, num_particles)
+    seconds = {ours: [], pyros: []}
+    for _ in range(num_rounds):
+        for step in seconds:
+            begin = time.perf_counter()
+            step()
+            seconds[step].append(time.perf_counter() - begin)
+    ratio = statistics.median(b / a for a, b in zip(seconds[ours], seconds[pyros], strict=True))
+    print(f"K = {num_particles}, {len(x)} data, {num_steps} steps of warm-up")
+    print(f"by paths {1e3 * statistics.median(seconds[ours]):8.1f} ms, {num_paths} paths, {num_compiled} functions")
+    print(f"Pyro     {1e3 * statistics.median(seconds[pyros]):8.1f} ms, {ratio:.0f} times as long")
+
+
+def main():
+    """Compare, or train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-particles", type=int, nargs="+", default=[2, 20])
+    parser.add_argument("--train", type=int, metavar="K")
+    parser.add_argument("--num-steps", type=int, default=1000)
+    parser.add_argument("--num-rounds", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.train is not None:
+        train(args.train, args.num_steps, args.seed)
+        return
+    for num_particles in args.num_particles:
+        compare(num_particles, args.num_steps, args.num_rounds)
+
+
+if __name__ == "__main__":
+    main()
