@@ -4,12 +4,13 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from tqdm.auto import tqdm
 
 from rws_jax import validation
@@ -74,7 +75,9 @@ def fit(
     if batches is None and jittable:
         run = partial(_compiled, _block_of(step), max(block, _BLOCK))
     else:
-        each = jax.jit(step) if jittable and not hasattr(step, "lower") else step
+        each = (
+            jax.jit(lambda *args, **kwargs: step(*args, **kwargs)) if jittable and not hasattr(step, "lower") else step
+        )
         run = partial(_one_by_one, each, itertools.repeat(()) if batches is None else iter(batches))
     blocks: list[RWSInfo] = []
     num_nonfinite = 0  # without interruption, up to the last step
@@ -116,15 +119,23 @@ def _compiled(block: Callable, size: int, state: Any, num_steps: int, args: tupl
 
 
 def _block_of(step: Callable) -> Callable:
-    """At most `size` steps, compiled: a block may have fewer, and later fits find it, as long as there is `step`."""
-    if step in _BLOCKS:
+    """Blocks of this step, which later fits find, as long as there is `step`."""
+    try:
+        if step not in _BLOCKS:
+            _BLOCKS[step] = _block(weakref.ref(step))  # else what is kept would keep its own key
         return _BLOCKS[step]
-    weak_step = weakref.ref(step)  # else what is cached would keep its own key
+    except TypeError:  # it has no hash, or no weak references
+        return _block(lambda: step)
+
+
+def _block(step_of: Callable) -> Callable:
+    """At most `size` steps, compiled once: a block may have fewer."""
 
     @partial(jax.jit, static_argnums=0)
     def block(size: int, state: Any, num_steps: jax.Array, args: tuple, kwargs: dict) -> tuple:
-        step = cast(Callable, weak_step())
-        info = jax.eval_shape(step, state, *args, **kwargs)[1]
+        step = step_of()
+        info = jax.eval_shape(lambda: step(state, *args, **kwargs))[1]
+        _check_info(info)
         infos = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), info)
 
         def body(index: jax.Array, carry: tuple) -> tuple:
@@ -134,7 +145,6 @@ def _block_of(step: Callable) -> Callable:
 
         return lax.fori_loop(0, num_steps, body, (state, infos))
 
-    _BLOCKS[step] = block
     return block
 
 
@@ -147,6 +157,7 @@ def _one_by_one(
     infos = []
     for batch in itertools.islice(batches, num_steps):
         state, info = step(state, *(batch if isinstance(batch, tuple | list) else (batch,)), *args, **kwargs)
+        _check_info(info)
         infos.append(info)
     return state, _map(np.stack, jax.device_get(infos)) if infos else None
 
@@ -191,6 +202,9 @@ def _check(
                 TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}"
             )
     validation.check_state(state, RWSState, "the second argument of fit")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+        what, hint = "fit is called inside of jit, scan or vmap", "use jax.lax.scan over rws.step there"
+        validation.fail(TypeError, what, expected="a call from Python", found="a traced state", hint=hint)
     hint = "fit(rws.step, state, 1000, *args)"
     validation.check_int(num_steps, "num_steps", 1, expected="an int >= 1, how many steps to take", hint=hint)
     validation.check_int(max_nonfinite_steps, "max_nonfinite_steps", 0, expected="an int >= 0", hint="leave it out")
@@ -199,6 +213,17 @@ def _check(
         return max(1, min(num_steps // 100, _BLOCK))
     validation.check_int(block, "steps_per_block", 1, expected="an int >= 1", hint="leave it out")
     return int(block)
+
+
+def _check_info(info: Any) -> None:
+    if not isinstance(info, RWSInfo):
+        validation.fail(
+            TypeError,
+            "the first argument of fit does not return an info",
+            expected="a function (state, *args) -> (RWSState, RWSInfo)",
+            found=validation.describe(info),
+            hint="pass rws.step, or a function that returns what it returns",
+        )
 
 
 def _fail_empty() -> NoReturn:

@@ -44,7 +44,7 @@ def _check_same(found: RWSState, expected: RWSState) -> None:
             "the state is of another model, guide, optimizer or precision",
             expected=", ".join(f"{path} {need.get(path, 'absent')}" for path in shown) + more,
             found=", ".join(f"{path} {have.get(path, 'absent')}" for path in shown) + more,
-            hint=_HINT,
+            hint=_SEEDS if _is_stacked(found, expected) else _HINT,
         )
     for name in ("theta", "phi", "theta_opt_state", "phi_opt_state"):
         need, have = (jax.tree.structure(getattr(state, name)) for state in (expected, found))
@@ -59,6 +59,17 @@ def _check_same(found: RWSState, expected: RWSState) -> None:
 
 
 _HINT = "call make_step as in the run that saved it, and restore into the tree of rws.init(rng_key, *args)"
+
+
+_SEEDS = "each array has one axis more, as of several seeds: call jax.vmap(rws.step, in_axes=(0, None))"
+
+
+def _is_stacked(found: RWSState, expected: RWSState) -> bool:
+    leaves = [jax.tree.leaves(state._replace(rng_key=None)) for state in (found, expected)]
+    shapes = [[jnp.shape(leaf) for leaf in of_state] for of_state in leaves]
+    return len(shapes[0]) == len(shapes[1]) and all(
+        have[1:] == need and have for have, need in zip(*shapes, strict=True)
+    )
 
 
 def _short(structure: Any) -> str:

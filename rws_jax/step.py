@@ -177,9 +177,10 @@ def make_step(
     def like_init(state: RWSState, args: tuple, kwargs: dict) -> RWSState:
         if vectorize_particles and not branching.is_met:
             return jax.eval_shape(init, jax.random.key(0), *args, **kwargs)
-        # The parameters may depend on the branches that init meets.
-        opt_states = theta_optimizer.init(state.theta), phi_optimizer.init(state.phi)
-        return state._replace(theta_opt_state=opt_states[0], phi_opt_state=opt_states[1])
+        met = initial(jax.random.key(0), args, kwargs)
+        # There may be more, in branches that are not met.
+        theta, phi = ({name: met.get(name, old[name]) for name in old} for met, old in zip(met, state[:2], strict=True))
+        return RWSState(theta, phi, theta_optimizer.init(theta), phi_optimizer.init(phi), *state[4:])
 
     def stepping(updates: Updates, loop: Callable) -> Callable:
         # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.

@@ -74,7 +74,7 @@ def check_rng_key(value: Any, what: str, hint: str) -> None:
     """One JAX key, typed or legacy."""
     dtype = getattr(value, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(value) == ()
-    legacy = dtype == jnp.uint32 and jnp.ndim(value) == 1
+    legacy = dtype == jnp.uint32 and jnp.shape(value) in ((2,), (4,))
     if not (typed or legacy):
         fail(
             TypeError,

@@ -119,11 +119,11 @@ def test_two_processes_each_with_half_of_the_data_train_as_one(tmp_path):
 # communication
 
 
-def collectives(mesh_shape):
+def collectives(mesh_shape, **options):
     """All collectives of a compiled step of the demo's network, each as a list of the shapes that it is over."""
     mesh, x = mesh_of(*mesh_shape), jnp.zeros((64, 64))
     sharding = NamedSharding(mesh, P("particles"))
-    rws = rws_jax.make_step(demo.model, demo.guide, num_particles=16, particle_sharding=sharding)
+    rws = rws_jax.make_step(demo.model, demo.guide, num_particles=16, particle_sharding=sharding, **options)
     state = jax.eval_shape(rws.init, jax.random.key(0), x)
     place = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
     state = jax.tree.map(lambda leaf: place(leaf, P()), state)
@@ -140,6 +140,13 @@ def test_data_over_devices_cost_one_reduction_of_gradients():
     assert len(gradients) == 1
     assert set(gradients[0]) >= {"200,64", "50,200", "64,200", "200,50"}  # weights of model and guide
     assert len(reductions) <= 5  # the others are scalars of the info
+
+
+def test_chunks_have_reductions_of_their_own():
+    """In a loop over 4 chunks, one of the gradients of model and guide."""
+    reductions = collectives((8, 1), chunk_size=4)
+    gradients = [shapes for shapes in reductions if {"200,64", "50,200", "64,200", "200,50"} & set(shapes)]
+    assert len(gradients) == 1
 
 
 def test_particles_over_devices_cost_reductions_of_units_and_of_gradients():

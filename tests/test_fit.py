@@ -122,6 +122,35 @@ def test_steps_that_cannot_be_jitted_are_taken_one_by_one():
 
 
 @pytest.mark.slow
+class Unhashable:
+    """A step that cannot be kept: it has neither hash nor weak references."""
+
+    __slots__ = ()
+    __hash__ = None
+
+    def __call__(self, state, x):
+        return RWS.step(state, x)
+
+
+@pytest.mark.parametrize("batches", [None, [X] * 4], ids=["in blocks", "one by one"])
+def test_a_step_that_cannot_be_cached_is_run_all_the_same(batches, start):
+    args = (X,) if batches is None else ()
+    found, _ = rws_jax.fit(Unhashable(), start, 4, *args, batches=batches, progress_bar=False)
+    expected, _ = rws_jax.fit(RWS.step, start, 4, X, progress_bar=False)
+    chex.assert_trees_all_close(found.theta, expected.theta)
+
+
+@pytest.mark.parametrize("batches", [None, [X] * 4], ids=["in blocks", "one by one"])
+def test_what_is_no_step_is_told(batches, start):
+    args = (X,) if batches is None else ()
+    with pytest.raises(TypeError, match="does not return an info") as error:
+        rws_jax.fit(lambda state, x: (state, {"loss": x}), start, 4, *args, batches=batches, progress_bar=False)
+    check(error, TypeError, "RWSInfo", "rws.step")
+    with pytest.raises(TypeError, match="inside of jit, scan or vmap") as error:
+        jax.jit(lambda state: rws_jax.fit(RWS.step, state, 4, X))(start)
+    check(error, TypeError, "jax.lax.scan")
+
+
 def test_seeds_may_be_mapped_over():
     states = jax.vmap(lambda key: RWS.init(key, X))(jax.random.split(jax.random.key(0), 3))
     found, infos = rws_jax.fit(jax.vmap(RWS.step, in_axes=(0, None)), states, 4, X, progress_bar=False)

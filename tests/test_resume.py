@@ -99,6 +99,10 @@ OTHERS = {
         make(phi_optimizer=optax.adam(0.1)),
         ("phi_opt_state[0].count int32[]", "phi_opt_state[0].trace['q_loc'] float32[2]"),
     ),
+    "one by one, another shape": (
+        make(larger_model, larger_guide, vectorize_particles=False),
+        ("theta['loc'] float32[3]", "theta['loc'] float32[2]"),
+    ),
     "one by one, another optimizer": (
         make(phi_optimizer=optax.adam(0.1), vectorize_particles=False),
         ("phi_opt_state[0].count int32[]", "phi_opt_state[0].trace['q_loc'] float32[2]"),
@@ -131,6 +135,13 @@ def test_trees_that_lost_their_types_are_refused(saved):
 def test_a_key_that_is_none_is_refused(rws, saved):
     with pytest.raises(TypeError, match="the key of the state is not a random key"):
         rws.step(saved._replace(rng_key=jnp.zeros(3)), 1.0)
+
+
+def test_states_of_several_seeds_need_a_step_that_is_mapped_over(saved):
+    states = jax.vmap(lambda key: SAVED.init(key, 1.0))(jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match="the state is of another") as error:
+        SAVED.step(states, 1.0)
+    check(error, ValueError, "theta['loc'] float32[2, 2]", "jax.vmap(rws.step, in_axes=(0, None))")
 
 
 def test_a_state_goes_on_where_init_was_never_called(saved):
