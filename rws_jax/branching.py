@@ -1,129 +1,34 @@
-"""One path, compiled for a number of particles, and what is kept of all that have been compiled.
-
-Python branches on values, and a path says what they are, so along one the programs can be compiled. Knows functions of
-particles by number, not what they compute.
-"""
+"""What has been compiled of programs that branch, and what is known of their paths."""
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from numpyro.handlers import seed
 
-from rws_jax.data import take
-from rws_jax.paths import Path, Stop, Walk, check_steering, steers
+from rws_jax.one_path import Compiled, Run
+from rws_jax.paths import Path, Walk, check_steering, describe, fail_supports, steers
 from rws_jax.programs import Call
 from rws_jax.sites import Trace
-from rws_jax.trees import is_float
-from rws_jax.validation import fail
-
-
-class Run(NamedTuple):
-    """What every particle of every datum computes: ``of_calls(*calls, indices) -> tree``, its leaves ``(1, ...)``."""
-
-    kind: Any  # hashable; equal for runs that compute the same
-    of_calls: Callable
-    num_outputs: int  # leaves of the tree
-    calls: tuple[Call | None, ...]  # seeded outermost
-    data_axes: Any
-
-    @property
-    def params(self) -> tuple:
-        """By program."""
-        return tuple(call and call.params for call in self.calls)
-
-    @property
-    def inputs(self) -> tuple:
-        """All else that it depends on: keys and arguments."""
-        first = next(call for call in self.calls if call is not None)
-        return [call and call.program.rng_key for call in self.calls], first.args, first.kwargs
-
-    def bare(self) -> "Run":
-        """The programs alone."""
-        bare = lambda call: call._replace(program=call.program.fn, params=None, args=(), kwargs={})
-        return self._replace(calls=tuple(call and bare(call) for call in self.calls))
-
-    def one(self, params: tuple, inputs: tuple, datum: Any, index: Any, walk: Walk) -> Any:
-        """One particle, of scalars: where programs branch, all of a datum is one unit."""
-        rng_keys, args, kwargs = inputs
-        if self.data_axes is None:
-            datum = None
-        else:
-            args = take(args, self.data_axes, datum)
-        calls = [
-            call and Call(seed(call.program, rng_key), call.role, values, args, kwargs, datum, walk)
-            for call, values, rng_key in zip(self.calls, params, rng_keys, strict=True)
-        ]
-        results = self.of_calls(*calls, [index])
-        walk.check_ended()
-        return jax.tree.map(jnp.sum, results)
-
-
-class Compiled:
-    """A path for a number of particles: draws what comes next or, at the end of the programs, scores, and back."""
-
-    def __init__(self, run: Run, path: Path, size: int, steering: set[str]) -> None:
-        self.path, self.size = path, size
-        self.stops_at: str | None = None  # known once it is traced
-        self.structure: Any = None  # of the results, likewise
-        run = run.bare()
-
-        def one(params: tuple, inputs: tuple, datum: Any, index: Any) -> jax.Array:
-            with jax.ensure_compile_time_eval():  # Python may compute with the constants of the path
-                try:
-                    results = run.one(params, inputs, datum, index, Walk(path, steering))
-                except Stop as stop:
-                    self.stops_at = stop.name
-                    return stop.value
-            outputs, self.structure = jax.tree.flatten(results)
-            return jnp.stack(outputs)
-
-        all_of = jax.jit(jax.vmap(one, (None, None, 0, 0)))  # jitted, to be traced once
-
-        def function(
-            params: tuple, inputs: tuple, pairs: jax.Array, cotangents: jax.Array, weighs: jax.Array, grads: list
-        ) -> tuple:
-            floats, of_params = floats_of(params)
-            of_floats = lambda floats: all_of(of_params(floats), inputs, *pairs.T)
-            shape = jax.eval_shape(of_floats, floats)
-            if self.stops_at is not None:
-                return of_floats(floats), grads
-
-            def backward() -> tuple:
-                _, pullback = jax.vjp(of_floats, floats)
-                return jnp.zeros(shape.shape, shape.dtype), add(grads, *pullback(cotangents.astype(shape.dtype)))
-
-            return lax.cond(weighs, backward, lambda: (of_floats(floats), grads))
-
-        self._call = jax.jit(function)
-
-    def __call__(
-        self, run: Run, params: tuple, pairs: np.ndarray, cotangents: np.ndarray | None, grads: list
-    ) -> tuple[jax.Array, list]:
-        """Values at the next site, or outputs; given cotangents of the outputs, gradients with theirs added."""
-        weights = np.zeros((self.size, run.num_outputs), jnp.result_type(float))  # none for those who fill it up
-        if cotangents is not None:
-            weights[: len(pairs)] = cotangents
-        filled = np.repeat(pairs[:1], self.size, axis=0)
-        filled[: len(pairs)] = pairs
-        return self._call(params, run.inputs, filled, weights, cotangents is not None, grads)
+from rws_jax.validation import check_int, fail
 
 
 class Branching:
     """What has been compiled of some programs, and which of their sites steer."""
 
     def __init__(self, compile_after: int = 32, max_compiled: int = 1000) -> None:
+        hint = "leave it out; it changes no result"
+        check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
+        check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
         self.compile_after, self.max_compiled = compile_after, max_compiled
         self.is_met = False  # whether there are branching sites
         self.steering: set[str] = set()  # beside those that are annotated in the program that draws them
         self._compiled: OrderedDict[tuple, Compiled] = OrderedDict()  # by kind of run, path and size
         self._num_seen: Counter[tuple] = Counter()  # particles on a path, until it is compiled
+        self._supports: dict[tuple[str, str], tuple[str, Path]] = {}
         self._told: set[str] = set()
         self.begin()
 
@@ -156,7 +61,7 @@ class Branching:
         self._num_seen[run.kind, path] += number
         if not sizes and self._num_seen[run.kind, path] <= self.compile_after:
             return None
-        return Compiled(run, path, _padded(number), self.steering)
+        return Compiled(run, path, _padded(number), self.steering, self.check_supports)
 
     def keep(self, run: Run, compiled: Compiled) -> None:
         """Once it has been called: an interruption while it is compiled leaves all as it was."""
@@ -169,13 +74,22 @@ class Branching:
         self.steering.add(name)
         self._compiled.clear()
 
+    def check_supports(self, walk: Walk) -> None:
+        """A site of one name has one kind of values."""
+        path = tuple(walk.taken)
+        for (role, name), kind in walk.supports.items():
+            other_kind, other_path = self._supports.setdefault((role, name), (kind, path))
+            if kind != other_kind:
+                fail_supports(role, name, (other_kind, kind), (other_path, path))
+
     def warn_of_values(self, path: Path, name: str, num_values: int, number: int) -> None:
         """A continuous site, say, has as many paths as particles."""
         if num_values == number >= _MANY and name not in self._told:
             self._told.add(name)
             warnings.warn(
-                f"branching site {name!r} has drawn {number} different values for {number} particles, so that every"
-                " particle is a path of its own, and compiled for itself: branch on a discrete site",
+                f"branching site {name!r} has drawn {number} different values for {number} particles, on"
+                f" {describe(path)}: every particle is a path of its own, and compiled for itself. Branch on a discrete"
+                " site.",
                 stacklevel=2,
             )
 
@@ -227,24 +141,6 @@ def check_by_paths(options: Any) -> None:
         )
 
 
-def floats_of(params: tuple) -> tuple[list, Callable[[list], tuple]]:
-    """The leaves that are trained, and what puts them back among the others."""
-    leaves, structure = jax.tree.flatten(params)
-    trained = [is_float(leaf) for leaf in leaves]
-
-    def of_params(floats: list) -> tuple:
-        rest = iter(floats)
-        whole = [next(rest) if is_trained else leaf for leaf, is_trained in zip(leaves, trained, strict=True)]
-        return jax.tree.unflatten(structure, whole)
-
-    return [jnp.asarray(leaf) for leaf, is_trained in zip(leaves, trained, strict=True) if is_trained], of_params
-
-
-def add(grads: list, more: list) -> list:
-    """Leaf by leaf."""
-    return [one + other for one, other in zip(grads, more, strict=True)]
-
-
 def _padded(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()
+    """A power of four, from eight on: few sizes to compile, and to run a few particles more costs little."""
+    return 2 ** max(3, 2 * ((number - 1).bit_length() // 2) + 1)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax import chunks, weights
-from rws_jax.branching import Run, branching_of, check_by_paths
+from rws_jax.branching import branching_of, check_by_paths
 from rws_jax.data import each_datum
 from rws_jax.defensive import Defence
+from rws_jax.one_path import Run
 from rws_jax.options import SleepOptions, WakeOptions, check_num_particles
 from rws_jax.particles import Dreams, Indices, Particles, draw_particles, dream, score_dreams, score_particles
 from rws_jax.paths import SteersError

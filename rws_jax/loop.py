@@ -14,6 +14,7 @@ from jax.core import Tracer
 from tqdm.auto import tqdm
 
 from rws_jax import validation
+from rws_jax.paths import SteersError
 from rws_jax.state import NonFiniteError, RWSInfo, RWSState
 
 
@@ -84,7 +85,11 @@ def fit(
     with tqdm(total=num_steps, disable=not progress_bar) as bar:
         try:
             for start in range(0, num_steps, block):
-                new_state, infos = run(state, min(block, num_steps - start), args, kwargs)
+                try:
+                    new_state, infos = run(state, min(block, num_steps - start), args, kwargs)
+                except SteersError:  # only the run of a program tells
+                    run = partial(_one_by_one, step, itertools.repeat(()))
+                    new_state, infos = run(state, min(block, num_steps - start), args, kwargs)
                 if infos is None and blocks:
                     break  # no batch is left
                 if infos is None:

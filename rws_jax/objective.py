@@ -11,6 +11,7 @@ from rws_jax.data import first_datum
 from rws_jax.defensive import Defence
 from rws_jax.estimators import Wake, sleep, wake
 from rws_jax.handlers import Params, Program
+from rws_jax.paths import Walk
 from rws_jax.phases import Phases
 from rws_jax.pilot import run_pilot
 from rws_jax.programs import Call
@@ -78,12 +79,21 @@ class Objective:
         return model, Call(seed(self.guide, guide_key), "guide", phi, args, kwargs, datum), defensive_guide
 
     def pilot(
-        self, theta: Params | None, phi: Params | None, rng_key: jax.Array, args: tuple, kwargs: dict, index: int = 0
+        self,
+        theta: Params | None,
+        phi: Params | None,
+        rng_key: jax.Array,
+        args: tuple,
+        kwargs: dict,
+        index: int = 0,
+        walk: Walk | None = None,
     ) -> tuple[Trace, Trace]:
         """One particle of each phase, to check that the programs fit together; see `run_pilot`."""
         rng_keys, wake = jax.random.split(rng_key, 3), self.phases.wake
         args, datum = first_datum(args, wake.layout.data_axes)
-        model, guide, defensive_guide = self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs, datum=datum)
+        calls = self.calls(theta, phi, *rng_keys, args=args, kwargs=kwargs, datum=datum)
+        model, guide = calls[0]._replace(walk=walk), calls[1]._replace(walk=walk)
+        defensive_guide = None if calls[2] is None else calls[2]._replace(walk=walk)
         defence = Defence(wake.defensive, model, defensive_guide) if wake.defensive else None
         return run_pilot(model, guide, defence, self.phases, index)
 

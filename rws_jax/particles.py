@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from rws_jax import matching, sites, validation, weights
 from rws_jax.defensive import Defence, draw_defensive, draw_on_path
@@ -194,6 +195,8 @@ def _each(fn: Callable, *particles: Any) -> list[Any]:
     try:
         return [fn(*one) for one in zip(*particles, strict=True)]
     except validation.BRANCHES as error:
+        if isinstance(particles[-1][0], Tracer):  # on a path, which knows what to say
+            raise
         validation.fail_jitted(error)
 
 

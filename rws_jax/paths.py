@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rws_jax.sites import Site
+from rws_jax.sites import Site, Trace, latent_sites
+from rws_jax.supports import kind_of_support
 from rws_jax.validation import fail
 
 
@@ -37,7 +38,8 @@ Path = tuple[Choice, ...]
 
 def describe(path: Iterable[Choice]) -> str:
     """A path as messages tell it."""
-    return ", ".join(f"{choice.name}={choice.value}" for choice in path) or "the empty path, before any branching site"
+    values = ", ".join(f"{choice.name}={choice.value}" for choice in path)
+    return f"the path {values}" if values else "the empty path, before any branching site"
 
 
 class SteersError(TypeError):
@@ -66,6 +68,7 @@ class Walk:
     def __init__(self, path: Path, steering: set[str], *, goes_on: bool = False) -> None:
         self.path, self.steering, self.goes_on = path, steering, goes_on
         self.taken: list[Choice] = []
+        self.supports: dict[tuple[str, str], str] = {}  # by role and site
 
     def choose(self, name: str, draw: Callable[[], Any]) -> Any:
         """The value at a steering site."""
@@ -86,10 +89,29 @@ class Walk:
         """Of a site on the path that has been met, or None."""
         return next((choice.array for choice in self.taken if choice.name == name), None)
 
+    def note(self, role: str, run: Trace) -> None:
+        """What kinds of values the latent sites of a run have."""
+        for name, site in latent_sites(run).items():
+            self.supports[role, name] = kind_of_support(site["fn"])
+
     def check_ended(self) -> None:
         """The program has drawn all that it had drawn before."""
         if len(self.taken) < len(self.path):
             _fail_not_deterministic(self.path, f"site {self.path[len(self.taken)].name!r}", "the end of the program")
+
+
+class Pinned(Walk):
+    """All of some sites have known values, wherever they are met."""
+
+    def __init__(self, choices: Iterable[Choice]) -> None:
+        self._values = {choice.name: choice.array for choice in choices}
+        super().__init__((), set(self._values))
+
+    def choose(self, name: str, draw: Callable[[], Any]) -> Any:
+        return self._values[name] if name in self._values else draw()
+
+    def value(self, name: str) -> Any:
+        return self._values.get(name)
 
 
 def steers(site: Site, walk: Walk | None) -> bool:
@@ -112,6 +134,38 @@ def check_steering(role: str, site: Site) -> None:
         )
 
 
+def fail_located(error: Exception, path: Path) -> NoReturn:
+    """An error of the package, with the path that it is of."""
+    if "\n  expected:" in str(error) and " path" not in str(error):
+        problem, rest = str(error).split("\n", 1)
+        raise type(error)(f"{problem}, on {describe(path)}\n{rest}") from error
+    raise error
+
+
+def fail_supports(role: str, name: str, kinds: tuple[str, str], paths: tuple[Path, Path]) -> NoReturn:
+    """One name for different things."""
+    fail(
+        ValueError,
+        f"latent site {name!r} of the {role} has different supports on different paths",
+        expected=f"{kinds[0]}, as on {describe(paths[0])}",
+        found=f"{kinds[1]} on {describe(paths[1])}",
+        hint="give sites of different kinds different names",
+    )
+
+
+def fail_unannotated(error: Exception, names: list[str], path: Path | None = None) -> NoReturn:
+    """Python branches on what it does not know."""
+    which = f"the value of site {', '.join(map(repr, names))}" if names else "a value that is known at run time only"
+    fail(
+        TypeError,
+        f"model or guide cannot be compiled: Python branches on {which}",
+        expected="Python to branch on sites with infer={'branching': True} and on static values alone",
+        found=str(error).split("\n")[0][:200] + ("" if path is None else f" on {describe(path)}"),
+        hint="annotate the site so in model and guide, or branch by numpyro.contrib.control_flow.cond or handlers.mask,"
+        " or pass vectorize_particles=False; bind flags and sizes by functools.partial(model, ...)",
+    )
+
+
 def fail_traced(found: str) -> NoReturn:
     """Paths are compiled one by one, by who knows the values."""
     fail(
@@ -131,7 +185,7 @@ def _frozen(value: Any) -> Any:
 def _fail_not_deterministic(path: Path, expected: str, found: str) -> NoReturn:
     fail(
         ValueError,
-        f"a program is not deterministic given its sites: it took another way on the path {describe(path)}",
+        f"a program is not deterministic given its sites: it took another way on {describe(path)}",
         expected=f"{expected} next, as in the run before",
         found=found,
         hint="Python may branch on sites with infer={'branching': True} and on constants, not on other randomness, nor"

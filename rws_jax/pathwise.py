@@ -16,8 +16,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from rws_jax.branching import Branching, Compiled, Run, add, floats_of
+from rws_jax.branching import Branching
 from rws_jax.data import num_data
+from rws_jax.one_path import Compiled, Run, add, floats_of
 from rws_jax.paths import Choice, Path, Unplanned, Walk, fail_traced
 
 
@@ -68,6 +69,7 @@ class Sweep:
         for member in members:
             walk = Walk(path, self._branching.steering, goes_on=True)
             outputs, structure = jax.tree.flatten(self._alone(self._params, member, walk))
+            self._branching.check_supports(walk)
             self._finish(Group(tuple(walk.taken), np.array([member]), None), np.array([outputs]), structure)
 
     def _alone(self, params: tuple, member: int, walk: Walk) -> Any:

@@ -12,6 +12,7 @@ from rws_jax.defensive import Defence, draw_defensive
 from rws_jax.density import Units, those_of
 from rws_jax.leaks import check_reads_no_data, check_shows_no_data
 from rws_jax.particles import score_particles
+from rws_jax.paths import Choice, Pinned, fail_unannotated
 from rws_jax.phases import Phases
 from rws_jax.programs import Call, draws_of, dreamt, param_values, sampled, scored
 from rws_jax.sites import Trace
@@ -74,12 +75,29 @@ def run_pilot(
     return model_run, guide_run
 
 
-def check_compiles(run: Callable, args: tuple, kwargs: dict) -> None:
-    """Programs that need concrete values have run in `init`, and would fail in the compiled step only."""
-    try:
-        jax.eval_shape(lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
-    except TypeError as error:  # JAX's errors on tracers are of this kind
-        validation.fail_static(error)
+def check_compiles(run: Callable, args: tuple, kwargs: dict, latents: Trace) -> None:
+    """Programs that need concrete values have run in `init`, and would fail in the compiled step only.
+
+    If they do, it is found out on which of the `latents` Python branches: with its value known, they do not fail.
+    """
+
+    def error_with(known: list[Choice]) -> Exception | None:
+        try:
+            with jax.ensure_compile_time_eval():
+                pinned = lambda args, kwargs: (run(args, kwargs, walk=Pinned(known)), None)[1]
+                jax.eval_shape(pinned if known else lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
+        except TypeError as error:  # JAX's errors on tracers are of this kind
+            return error
+
+    error = error_with([])
+    if error is None:
+        return
+    known = [Choice.of(name, site["value"]) for name, site in latents.items() if site["fn"].is_discrete]
+    steering = [[one] for one in known] + [known]
+    for some in steering if isinstance(error, validation.BRANCHES) else ():
+        if some and error_with(some) is None:
+            fail_unannotated(error, [choice.name for choice in some])
+    validation.fail_static(error)
 
 
 def _check(model_run: Trace, guide_run: Trace, *, pathwise: bool = False) -> None:

@@ -180,4 +180,6 @@ def _run(call: Call, index: Any, fixed: Callable[[Site, tuple], Any]) -> Trace:
         program = parameters(program, call.role, call.params)
     run = trace(fixed_values(program, call.role, steered)).get_trace(*call.args, **call.kwargs)
     sites.check_supported(call.role, run)
+    if call.walk is not None:
+        call.walk.note(call.role, run)
     return run

@@ -169,7 +169,7 @@ def make_step(
         phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
         if vectorize_particles and not branching.is_met:
-            check_compiles(partial(objective.pilot, theta, phi, rng_key), args, kwargs)
+            check_compiles(partial(objective.pilot, theta, phi, rng_key), args, kwargs, sites.latent_sites(runs[1]))
         return theta, phi
 
     known = resume.Known()

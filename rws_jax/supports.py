@@ -72,6 +72,11 @@ _FIXED_SUPPORTS = [
 ]
 
 
+def kind_of_support(fn: Distribution) -> str:
+    """Of one element, whatever its bounds: "real", "integer_interval"."""
+    return type(_elementwise(fn)).__name__.lstrip("_").lower()
+
+
 def warn_of_narrower(name: str, guide_fn: Distribution, fn: Distribution) -> None:
     """Right if the data rule out the rest of the model's support, and a guide that misses something if not."""
     known = not (isinstance(base(guide_fn), dist.Delta) or isinstance(base(fn), dist.Delta))

@@ -217,6 +217,6 @@ def fail_static(error: Exception) -> NoReturn:
         "model or guide cannot be compiled: they use a value that is known at run time only",
         expected="Python control flow and shapes that depend on static values only",
         found=str(error).split("\n")[0][:200],
-        hint="bind flags and sizes by functools.partial(model, ...); branch on sampled values by"
+        hint="bind flags and sizes by functools.partial(model, ...); branch on sites with infer={'branching': True}, by"
         " numpyro.contrib.control_flow.cond or handlers.mask, or in Python with vectorize_particles=False",
     )

@@ -11,9 +11,11 @@ import optax
 import pytest
 
 import rws_jax
-from rws_jax import branching
+from rws_jax import branching, one_path
 from rws_jax.branching import Branching
+from rws_jax.paths import Choice
 from tests.oracles import seeded
+from tests.test_errors import check
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 STEERS = {"branching": True}
@@ -168,8 +170,14 @@ def compiles_all(monkeypatch):
     return known
 
 
-@pytest.mark.parametrize("options", [{}, {"defensive": 0.3}], ids=["wake and sleep", "defensive"])
-@pytest.mark.parametrize("name", PROGRAMS)
+SLOW = [
+    pytest.param(name, options, id=f"{name}, {'defensive' if options else 'wake and sleep'}", marks=pytest.mark.slow)
+    for name in PROGRAMS
+    for options in ({}, {"defensive": 0.3})
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SLOW)
 def test_paths_compute_what_unjitted_particles_do(name, options, compiles_all):
     *programs, x = PROGRAMS[name]
     params = params_of(*programs, x)
@@ -178,6 +186,7 @@ def test_paths_compute_what_unjitted_particles_do(name, options, compiles_all):
     chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_after", [0, 5, 10_000], ids=["all compiled", "some compiled", "none compiled"])
 def test_steps_by_paths_are_unjitted_steps(compile_after):
     model, guide, x = PROGRAMS["nested"]
@@ -196,3 +205,252 @@ def test_steps_by_paths_are_unjitted_steps(compile_after):
     assert (counts["num_compiled"] == 0) == (compile_after == 10_000)
     assert (counts["num_unjitted"] == 0) == (compile_after == 0)
     chex.assert_trees_all_close(by_paths.get_params(states[0], x), unjitted.get_params(states[1], x), rtol=1e-4)
+
+
+# A small pair of programs for all else
+
+
+def model(x):
+    p = numpyro.param("p", 0.4)
+    if numpyro.sample("z", dist.Bernoulli(p), infer=STEERS) == 1:
+        numpyro.sample("x", dist.Normal(2.0, 1.0), obs=x)
+    else:
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def guide(x):
+    numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), infer=STEERS)
+
+
+def in_plate(program, **options):
+    """The same for all data at once, without branches."""
+
+    def model(x):
+        p = numpyro.param("p", 0.4)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(p), **options)
+            numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), **options)
+
+    return {"model": model, "guide": guide}[program]
+
+
+X = jnp.array([-0.5, 0.4, 1.0, 2.2])
+THETA, PHI = {"p": 0.4}, {"a": 0.3}
+
+
+def make(model=model, guide=guide, **options):
+    return rws_jax.make_step(model, guide, **{"data_axes": 0, "num_particles": 6, "compile_after": 0, **options})
+
+
+def after(rws, num_steps, x=X):
+    state = rws.init(jax.random.key(0), x)
+    for _ in range(num_steps):
+        state, info = rws.step(state, x)
+    return state, info
+
+
+def test_a_step_by_paths_has_the_expectation_of_one_in_a_plate():
+    """Over seeds: values and gradients of programs of one datum, and of the same in a plate, within 5 standard errors."""
+    options = {"num_particles": 3, "insomnia": 0.5, "theta_optimizer": optax.sgd(1.0), "phi_optimizer": optax.sgd(1.0)}
+    in_plates = rws_jax.make_step(in_plate("model"), in_plate("guide"), **options)
+    moves = []
+    for rws in (make(**options), in_plates):
+        start = rws.init(jax.random.key(0), X)
+        after_one = [rws.step(start._replace(rng_key=jax.random.key(seed)), X) for seed in range(200)]
+        moves.append(jnp.array([(s.theta["p"], s.phi["a"], i.wake_theta_loss, i.phi_loss) for s, i in after_one]))
+    difference = moves[0].mean(axis=0) - moves[1].mean(axis=0)
+    errors = jnp.sqrt((moves[0].var(axis=0) + moves[1].var(axis=0)) / 200)
+    assert jnp.all(jnp.abs(difference) < 5.0 * errors)
+
+
+def test_what_is_compiled_is_bounded_by_prefixes_and_sizes(caplog):
+    rws = make(num_particles=5)
+    state = rws.init(jax.random.key(0), X)
+    with jax.log_compiles():
+        for _ in range(30):
+            state, info = rws.step(state, X)
+            assert 1 <= info.num_paths <= 2
+            assert info.num_unjitted == 0
+    num_compilations = sum("XLA compilation of jit(function)" in message for message in caplog.messages)
+    assert info.num_compiled == num_compilations
+    assert 3 <= num_compilations <= 3 * 2  # the root and two paths; 8 and 32 particles
+
+
+def test_rare_paths_are_run_unjitted_until_they_are_not():
+    rws = make(num_particles=2, compile_after=20)
+    state = rws.init(jax.random.key(0), X)
+    state, info = rws.step(state, X)
+    assert info.num_unjitted == 8
+    assert info.num_compiled == 0
+    for _ in range(5):
+        state, info = rws.step(state, X)
+    assert info.num_compiled > 0
+
+
+def test_the_last_recently_used_function_is_dropped():
+    rws, bounded = make(), make(max_compiled=1)
+    (state, _), (bounded_state, info) = after(rws, 2), after(bounded, 2)
+    assert info.num_compiled == 1
+    chex.assert_trees_all_close(state.theta, bounded_state.theta)
+
+
+def test_chunks_of_paths_are_the_same_numbers():
+    (state, info), (chunked, chunked_info) = after(make(), 2), after(make(chunk_size=4), 2)
+    chex.assert_trees_all_close((state.theta, state.phi), (chunked.theta, chunked.phi), rtol=1e-5)
+    assert info.num_paths == chunked_info.num_paths
+
+
+def test_an_interruption_while_a_path_is_compiled_loses_nothing(monkeypatch):
+    rws = make()
+    state = rws.init(jax.random.key(0), X)
+    calls = []
+
+    def interrupted(self, *args):
+        calls.append(self.path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return called(self, *args)
+
+    called = one_path.Compiled.__call__
+    monkeypatch.setattr(one_path.Compiled, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rws.step(state, X)
+    assert calls == [(), (Choice("z", 0, "int32"),)]
+    found, _ = rws.step(state, X)
+    assert len(calls) == 2 + 1 + 4  # the root was kept; two paths forward and back
+    expected, _ = make().step(state, X)
+    chex.assert_trees_all_close(found.theta, expected.theta)
+
+
+def test_a_site_may_steer_in_one_program_only():
+    """Python branches in the model; the guide, which draws the site, is told to stop there."""
+
+    def plain_guide(x):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x))
+
+    (found, _), (expected, _) = after(make(guide=plain_guide), 2), after(make(), 2)
+    chex.assert_trees_all_close((found.theta, found.phi), (expected.theta, expected.phi))
+
+
+def test_fit_and_restored_states_run_by_paths():
+    expected, _ = after(make(), 4)
+    rws = make()
+    state, infos = rws_jax.fit(rws.step, rws.init(jax.random.key(0), X), 4, X, progress_bar=False)
+    assert infos.num_paths.shape == (4,)
+    chex.assert_trees_all_close(state.theta, expected.theta)
+    start = make().init(jax.random.key(0), X)
+    restored, _ = rws_jax.fit(make().step, start, 4, X, progress_bar=False)  # nobody has told that programs branch
+    chex.assert_trees_all_close(restored.theta, expected.theta)
+    assert make().get_params(start, X).keys() == {"p", "a"}
+
+
+# Bad input
+
+
+def test_python_branches_on_annotated_sites_only():
+    def plain_model(x):
+        numpyro.sample("x", dist.Normal(0.0 if numpyro.sample("z", dist.Bernoulli(0.4)) else 1.0, 1.0), obs=x)
+
+    def plain_guide(x):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x))
+
+    with pytest.raises(TypeError, match="Python branches on the value of site 'z'") as error:
+        make(plain_model, plain_guide).init(jax.random.key(0), X)
+    check(error, TypeError, "infer={'branching': True}", "control_flow.cond", "vectorize_particles=False")
+
+    def model_of_two(x):
+        model(x)
+        numpyro.sample("y", dist.Normal(0.0 if numpyro.sample("w", dist.Bernoulli(0.5)) else 1.0, 1.0))
+
+    def guide_of_two(x):
+        guide(x)
+        numpyro.sample("w", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(TypeError, match="cannot be compiled") as error:
+        after(make(model_of_two, guide_of_two), 1)
+    check(error, TypeError, "on the path z=", "infer={'branching': True}")
+
+
+def test_branches_that_do_not_match_are_told_with_site_and_path():
+    def model_of_more(x):
+        if numpyro.sample("z", dist.Bernoulli(0.4), infer=STEERS):
+            numpyro.sample("more", dist.Bernoulli(0.5), infer=STEERS)
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    for loss in (rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss):
+        with pytest.raises(ValueError, match="latent site 'more' of the model is missing from the guide") as error:
+            loss(THETA, PHI, *seeded(model_of_more, guide), X, num_particles=30, data_axes=0)
+        check(error, ValueError, "from the guide, on the path z=1")
+
+
+def test_a_site_has_one_kind_of_values():
+    def model_of_kinds(x):
+        z = numpyro.sample("z", dist.Bernoulli(0.4), infer=STEERS)
+        y = numpyro.sample("y", dist.Normal(0.0, 1.0) if z else dist.Gamma(1.0, 1.0))
+        numpyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    def guide_of_kinds(x):
+        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), infer=STEERS)
+        numpyro.sample("y", dist.Normal(0.0, 1.0) if z else dist.Gamma(1.0, 1.0))
+
+    with pytest.raises(ValueError, match="latent site 'y' of the guide has different supports") as error:
+        after(make(model_of_kinds, guide_of_kinds), 1)
+    check(error, ValueError, "positive, as on the path z=0", "real on the path z=1", "different names")
+
+
+def test_a_program_that_is_not_deterministic_is_told():
+    runs = []
+
+    def fickle_guide(x):
+        runs.append(x)
+        for name in ("z", "y") if len(runs) % 2 else ("y", "z"):
+            numpyro.sample(name, dist.Bernoulli(logits=numpyro.param(f"of_{name}", 0.3) * x), infer=STEERS)
+
+    def model_of_both(x):
+        numpyro.sample("y", dist.Bernoulli(0.5), infer=STEERS)
+        model(x)
+
+    with pytest.raises(ValueError, match="a program is not deterministic given its sites") as error:
+        after(make(model_of_both, fickle_guide), 1)
+    check(error, ValueError, "on the path", "'z'", "'y'")
+
+
+def test_a_branching_site_of_different_values_is_warned_of():
+    def model_of_reals(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0), infer=STEERS)
+        numpyro.sample("x", dist.Normal(1.0 if z > 0 else 0.0, 1.0), obs=x)
+
+    def guide_of_reals(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("a", 0.1), 1.0), infer=STEERS)
+
+    rws = make(model_of_reals, guide_of_reals, num_particles=15, compile_after=59)
+    state = rws.init(jax.random.key(0), X)
+    with pytest.warns(UserWarning, match="site 'z' has drawn 60 different values for 60 particles"):
+        rws.step(state, X)
+
+
+def test_options_and_places_that_do_not_go_with_paths():
+    annotated = in_plate("model", infer=STEERS), in_plate("guide", infer=STEERS)
+    with pytest.raises(ValueError, match="branching site 'z' of the model is in plate 'data'") as error:
+        make(*annotated, data_axes=None).init(jax.random.key(0), X)
+    check(error, ValueError, "data_axes=0")
+    rws = make()
+    state = rws.init(jax.random.key(0), X)
+    with pytest.raises(TypeError, match="programs have branching sites, but the call is traced") as error:
+        jax.jit(rws.step)(state, X)
+    check(error, TypeError, "rws_jax.fit", "handlers.mask")
+    with pytest.raises(ValueError, match="an option does not go with these") as error:
+        rws_jax.wake_phi_loss(THETA, PHI, *seeded(model, guide), X, data_axes=0, gradient="dreg")
+    check(error, ValueError, "gradient='score'")
+    masked = [numpyro.handlers.mask(program, mask=True) for program in seeded(model, guide)]
+    with pytest.raises(ValueError, match=r"handlers around numpyro\.handlers\.seed") as error:
+        rws_jax.wake_phi_loss(THETA, PHI, *masked, X, data_axes=0)
+    check(error, ValueError, "seed(handler(program), rng_key)")
+    for option, value in (("compile_after", -1), ("max_compiled", 0)):
+        with pytest.raises(ValueError, match=f"option '{option}' is too small"):
+            make(**{option: value})
