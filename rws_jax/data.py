@@ -31,7 +31,6 @@ def each_datum(fn: Callable, calls: Iterable[Call | None], data_axes: Any, indic
 
 def num_data(args: tuple, data_axes: Any) -> int:
     """Of arguments that agree on it."""
-    check_data_axes(data_axes)
     if isinstance(data_axes, tuple) and len(data_axes) != len(args):
         fail(
             ValueError,
@@ -81,20 +80,6 @@ def first_datum(args: tuple, data_axes: Any) -> tuple[tuple, int | None]:
         return args, None
     num_data(args, data_axes)
     return take(args, data_axes, 0), 0
-
-
-def check_data_axes(value: Any) -> None:
-    """An axis, or one or None for each argument."""
-    is_axis = lambda axis: isinstance(axis, int) and not isinstance(axis, bool)
-    axes = value if isinstance(value, tuple) else (value,)
-    if value is not None and not all(is_axis(axis) or (axis is None and isinstance(value, tuple)) for axis in axes):
-        fail(
-            TypeError,
-            "option 'data_axes' has the wrong type",
-            expected="an int, a tuple of an int or None for each positional argument, or None",
-            found=describe(value),
-            hint="data_axes=0 for programs of one datum, given arrays with a datum in each row",
-        )
 
 
 def _by_argument(args: tuple, data_axes: Any) -> tuple[int | None, ...]:

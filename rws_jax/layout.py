@@ -25,6 +25,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         check_flag(self.vectorize_particles, "vectorize_particles")
+        _check_data_axes(self.data_axes)
         if self.chunk_size is not None:
             expected = "an int >= 1, the number of particles in memory at a time, or None for all"
             hint = "pass chunk_size=100, say; results do not depend on it"
@@ -84,6 +85,20 @@ class Layout:
                 found=f"{option}={value}, vectorize_particles=False",
                 hint="leave out one of them",
             )
+
+
+def _check_data_axes(value: Any) -> None:
+    """An axis, or one or None for each argument."""
+    is_axis = lambda axis: isinstance(axis, int) and not isinstance(axis, bool)
+    axes = value if isinstance(value, tuple) else (value,)
+    if value is not None and not all(is_axis(axis) or (axis is None and isinstance(value, tuple)) for axis in axes):
+        fail(
+            TypeError,
+            "option 'data_axes' has the wrong type",
+            expected="an int, a tuple of an int or None for each positional argument, or None",
+            found=describe(value),
+            hint="data_axes=0 for programs of one datum, given arrays with a datum in each row",
+        )
 
 
 def _check_sharding(value: Any) -> None:
