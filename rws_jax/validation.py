@@ -156,6 +156,8 @@ _OPTIONS = {
         "chunk_size",
         "particle_sharding",
         "data_axes",
+        "compile_after",
+        "max_compiled",
         "shared_params",
         "simulated_data_to_args",
         "observed_sites",

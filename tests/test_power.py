@@ -6,8 +6,31 @@ from functools import partial
 
 import pytest
 
-from rws_jax import defensive, density, estimators, handlers, layout, particles, step, svi, weights
-from tests import test_chunks, test_devices, test_exact, test_losses, test_options, test_step, test_support, test_svi
+from rws_jax import (
+    defensive,
+    density,
+    estimators,
+    handlers,
+    layout,
+    one_path,
+    particles,
+    pathwise,
+    svi,
+    updates,
+    weights,
+)
+from tests import (
+    test_branching,
+    test_chunks,
+    test_data,
+    test_devices,
+    test_exact,
+    test_losses,
+    test_options,
+    test_step,
+    test_support,
+    test_svi,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -196,7 +219,7 @@ MUTATIONS = {
         test_devices.test_particles_over_devices_cost_reductions_of_units_and_of_gradients,
     ),
     "steps that are not finite": (
-        step,
+        updates,
         "select(finite, new_guide, (state.phi, state.phi_opt_state))",
         "new_guide",
         test_step.test_an_update_that_overflows_is_not_taken,
@@ -214,10 +237,34 @@ MUTATIONS = {
         test_svi.test_stable_updates_do_not_learn_from_particles_outside_of_the_support,
     ),
     "model updated by dead units": (
-        step,
+        updates,
         "select(finite & alive, new_model, model_state)",
         "select(finite, new_model, model_state)",
         test_step.test_dreams_rescue_a_guide_that_has_left_the_support,
+    ),
+    "one randomness for all data": (
+        handlers,
+        "rng_key = jax.random.fold_in(rng_key, self.datum)",
+        "pass",
+        test_data.test_a_draw_depends_on_seed_datum_and_particle_alone,
+    ),
+    "gradients of paths without weights": (
+        one_path,
+        "weights[: len(pairs)] = cotangents",
+        "weights[: len(pairs)] = 1.0",
+        test_branching.test_a_step_by_paths_has_the_expectation_of_one_in_a_plate,
+    ),
+    "particles of another path": (
+        pathwise,
+        "members[which.ravel() == number]",
+        "members[which.ravel() != number]",
+        test_branching.test_a_step_by_paths_has_the_expectation_of_one_in_a_plate,
+    ),
+    "the other of guide and defensive guide": (
+        defensive,
+        "if not walk.choose(",
+        "if walk.choose(",
+        partial(test_branching.test_paths_compute_what_unjitted_particles_do, "nested", {"defensive": 0.3}, None),
     ),
 }
 
