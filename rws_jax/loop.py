@@ -85,11 +85,12 @@ def fit(
     with tqdm(total=num_steps, disable=not progress_bar) as bar:
         try:
             for start in range(0, num_steps, block):
+                size = min(block, num_steps - start)
                 try:
-                    new_state, infos = run(state, min(block, num_steps - start), args, kwargs)
+                    new_state, infos = run(state, size, args, kwargs)
                 except SteersError:  # only the run of a program tells
                     run = partial(_one_by_one, step, itertools.repeat(()))
-                    new_state, infos = run(state, min(block, num_steps - start), args, kwargs)
+                    new_state, infos = run(state, size, args, kwargs)
                 if infos is None and blocks:
                     break  # no batch is left
                 if infos is None:

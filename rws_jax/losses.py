@@ -53,10 +53,7 @@ def wake_theta_loss(
       num_particles: K, at least 2.
       defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
       defensive_guide: seeded program that they come from; default the model's prior.
-      vectorize_particles: whether particles are mapped over.
-      chunk_size: particles in memory at a time.
-      particle_sharding: over which devices they are spread.
-      data_axes: axes of the data in `args`.
+      vectorize_particles, chunk_size, particle_sharding, data_axes: how programs run.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -140,7 +137,8 @@ def wake_phi_loss(
         on `num_particles`. There are first derivatives only.
       particle_sharding: over which devices particles are spread, ``NamedSharding(mesh, PartitionSpec("particles"))``.
       data_axes: for programs written for one datum, where `args` have the axis of data, as `in_axes` of `jax.vmap`: an
-        int, or a tuple with None for arguments that are the same for all data. Every datum is a unit of its own.
+        int, or a tuple with None for what is the same for all data. Every datum is a unit. Where Python branches on
+        sites with ``infer={"branching": True}``, each path is compiled by itself.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -218,10 +216,7 @@ def sleep_phi_loss(
       num_particles: S, the number of dreams, each as large as the data; at least 1.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
       observed_sites: names of data sites of a model that runs without data.
-      vectorize_particles: whether dreams are mapped over; this and the following as in `wake_phi_loss`.
-      chunk_size: dreams in memory at a time.
-      particle_sharding: over which devices they are spread.
-      data_axes: axes of the data in `args`.
+      vectorize_particles, chunk_size, particle_sharding, data_axes: how programs run, as in `wake_phi_loss`.
       **kwargs: keyword arguments of both programs.
 
     Returns:

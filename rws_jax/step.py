@@ -59,8 +59,8 @@ def make_step(
     .. math:: \iota \, L_\text{wake-phi} + (1 - \iota) \, L_\text{sleep-phi}, \qquad \iota = \text{insomnia}
 
     (Le et al. 2019). Both wake losses share one set of particles, and all gradients come from one pass; what the
-    chosen insomnia does not need is not computed. `step` is jitted, and can be scanned, vmapped and jitted again; but if
-    a discrete site has ``infer={"branching": True}``, Python may branch on its value, and each path is compiled by itself.
+    chosen insomnia does not need is not computed. `step` is jitted, and can be scanned, vmapped and jitted again. But
+    Python may branch on sites with ``infer={"branching": True}``: then each path is compiled by itself, and `step` is not.
 
     Args:
       model: NumPyro model; it need not be reparameterisable.
@@ -82,7 +82,7 @@ def make_step(
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
       data_axes: for programs written for one datum, where the arguments have the axis of data, as `in_axes` of
         `jax.vmap`; see `wake_phi_loss`.
-      compile_after: if programs have branching sites, how many particles run along a path un-jitted before it is compiled.
+      compile_after: if programs have branching sites, how many particles run along a path before it is compiled.
       max_compiled: how many compiled functions of paths are kept; the least recently used ones go.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in
