@@ -53,7 +53,10 @@ def wake_theta_loss(
       num_particles: K, at least 2.
       defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
       defensive_guide: seeded program that they come from; default the model's prior.
-      vectorize_particles, chunk_size, particle_sharding, data_axes: how programs run.
+      vectorize_particles: whether particles are mapped over.
+      chunk_size: particles in memory at a time.
+      particle_sharding: over which devices they are spread.
+      data_axes: axes of the data in `args`.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -216,7 +219,10 @@ def sleep_phi_loss(
       num_particles: S, the number of dreams, each as large as the data; at least 1.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
       observed_sites: names of data sites of a model that runs without data.
-      vectorize_particles, chunk_size, particle_sharding, data_axes: how programs run, as in `wake_phi_loss`.
+      vectorize_particles: whether dreams are mapped over; this and the following as in `wake_phi_loss`.
+      chunk_size: dreams in memory at a time.
+      particle_sharding: over which devices they are spread.
+      data_axes: axes of the data in `args`.
       **kwargs: keyword arguments of both programs.
 
     Returns:

@@ -60,7 +60,7 @@ def make_step(
 
     (Le et al. 2019). Both wake losses share one set of particles, and all gradients come from one pass; what the
     chosen insomnia does not need is not computed. `step` is jitted, and can be scanned, vmapped and jitted again. But
-    Python may branch on sites with ``infer={"branching": True}``: then each path is compiled by itself, and `step` is not.
+    Python may branch on sites with ``infer={"branching": True}``: then each path is compiled by itself, not `step`.
 
     Args:
       model: NumPyro model; it need not be reparameterisable.
