@@ -42,7 +42,8 @@ class Run(NamedTuple):
 
     def bare(self) -> "Run":
         """The programs alone."""
-        bare = lambda call: call._replace(program=call.program.fn, params=None, args=(), kwargs={})
+        unseeded = lambda program: seed(program.fn, None, program.hide_types)
+        bare = lambda call: call._replace(program=unseeded(call.program), params=None, args=(), kwargs={})
         return self._replace(calls=tuple(call and bare(call) for call in self.calls))
 
     def one(self, params: tuple, inputs: tuple, datum: Any, index: Any, walk: Walk) -> Any:
@@ -53,7 +54,15 @@ class Run(NamedTuple):
         else:
             args = take(args, self.data_axes, datum)
         calls = [
-            call and Call(seed(call.program, rng_key), call.role, values, args, kwargs, datum, walk)
+            call
+            and call._replace(
+                program=seed(call.program.fn, rng_key, call.program.hide_types),
+                params=values,
+                args=args,
+                kwargs=kwargs,
+                datum=datum,
+                walk=walk,
+            )
             for call, values, rng_key in zip(self.calls, params, rng_keys, strict=True)
         ]
         try:
