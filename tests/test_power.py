@@ -257,7 +257,7 @@ MUTATIONS = {
     "particles of another path": (
         pathwise,
         "members[which.ravel() == number]",
-        "members[which.ravel() != number]",
+        "members[::-1][which.ravel() == number]",
         test_branching.test_a_step_by_paths_has_the_expectation_of_one_in_a_plate,
     ),
     "the other of guide and defensive guide": (
