@@ -27,6 +27,7 @@ class Branching:
         self.is_met = False  # whether there are branching sites
         self.steering: set[str] = set()  # beside those that are annotated in the program that draws them
         self._compiled: OrderedDict[tuple, Compiled] = OrderedDict()  # by kind of run, path and size
+        self._sizes: dict[tuple, list[int]] = {}  # of these
         self._num_seen: Counter[tuple] = Counter()  # particles on a path, until it is compiled
         self._supports: dict[tuple[str, str], tuple[str, Path]] = {}
         self._told: set[str] = set()
@@ -52,27 +53,38 @@ class Branching:
 
     def find(self, run: Run, path: Path, number: int) -> Compiled | None:
         """For at least so many particles on a path; None if too few have come along it to compile it."""
-        sizes = [size for kind, known, size in self._compiled if (kind, known) == (run.kind, path)]
+        sizes = self._sizes.get((run.kind, path), [])
         fitting = [size for size in sizes if number <= size <= _MAX_PADDING * number]
         if fitting:
             key = run.kind, path, min(fitting)
             self._compiled.move_to_end(key)
             return self._compiled[key]
+        if len(self._num_seen) > _MANY * self.max_compiled:  # rare paths without end
+            self._num_seen.clear()
         self._num_seen[run.kind, path] += number
         if not sizes and self._num_seen[run.kind, path] <= self.compile_after:
             return None
-        return Compiled(run, path, _padded(number), self.steering, self.check_supports)
+        return Compiled(run, path, next(size for size in SIZES if size >= number), self.steering, self.check_supports)
 
     def keep(self, run: Run, compiled: Compiled) -> None:
         """Once it has been called: an interruption while it is compiled leaves all as it was."""
-        self._compiled[run.kind, compiled.path, compiled.size] = compiled
+        key = run.kind, compiled.path, compiled.size
+        if key not in self._compiled:
+            self._sizes.setdefault(key[:2], []).append(compiled.size)
+        self._compiled[key] = compiled
         while len(self._compiled) > self.max_compiled:
-            self._compiled.popitem(last=False)
+            (*place, size), _ = self._compiled.popitem(last=False)
+            sizes = self._sizes[*place]
+            sizes.remove(size)
+            if not sizes:  # the path is rare again
+                del self._sizes[*place]
+                self._num_seen.pop(tuple(place), None)
 
     def learn(self, name: str) -> None:
         """A site steers in the program that scores it; what draws it has to stop there."""
         self.steering.add(name)
         self._compiled.clear()
+        self._sizes.clear()
 
     def check_supports(self, walk: Walk) -> None:
         """A site of one name has one kind of values."""
@@ -141,6 +153,5 @@ def check_by_paths(options: Any) -> None:
         )
 
 
-def _padded(number: int) -> int:
-    """A power of four, from eight on: few sizes to compile, and to run a few particles more costs little."""
-    return 2 ** max(3, 2 * ((number - 1).bit_length() // 2) + 1)
+# Of groups: from eight on, as few more particles cost little, and every size is compiled.
+SIZES = tuple(8 * 4**power for power in range(14))

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from rws_jax import matching, sites
 from rws_jax.density import Units, those_of
-from rws_jax.paths import Walk
+from rws_jax.paths import DEFENDS, Walk
 from rws_jax.programs import Call, Draws, draws_of, sampled, scored
 from rws_jax.sites import Trace
+from rws_jax.validation import fail
 
 
 class Defence(NamedTuple):
@@ -70,8 +71,16 @@ def draw_on_path(defence: Defence, guide: Call, index: Any) -> Draws:
         run = sampled(defence.guide or defence.model.stopped(), index)
         if defence.guide is not None:
             sites.check_defensive_guide(run)
-    return draws_of(run)
+    draws = draws_of(run)
+    for name in draws.plates:
+        fail(
+            ValueError,
+            f"programs have branching sites, and defensive proposals would see another minibatch of plate {name!r}",
+            expected="no subsampled plate beside branching sites and option 'defensive'",
+            found=f"plate {name!r} with subsample_size",
+            hint="write the programs for one datum, and pass minibatches with data_axes=0",
+        )
+    return draws
 
 
-DEFENDS = "(defensive)"  # the name of that choice
 _CHOICE = 0xFFFFFFFF  # a number that neither a particle nor a site has

@@ -38,7 +38,8 @@ class Run(NamedTuple):
     def inputs(self) -> tuple:
         """All else that it depends on: keys and arguments."""
         first = next(call for call in self.calls if call is not None)
-        return [call and call.program.rng_key for call in self.calls], first.args, first.kwargs
+        # The same randomness is used in several runs: JAX is told that this is meant.
+        return [call and jax.random.clone(call.program.rng_key) for call in self.calls], first.args, first.kwargs
 
     def bare(self) -> "Run":
         """The programs alone."""
@@ -69,8 +70,8 @@ class Run(NamedTuple):
             results = self.of_calls(*calls, [index])
             walk.check_ended()
         except BRANCHES as error:
-            fail_unannotated(error, [], tuple(walk.taken))
-        except (TypeError, ValueError) as error:
+            fail_unannotated(error, list(dict.fromkeys(walk.unknown)), tuple(walk.taken))
+        except Exception as error:
             fail_located(error, tuple(walk.taken))
         return jax.tree.map(jnp.sum, results)
 

@@ -34,6 +34,7 @@ class Choice(NamedTuple):
 
 
 Path = tuple[Choice, ...]
+DEFENDS = "(defensive)"  # the choice between guide and defensive guide, as a step of a path
 
 
 def describe(path: Iterable[Choice]) -> str:
@@ -68,6 +69,7 @@ class Walk:
     def __init__(self, path: Path, steering: set[str], *, goes_on: bool = False) -> None:
         self.path, self.steering, self.goes_on = path, steering, goes_on
         self.taken: list[Choice] = []
+        self.unknown: list[str] = []  # discrete sites that do not steer
         self.supports: dict[tuple[str, str], str] = {}  # by role and site
 
     def choose(self, name: str, draw: Callable[[], Any]) -> Any:
@@ -88,6 +90,11 @@ class Walk:
     def value(self, name: str) -> Any:
         """Of a site on the path that has been met, or None."""
         return next((choice.array for choice in self.taken if choice.name == name), None)
+
+    def pass_by(self, site: Site) -> None:
+        """A site that does not steer, though Python may be about to branch on it."""
+        if site["type"] == "sample" and not site["is_observed"] and site["fn"].is_discrete:
+            self.unknown.append(site["name"])
 
     def note(self, role: str, run: Trace) -> None:
         """What kinds of values the latent sites of a run have."""
@@ -139,6 +146,7 @@ def fail_located(error: Exception, path: Path) -> NoReturn:
     if "\n  expected:" in str(error) and " path" not in str(error):
         problem, rest = str(error).split("\n", 1)
         raise type(error)(f"{problem}, on {describe(path)}\n{rest}") from error
+    error.add_note(f"on {describe(path)}")
     raise error
 
 
@@ -155,7 +163,7 @@ def fail_supports(role: str, name: str, kinds: tuple[str, str], paths: tuple[Pat
 
 def fail_unannotated(error: Exception, names: list[str], path: Path | None = None) -> NoReturn:
     """Python branches on what it does not know."""
-    which = f"the value of site {', '.join(map(repr, names))}" if names else "a value that is known at run time only"
+    which = f"the value of site {' or '.join(map(repr, names))}" if names else "a value that is known at run time only"
     fail(
         TypeError,
         f"model or guide cannot be compiled: Python branches on {which}",

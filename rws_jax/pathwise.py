@@ -7,6 +7,7 @@ a datum, whatever their paths. Then the function of each whole path, called agai
 Knows particles by number, groups of them and functions of these, not what is computed.
 """
 
+import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from rws_jax.branching import Branching
+from rws_jax.branching import SIZES, Branching
 from rws_jax.data import num_data
 from rws_jax.one_path import Compiled, Run, add, floats_of
-from rws_jax.paths import Choice, Path, Unplanned, Walk, fail_traced
+from rws_jax.paths import DEFENDS, Choice, Path, Unplanned, Walk, fail_traced
+from rws_jax.validation import describe, fail
 
 
 class Group(NamedTuple):
@@ -42,7 +44,7 @@ class Sweep:
         frontier = [((), np.arange(len(pairs)))]
         while frontier:
             frontier = list(self._beyond([part for path, all_ in frontier for part in _parts(path, all_, max_size)]))
-        branching.paths |= {(run.kind, group.path) for group in self.groups}
+        branching.paths |= {tuple(step for step in group.path if step.name != DEFENDS) for group in self.groups}
 
     def _beyond(self, frontier: list[tuple[Path, np.ndarray]]) -> Iterator[tuple[Path, np.ndarray]]:
         """One branching site further; who is at the end is done."""
@@ -108,6 +110,9 @@ def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int |
     """
     floats, of_params = floats_of(run.params)
     _check_known((lax.stop_gradient(floats), run.inputs))
+    _check_arrays(run.inputs[1:])
+    avals = [jax.typeof(leaf) for leaf in jax.tree.leaves((lax.stop_gradient(run.params), run.inputs))]
+    run = run._replace(kind=(run.kind, jax.tree.structure((run.params, run.inputs)), *avals))  # compiled for these
     numbers = (num_particles,) if run.data_axes is None else (num_particles, num_data(run.inputs[1], run.data_axes))
     pairs = np.argwhere(np.ones((*numbers, 1)[:2]))[:, ::-1]  # datum and index
     structures = []
@@ -148,8 +153,21 @@ class _Held:
 
 
 def _parts(path: Path, members: np.ndarray, max_size: int | None) -> list[tuple[Path, np.ndarray]]:
-    size = max_size or len(members)
+    """No more at a time than `max_size`, as they are padded."""
+    size = len(members) if max_size is None else max((s for s in SIZES if s <= max_size), default=SIZES[0])
     return [(path, members[start : start + size]) for start in range(0, len(members), size)]
+
+
+def _check_arrays(arguments: tuple) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number):
+            fail(
+                TypeError,
+                f"programs have branching sites, and argument {jax.tree_util.keystr(path)} is no array",
+                expected="arrays and numbers, as paths are compiled",
+                found=describe(leaf),
+                hint="bind static arguments by functools.partial(model, ...)",
+            )
 
 
 def _check_known(tree: Any) -> None:

@@ -1,6 +1,7 @@
 """One particle of each phase, run once: how `init` meets the programs, and where a mismatch comes to light."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -75,28 +76,29 @@ def run_pilot(
     return model_run, guide_run
 
 
-def check_compiles(run: Callable, args: tuple, kwargs: dict, latents: Trace) -> None:
+def check_compiles(run: Callable, rng_key: jax.Array, args: tuple, kwargs: dict, latents: Trace) -> None:
     """Programs that need concrete values have run in `init`, and would fail in the compiled step only.
 
     If they do, it is found out on which of the `latents` Python branches: with its value known, they do not fail.
     """
 
     def error_with(known: list[Choice]) -> Exception | None:
+        def traced(rng_key: jax.Array, args: tuple, kwargs: dict) -> None:
+            with jax.ensure_compile_time_eval() if known else nullcontext():  # Python may compute with what is known
+                run(rng_key, args, kwargs, walk=Pinned(known) if known else None)
+
         try:
-            with jax.ensure_compile_time_eval():
-                pinned = lambda args, kwargs: (run(args, kwargs, walk=Pinned(known)), None)[1]
-                jax.eval_shape(pinned if known else lambda args, kwargs: (run(args, kwargs), None)[1], args, kwargs)
+            jax.eval_shape(traced, rng_key, args, kwargs)
         except TypeError as error:  # JAX's errors on tracers are of this kind
             return error
 
     error = error_with([])
     if error is None:
         return
-    known = [Choice.of(name, site["value"]) for name, site in latents.items() if site["fn"].is_discrete]
-    steering = [[one] for one in known] + [known]
-    for some in steering if isinstance(error, validation.BRANCHES) else ():
-        if some and error_with(some) is None:
-            fail_unannotated(error, [choice.name for choice in some])
+    discrete = [Choice.of(name, site["value"]) for name, site in latents.items() if site["fn"].is_discrete]
+    for known in ([*([one] for one in discrete), discrete]) if isinstance(error, validation.BRANCHES) else ():
+        if known and error_with(known) is None:
+            fail_unannotated(error, [choice.name for choice in known])
     validation.fail_static(error)
 
 

@@ -159,6 +159,8 @@ def _run(call: Call, index: Any, fixed: Callable[[Site, tuple], Any]) -> Trace:
     def steered(site: Site, steps: tuple) -> Any:
         value = fixed(site, steps)
         if not paths.steers(site, call.walk):
+            if call.walk is not None:
+                call.walk.pass_by(site)
             return value
         known = not isinstance(site["kwargs"]["rng_key"] if value is None else value, Tracer)
         if call.walk is None and known:

@@ -160,7 +160,7 @@ def make_step(
     def initial(rng_key: jax.Array, args: tuple, kwargs: dict) -> tuple[Params, Params]:
         theta_sites, phi_sites = Trace(), Trace()
         for index in range(num_particles):
-            runs = objective.pilot(None, None, rng_key, args, kwargs, index)
+            runs = objective.pilot(None, None, jax.random.clone(rng_key), args, kwargs, index)
             theta_sites, phi_sites = sites.param_sites(runs[0]) | theta_sites, sites.param_sites(runs[1]) | phi_sites
             if vectorize_particles and not branching.is_met:
                 break  # else particles may differ in their param sites
@@ -169,7 +169,7 @@ def make_step(
         phi = trainable({name: v for name, v in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
         if vectorize_particles and not branching.is_met:
-            check_compiles(partial(objective.pilot, theta, phi, rng_key), args, kwargs, sites.latent_sites(runs[1]))
+            check_compiles(partial(objective.pilot, theta, phi), rng_key, args, kwargs, sites.latent_sites(runs[1]))
         return theta, phi
 
     known = resume.Known()

@@ -73,8 +73,14 @@ _FIXED_SUPPORTS = [
 
 
 def kind_of_support(fn: Distribution) -> str:
-    """Of one element, whatever its bounds: "real", "integer_interval"."""
-    return type(_elementwise(fn)).__name__.lstrip("_").lower()
+    """Of one element, whatever its bounds."""
+    name = type(_elementwise(fn)).__name__.lstrip("_").lower().replace("_", "")
+    if fn.is_discrete:
+        return "integers"
+    if "interval" in name:
+        return "an interval"
+    halves = "positive", "nonnegative", "greaterthan", "lessthan"
+    return "a half-line" if name.startswith(halves) else {"real": "the real line"}.get(name, name)
 
 
 def warn_of_narrower(name: str, guide_fn: Distribution, fn: Distribution) -> None:

@@ -298,6 +298,32 @@ def test_the_last_recently_used_function_is_dropped():
     chex.assert_trees_all_close(state.theta, bounded_state.theta)
 
 
+def test_paths_that_are_dropped_are_rare_again():
+    rws = make(max_compiled=1, compile_after=1000)
+    _, info = after(rws, 1)
+    assert info.num_unjitted == 24
+
+
+def test_arguments_of_other_shapes_are_compiled_anew():
+    """The number of branching sites is that of the observations."""
+
+    def model_of_many(x):
+        for number in range(len(x)):
+            z = numpyro.sample(f"z{number}", dist.Bernoulli(numpyro.param("p", 0.4)), infer=STEERS)
+            numpyro.sample(f"x{number}", dist.Normal(2.0 if z else 0.0, 1.0), obs=x[number])
+
+    def guide_of_many(x):
+        for number in range(len(x)):
+            numpyro.sample(f"z{number}", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x[number]), infer=STEERS)
+
+    options = {"model": model_of_many, "guide": guide_of_many, "data_axes": None, "num_particles": 3}
+    rws, unjitted = make(**options), make(**options, vectorize_particles=False)
+    state = rws.init(jax.random.key(0), X[:1])
+    for length in (1, 2, 1, 2):
+        found, expected = rws.step(state, X[:length])[1], unjitted.step(state, X[:length])[1]
+        chex.assert_trees_all_close(found.wake_theta_loss, expected.wake_theta_loss, rtol=1e-5)
+
+
 def test_chunks_of_paths_are_the_same_numbers():
     (state, info), (chunked, chunked_info) = after(make(), 2), after(make(chunk_size=4), 2)
     chex.assert_trees_all_close((state.theta, state.phi), (chunked.theta, chunked.phi), rtol=1e-5)
@@ -373,7 +399,7 @@ def test_python_branches_on_annotated_sites_only():
 
     with pytest.raises(TypeError, match="cannot be compiled") as error:
         after(make(model_of_two, guide_of_two), 1)
-    check(error, TypeError, "on the path z=", "infer={'branching': True}")
+    check(error, TypeError, "the value of site 'w'", "on the path z=", "infer={'branching': True}")
 
 
 def test_branches_that_do_not_match_are_told_with_site_and_path():
@@ -400,7 +426,7 @@ def test_a_site_has_one_kind_of_values():
 
     with pytest.raises(ValueError, match="latent site 'y' of the guide has different supports") as error:
         after(make(model_of_kinds, guide_of_kinds), 1)
-    check(error, ValueError, "positive, as on the path z=0", "real on the path z=1", "different names")
+    check(error, ValueError, "a half-line, as on the path z=0", "the real line on the path z=1", "different names")
 
 
 def test_a_program_that_is_not_deterministic_is_told():
@@ -451,6 +477,23 @@ def test_options_and_places_that_do_not_go_with_paths():
     with pytest.raises(ValueError, match=r"handlers around numpyro\.handlers\.seed") as error:
         rws_jax.wake_phi_loss(THETA, PHI, *masked, X, data_axes=0)
     check(error, ValueError, "seed(handler(program), rng_key)")
+    flagged = [lambda x, flag, program=program: program(x) for program in (model, guide)]
+    with pytest.raises(TypeError, match="is no array") as error:
+        rws_jax.wake_phi_loss(THETA, PHI, *seeded(*flagged), X, num_particles=3, data_axes=0, flag="yes")
+    check(error, TypeError, "flag", "functools.partial")
+
+    def subsampled(program):
+        def of_some(x):
+            with numpyro.plate("d", 3, subsample_size=1):
+                program(x)
+
+        return of_some
+
+    with pytest.raises(ValueError, match="another minibatch of plate 'd'") as error:
+        rws_jax.wake_phi_loss(
+            THETA, PHI, *seeded(subsampled(model), subsampled(guide)), 0.3, num_particles=40, defensive=0.5
+        )
+    check(error, ValueError, "data_axes=0")
     for option, value in (("compile_after", -1), ("max_compiled", 0)):
         with pytest.raises(ValueError, match=f"option '{option}' is too small"):
             make(**{option: value})
