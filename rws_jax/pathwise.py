@@ -89,14 +89,18 @@ class Sweep:
         grads = self._grads
         for group in self.groups:
             weights = cotangents[group.members]
-            if group.compiled is not None:
+            if group.compiled is None:
+                grads = add(grads, self._back_alone(group, weights[0]))
+            else:
                 _, grads = group.compiled(self._run, self._params, self._pairs[group.members], weights, grads)
-                continue
-            floats, of_params = floats_of(self._params)
-            walk = Walk(group.path, self._branching.steering)
-            of_floats = lambda floats: jax.tree.leaves(self._alone(of_params(floats), group.members[0], walk))  # noqa: B023
-            grads = add(grads, *jax.vjp(of_floats, floats)[1](list(jnp.asarray(weights[0]))))
         return grads
+
+    def _back_alone(self, group: Group, weights: np.ndarray) -> list:
+        floats, of_params = floats_of(self._params)
+        walk = Walk(group.path, self._branching.steering)
+        of_floats = lambda floats: jax.tree.leaves(self._alone(of_params(floats), group.members[0], walk))
+        _, pullback = jax.vjp(of_floats, floats)
+        return pullback(list(jnp.asarray(weights)))[0]
 
 
 def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int | None = None) -> Any:
