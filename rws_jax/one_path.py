@@ -38,8 +38,7 @@ class Run(NamedTuple):
     def inputs(self) -> tuple:
         """All else that it depends on: keys and arguments."""
         first = next(call for call in self.calls if call is not None)
-        # The same randomness is used in several runs: JAX is told that this is meant.
-        return [call and jax.random.clone(call.program.rng_key) for call in self.calls], first.args, first.kwargs
+        return [call and call.program.rng_key for call in self.calls], first.args, first.kwargs
 
     def bare(self) -> "Run":
         """The programs alone."""
@@ -56,8 +55,8 @@ class Run(NamedTuple):
             args = take(args, self.data_axes, datum)
         calls = [
             call
-            and call._replace(
-                program=seed(call.program.fn, rng_key, call.program.hide_types),
+            and call._replace(  # the same key is used in several runs: JAX is told that this is meant
+                program=seed(call.program.fn, jax.random.clone(rng_key), call.program.hide_types),
                 params=values,
                 args=args,
                 kwargs=kwargs,
@@ -83,6 +82,7 @@ class Compiled:
         self.path, self.size = path, size
         self.stops_at: str | None = None  # known once it is traced
         self.structure: Any = None  # of the results, likewise
+        self._num_outputs = run.num_outputs
         run = run.bare()
 
         def one(params: tuple, inputs: tuple, datum: Any, index: Any) -> jax.Array:
@@ -117,17 +117,17 @@ class Compiled:
         self._call = jax.jit(function)
 
     def __call__(
-        self, run: Run, params: tuple, pairs: np.ndarray, cotangents: np.ndarray | None, grads: list
+        self, params: tuple, inputs: tuple, pairs: np.ndarray, cotangents: np.ndarray | None, grads: list
     ) -> tuple[jax.Array, list]:
         """Values at the next site, or outputs; given cotangents of the outputs, gradients with theirs added."""
-        weights = np.zeros((self.size, run.num_outputs), jnp.result_type(float))  # none for those who fill it up
+        weights = np.zeros((self.size, self._num_outputs), jnp.result_type(float))  # none for those who fill it up
         if cotangents is not None:
             weights[: len(pairs)] = cotangents
         filled = np.repeat(pairs[:1], self.size, axis=0)
         filled[: len(pairs)] = pairs
         with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
             # JAX compiles for a context, and that of the way back has an empty mesh in place of none.
-            return self._call(params, run.inputs, filled, weights, cotangents is not None, grads)
+            return self._call(params, inputs, filled, weights, cotangents is not None, grads)
 
 
 def floats_of(params: tuple) -> tuple[list, Callable[[list], tuple]]:
@@ -140,7 +140,7 @@ def floats_of(params: tuple) -> tuple[list, Callable[[list], tuple]]:
         whole = [next(rest) if is_trained else leaf for leaf, is_trained in zip(leaves, trained, strict=True)]
         return jax.tree.unflatten(structure, whole)
 
-    return [jnp.asarray(leaf) for leaf, is_trained in zip(leaves, trained, strict=True) if is_trained], of_params
+    return [leaf for leaf, is_trained in zip(leaves, trained, strict=True) if is_trained], of_params
 
 
 def add(grads: list, more: list) -> list:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 
 from rws_jax.branching import SIZES, Branching
@@ -37,7 +36,8 @@ class Sweep:
 
     def __init__(self, branching: Branching, run: Run, params: tuple, pairs: np.ndarray, max_size: int | None) -> None:
         self._branching, self._run, self._params, self._pairs = branching, run, params, pairs
-        self._grads = [jnp.zeros_like(leaf) for leaf in floats_of(params)[0]]
+        self._inputs = run.inputs
+        self._grads = _zeros_like(floats_of(params)[0])
         self.outputs = np.zeros((len(pairs), run.num_outputs), jnp.result_type(float))
         self.structure: Any = None
         self.groups: list[Group] = []
@@ -54,7 +54,7 @@ class Sweep:
             if compiled is None:
                 self._go_alone(path, members)
                 continue
-            values, _ = compiled(self._run, self._params, self._pairs[members], None, self._grads)
+            values, _ = compiled(self._params, self._inputs, self._pairs[members], None, self._grads)
             self._branching.keep(self._run, compiled)
             calls.append((path, members, compiled, values))
         for path, members, compiled, values in calls:
@@ -77,7 +77,7 @@ class Sweep:
     def _alone(self, params: tuple, member: int, walk: Walk) -> Any:
         self._branching.num_unjitted += 1
         datum, index = self._pairs[member].tolist()
-        return self._run.bare().one(params, self._run.inputs, datum, index, walk)
+        return self._run.bare().one(params, self._inputs, datum, index, walk)
 
     def _finish(self, group: Group, outputs: np.ndarray, structure: Any) -> None:
         self.outputs[group.members] = outputs
@@ -92,7 +92,7 @@ class Sweep:
             if group.compiled is None:
                 grads = add(grads, self._back_alone(group, weights[0]))
             else:
-                _, grads = group.compiled(self._run, self._params, self._pairs[group.members], weights, grads)
+                _, grads = group.compiled(self._params, self._inputs, self._pairs[group.members], weights, grads)
         return grads
 
     def _back_alone(self, group: Group, weights: np.ndarray) -> list:
@@ -113,15 +113,16 @@ def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int |
       max_size: particles that run at a time.
     """
     floats, of_params = floats_of(run.params)
-    _check_known((lax.stop_gradient(floats), run.inputs))
+    _check_known(run.inputs)
     _check_arrays(run.inputs[1:])
-    avals = [jax.typeof(leaf) for leaf in jax.tree.leaves((lax.stop_gradient(run.params), run.inputs))]
+    avals = [jax.typeof(leaf) for leaf in jax.tree.leaves((run.params, run.inputs))]
     run = run._replace(kind=(run.kind, jax.tree.structure((run.params, run.inputs)), *avals))  # compiled for these
     numbers = (num_particles,) if run.data_axes is None else (num_particles, num_data(run.inputs[1], run.data_axes))
     pairs = np.argwhere(np.ones((*numbers, 1)[:2]))[:, ::-1]  # datum and index
     structures = []
 
     def sweep(floats: list) -> tuple[tuple, Sweep]:
+        _check_known(floats)
         while True:
             try:
                 done = Sweep(branching, run, of_params(floats), pairs.astype(np.int32), max_size)
@@ -160,6 +161,11 @@ def _parts(path: Path, members: np.ndarray, max_size: int | None) -> list[tuple[
     """No more at a time than `max_size`, as they are padded."""
     size = len(members) if max_size is None else max((s for s in SIZES if s <= max_size), default=SIZES[0])
     return [(path, members[start : start + size]) for start in range(0, len(members), size)]
+
+
+@jax.jit
+def _zeros_like(floats: list) -> list:
+    return [jnp.zeros_like(leaf) for leaf in floats]
 
 
 def _check_arrays(arguments: tuple) -> None:
