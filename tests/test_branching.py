@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
@@ -16,6 +17,7 @@ from rws_jax.branching import Branching
 from rws_jax.paths import Choice
 from tests.oracles import seeded
 from tests.test_errors import check
+from tests.test_support import enable_x64
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 STEERS = {"branching": True}
@@ -184,6 +186,18 @@ def test_paths_compute_what_unjitted_particles_do(name, options, compiles_all):
     found = losses_and_gradients(programs, params, x, 6, **options)
     expected = losses_and_gradients(programs, params, x, 6, vectorize_particles=False, **options)
     chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_paths_keep_double_precision(compiles_all):
+    *programs, x = PROGRAMS["nested"]
+    with enable_x64(True):
+        x = np.asarray(x, np.float64)
+        params = jax.tree.map(np.asarray, params_of(*programs, x))  # NumPy's arrays will do
+        found = losses_and_gradients(programs, params, x, 4)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float64")}
+        expected = losses_and_gradients(programs, params, x, 4, vectorize_particles=False)
+        chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.slow
