@@ -38,7 +38,8 @@ class Run(NamedTuple):
     def inputs(self) -> tuple:
         """All else that it depends on: keys and arguments."""
         first = next(call for call in self.calls if call is not None)
-        return [call and call.program.rng_key for call in self.calls], first.args, first.kwargs
+        # The same randomness is used in several runs: JAX is told that this is meant.
+        return [call and jax.random.clone(call.program.rng_key) for call in self.calls], first.args, first.kwargs
 
     def bare(self) -> "Run":
         """The programs alone."""
@@ -55,8 +56,8 @@ class Run(NamedTuple):
             args = take(args, self.data_axes, datum)
         calls = [
             call
-            and call._replace(  # the same key is used in several runs: JAX is told that this is meant
-                program=seed(call.program.fn, jax.random.clone(rng_key), call.program.hide_types),
+            and call._replace(
+                program=seed(call.program.fn, rng_key, call.program.hide_types),
                 params=values,
                 args=args,
                 kwargs=kwargs,

@@ -9,6 +9,7 @@ Knows particles by number, groups of them and functions of these, not what is co
 
 import numbers
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,9 +35,10 @@ class Group(NamedTuple):
 class Sweep:
     """All particles of all data, forward and back."""
 
-    def __init__(self, branching: Branching, run: Run, params: tuple, pairs: np.ndarray, max_size: int | None) -> None:
-        self._branching, self._run, self._params, self._pairs = branching, run, params, pairs
-        self._inputs = run.inputs
+    def __init__(
+        self, branching: Branching, run: Run, params: tuple, inputs: tuple, pairs: np.ndarray, max_size: int | None
+    ) -> None:
+        self._branching, self._run, self._params, self._inputs, self._pairs = branching, run, params, inputs, pairs
         self._grads = _zeros_like(floats_of(params)[0])
         self.outputs = np.zeros((len(pairs), run.num_outputs), jnp.result_type(float))
         self.structure: Any = None
@@ -112,20 +114,21 @@ def by_paths(branching: Branching, run: Run, num_particles: int, max_size: int |
       num_particles: for each datum.
       max_size: particles that run at a time.
     """
-    floats, of_params = floats_of(run.params)
-    _check_known(run.inputs)
-    _check_arrays(run.inputs[1:])
-    avals = [jax.typeof(leaf) for leaf in jax.tree.leaves((run.params, run.inputs))]
-    run = run._replace(kind=(run.kind, jax.tree.structure((run.params, run.inputs)), *avals))  # compiled for these
-    numbers = (num_particles,) if run.data_axes is None else (num_particles, num_data(run.inputs[1], run.data_axes))
+    (floats, of_params), inputs = floats_of(run.params), run.inputs
+    _check_known(inputs)
+    _check_arrays(inputs[1:])
+    avals = [jax.typeof(leaf) for leaf in jax.tree.leaves((run.params, inputs))]
+    run = run._replace(kind=(run.kind, jax.tree.structure((run.params, inputs)), *avals))  # compiled for these
+    numbers = (num_particles,) if run.data_axes is None else (num_particles, num_data(inputs[1], run.data_axes))
     pairs = np.argwhere(np.ones((*numbers, 1)[:2]))[:, ::-1]  # datum and index
     structures = []
 
     def sweep(floats: list) -> tuple[tuple, Sweep]:
         _check_known(floats)
+        params = of_params([leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in floats])
         while True:
             try:
-                done = Sweep(branching, run, of_params(floats), pairs.astype(np.int32), max_size)
+                done = Sweep(branching, run, params, inputs, pairs.astype(np.int32), max_size)
             except Unplanned as site:
                 branching.learn(site.name)
                 continue
@@ -163,7 +166,7 @@ def _parts(path: Path, members: np.ndarray, max_size: int | None) -> list[tuple[
     return [(path, members[start : start + size]) for start in range(0, len(members), size)]
 
 
-@jax.jit
+@partial(jax.jit, keep_unused=True)  # on the devices of the parameters
 def _zeros_like(floats: list) -> list:
     return [jnp.zeros_like(leaf) for leaf in floats]
 

@@ -193,7 +193,7 @@ def test_paths_keep_double_precision(compiles_all):
     *programs, x = PROGRAMS["nested"]
     with enable_x64(True):
         x = np.asarray(x, np.float64)
-        params = jax.tree.map(np.asarray, params_of(*programs, x))  # NumPy's arrays will do
+        params = params_of(*programs, x)
         found = losses_and_gradients(programs, params, x, 4)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float64")}
         expected = losses_and_gradients(programs, params, x, 4, vectorize_particles=False)
@@ -267,6 +267,10 @@ def after(rws, num_steps, x=X):
     return state, info
 
 
+def num_compilations(caplog):
+    return sum("XLA compilation of jit(function)" in message for message in caplog.messages)
+
+
 def test_a_step_by_paths_has_the_expectation_of_one_in_a_plate():
     """Values and gradients of programs of one datum, and of the same in a plate, within 5 standard errors."""
     options = {"num_particles": 3, "insomnia": 0.5, "theta_optimizer": optax.sgd(1.0), "phi_optimizer": optax.sgd(1.0)}
@@ -289,9 +293,8 @@ def test_what_is_compiled_is_bounded_by_prefixes_and_sizes(caplog):
             state, info = rws.step(state, X)
             assert 1 <= info.num_paths <= 2
             assert info.num_unjitted == 0
-    num_compilations = sum("XLA compilation of jit(function)" in message for message in caplog.messages)
-    assert info.num_compiled == num_compilations
-    assert 3 <= num_compilations <= 3 * 2  # the root and two paths; 8 and 32 particles
+    assert info.num_compiled == num_compilations(caplog)
+    assert 3 <= info.num_compiled <= 3 * 2  # the root and two paths; 8 and 32 particles
 
 
 def test_rare_paths_are_run_unjitted_until_they_are_not():
@@ -336,6 +339,33 @@ def test_arguments_of_other_shapes_are_compiled_anew():
     for length in (1, 2, 1, 2):
         found, expected = rws.step(state, X[:length])[1], unjitted.step(state, X[:length])[1]
         chex.assert_trees_all_close(found.wake_theta_loss, expected.wake_theta_loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compile_after", [0, 10_000], ids=["compiled", "un-jitted"])
+def test_parameters_are_arrays_to_programs_on_paths(compile_after, monkeypatch):
+    def model(x):
+        p = numpyro.param("p", 0.3)
+        if numpyro.sample("z", dist.Bernoulli(p.astype(float)), infer=STEERS):  # as arrays can
+            numpyro.sample("x", dist.Normal(1.0, 1.0), obs=x)
+        else:
+            numpyro.sample("x", dist.Normal(p, 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Bernoulli(0.5), infer=STEERS)
+
+    monkeypatch.setattr(branching, "_known", lambda programs, options: Branching(compile_after=compile_after))
+    evaluate = lambda p: rws_jax.wake_theta_loss({"p": p}, {}, *seeded(model, guide), 0.5, num_particles=8)
+    values = [evaluate(p) for p in (jnp.array(0.3), np.float32(0.3), 0.3)]
+    chex.assert_trees_all_equal(values[0], *values[1:])
+
+
+def test_what_is_compiled_for_committed_parameters_is_compiled_once(caplog):
+    rws = make()
+    state = jax.device_put(rws.init(jax.random.key(0), X), jax.devices()[0])
+    with jax.log_compiles():
+        _, info = rws.step(state, X)
+    assert info.num_paths == 2
+    assert info.num_compiled == num_compilations(caplog)
 
 
 def test_chunks_of_paths_are_the_same_numbers():
