@@ -7,7 +7,7 @@
 The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
 
 The first times a step of `rws_jax.make_step` by paths after warm-up, in turns with a step of Pyro's
-`ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as else weights are joint over
+`ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as weights are joint over
 the batch else, and takes one step of Adam on the sum of the gradients. Prints milliseconds for each (medians over
 rounds), the median of the ratios of each round, and how many functions are compiled after --num-steps steps.
 
