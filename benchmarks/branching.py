@@ -7,8 +7,8 @@
 The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
 
 The first times a step of `rws_jax.make_step` by paths after warm-up, in turns with a step of Pyro's
-`ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as weights are joint over
-the batch else, and takes one step of Adam on the sum of the gradients. Prints milliseconds for each (medians over
+`ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as weights would
+otherwise be joint over the batch, and takes one step of Adam on the sum of the gradients. Prints milliseconds for each (medians over
 rounds), the median of the ratios of each round, and how many functions are compiled after --num-steps steps.
 
 The second trains with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and prints the
