@@ -8,8 +8,9 @@ The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for 
 
 The first times a step of `rws_jax.make_step` by paths after warm-up, in turns with a step of Pyro's
 `ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as weights would
-otherwise be joint over the batch, and takes one step of Adam on the sum of the gradients. Prints milliseconds for each (medians over
-rounds), the median of the ratios of each round, and how many functions are compiled after --num-steps steps.
+otherwise be joint over the batch, and takes one step of Adam on the sum of the gradients. Prints milliseconds for each
+(medians over rounds), the median of the ratios of each round, and how many functions are compiled after --num-steps
+steps.
 
 The second trains with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and prints the
 errors of `mixture.py` after every tenth of the steps.
