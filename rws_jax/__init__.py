@@ -1,10 +1,13 @@
-"""Reweighted Wake-Sleep for NumPyro: train models with discrete or branching latents in JAX."""
+"""Reweighted Wake-Sleep for NumPyro: train models with discrete or branching latents in JAX.
 
-from rws_jax.loop import fit
+Public is what this module exports. All modules inside of it are private, and may change.
+"""
+
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
-from rws_jax.state import RWS, NonFiniteError, RWSInfo, RWSState
-from rws_jax.step import make_step
-from rws_jax.svi import ReweightedWakeSleep
+from rws_jax.training.fit import fit
+from rws_jax.training.make_step import make_step
+from rws_jax.training.state import RWS, NonFiniteError, RWSInfo, RWSState
+from rws_jax.training.svi import ReweightedWakeSleep
 
 __version__ = "0.1.0"
 

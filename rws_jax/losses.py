@@ -1,6 +1,6 @@
 r"""The three losses of Reweighted Wake-Sleep, as pure functions of parameters and seeded NumPyro programs.
 
-For one unit (see `rws_jax.density.Units`) and particles :math:`z_k \sim q_\phi(z \mid x)`, :math:`k = 1 \dots K`,
+For one unit (see `rws_jax.programs.density.Units`) and particles :math:`z_k \sim q_\phi(z \mid x)`, :math:`k = 1 \dots K`,
 
 .. math:: \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x), \qquad \bar w_k = w_k / \textstyle\sum_j w_j .
 
@@ -13,23 +13,23 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from rws_jax.estimators import sleep, wake
-from rws_jax.handlers import Params, Program
-from rws_jax.layout import Layout
-from rws_jax.options import SleepOptions, WakeOptions
-from rws_jax.programs import calls, defensive_call
+from rws_jax.checks.arguments import check_params
+from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.options import ExecutionOptions, SleepOptions, WakeOptions, check_no_collision, check_passed_on
+from rws_jax.programs.observations import SimulatedDataToArgs
+from rws_jax.programs.program import Arguments, Program, Programs
 
 
 def wake_theta_loss(
     theta: Params,
     phi: Params,
-    model: Program,
-    guide: Program,
+    model: ProgramFn,
+    guide: ProgramFn,
     /,
     *args: Any,
     num_particles: int = 2,
     defensive: float = 0.0,
-    defensive_guide: Program | None = None,
+    defensive_guide: ProgramFn | None = None,
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
@@ -83,23 +83,24 @@ def wake_theta_loss(
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
     """
-    programs = calls(wake_theta_loss, theta, phi, model, guide, args, kwargs)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    options = WakeOptions(num_particles, defensive=defensive, layout=layout)
-    return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).theta_loss
+    options = WakeOptions(num_particles, defensive=defensive, defensive_guide=defensive_guide)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution.check_number(num_particles, "num_particles", 2)
+    programs = _programs(wake_theta_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
+    return options.estimator(execution.executor(), programs).theta_loss
 
 
 def wake_phi_loss(
     theta: Params,
     phi: Params,
-    model: Program,
-    guide: Program,
+    model: ProgramFn,
+    guide: ProgramFn,
     /,
     *args: Any,
     num_particles: int = 2,
     control_variate: bool = True,
     defensive: float = 0.0,
-    defensive_guide: Program | None = None,
+    defensive_guide: ProgramFn | None = None,
     gradient: str = "score",
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
@@ -172,21 +173,22 @@ def wake_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
-    programs = calls(wake_phi_loss, theta, phi, model, guide, args, kwargs)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    options = WakeOptions(num_particles, control_variate, defensive, gradient, layout)
-    return wake(*programs, defensive_call(defensive, defensive_guide, args, kwargs), options).phi_loss
+    options = WakeOptions(num_particles, control_variate, defensive, defensive_guide, gradient)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution.check_number(num_particles, "num_particles", 2)
+    programs = _programs(wake_phi_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
+    return options.estimator(execution.executor(), programs).phi_loss
 
 
 def sleep_phi_loss(
     theta: Params,
     phi: Params,
-    model: Program,
-    guide: Program,
+    model: ProgramFn,
+    guide: ProgramFn,
     /,
     *args: Any,
     num_particles: int = 2,
-    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None,
+    simulated_data_to_args: SimulatedDataToArgs | None = None,
     observed_sites: tuple[str, ...] = (),
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
@@ -252,7 +254,32 @@ def sleep_phi_loss(
       Le, Baydin and Wood, Inference Compilation and Universal Probabilistic Programming, 2017, arXiv 1610.09900.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
-    programs = calls(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
-    layout = Layout(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    options = SleepOptions(num_particles, simulated_data_to_args, observed_sites, layout)
-    return sleep(*programs, options)
+    options = SleepOptions(num_particles, simulated_data_to_args, observed_sites)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution.check_number(num_particles, "num_particles", 1)
+    programs = _programs(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
+    return options.estimator(execution.executor(), programs)
+
+
+def _programs(
+    loss: Callable[..., jax.Array],
+    theta: Params,
+    phi: Params,
+    model: ProgramFn,
+    guide: ProgramFn,
+    args: tuple,
+    kwargs: dict[str, Any],
+    defensive_guide: ProgramFn | None = None,
+) -> Programs:
+    """The programs as a loss is given them, once it is clear that no option is taken for an argument of theirs."""
+    check_params(theta, "theta")
+    check_params(phi, "phi")
+    for program, role in ((model, "model"), (guide, "guide")):
+        check_no_collision(loss, program, role, len(args))
+    check_passed_on(loss, (model, guide), kwargs)
+    return Programs(
+        Program.of_seeded(model, "model", theta),
+        Program.of_seeded(guide, "guide", phi),
+        None if defensive_guide is None else Program.of_seeded(defensive_guide, "defensive guide", None),
+        Arguments(args, kwargs),
+    )

@@ -1,186 +1,263 @@
-"""The options of the losses, checked as they are made; `make_step` and the losses take the same."""
+"""Every option of the losses, of `make_step` and of `ReweightedWakeSleep`, declared and checked once.
 
-import numbers
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+Options become an executor, which says how particles run, and the estimators of wake and sleep, which say what is
+computed.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.core import Tracer
+from jax.sharding import NamedSharding
 
-from rws_jax.layout import Layout
-from rws_jax.validation import check_flag, check_int, describe, fail
+from rws_jax.checks import matching
+from rws_jax.checks import options as checks
+from rws_jax.checks.arguments import check_flag, check_int, check_program
+from rws_jax.core.errors import fail
+from rws_jax.core.layers import ProgramFn, unwrapped
+from rws_jax.core.sites import Trace
+from rws_jax.estimators import dreg, score, vimco
+from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.sleep import DreamParticle, Sleep
+from rws_jax.estimators.wake import Wake, WakeParticle
+from rws_jax.execution.adaptive import Adaptive
+from rws_jax.execution.branching.path_cache import PathCache
+from rws_jax.execution.by_paths import ByPaths
+from rws_jax.execution.chunked import Chunked
+from rws_jax.execution.data_axes import DataAxes
+from rws_jax.execution.executor import Executor
+from rws_jax.execution.one_by_one import OneByOne
+from rws_jax.execution.vectorized import Vectorized
+from rws_jax.programs.observations import SimulatedDataToArgs
+
+Insomnia = float | Callable[[jax.Array], Any]
+
+
+class Gradient(NamedTuple):
+    """One value of option `gradient`: an estimator for the guide in wake, and what it asks for."""
+
+    phi_loss: Callable[[Scored], jax.Array]
+    guides: str  # which guides it is for
+    reparameterised: bool = False  # whether it passes through the draws, which then cannot be defensive ones
+    without_control_variate: Callable[[Scored], jax.Array] | None = None  # None: option `control_variate` plays no part
+
+
+GRADIENTS = {
+    "score": Gradient(score.phi_loss, "guides of any kind", without_control_variate=score.plain_phi_loss),
+    "dreg": Gradient(dreg.phi_loss, "reparameterised guides", reparameterised=True),
+    "vimco": Gradient(vimco.phi_loss, "guides of any kind, trained on the bound"),
+}
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How particles run, which changes no result, and what a datum is; see `wake_phi_loss`."""
+
+    vectorize_particles: bool = True
+    chunk_size: int | None = None
+    particle_sharding: NamedSharding | None = None
+    data_axes: DataAxes = None
+
+    def __post_init__(self) -> None:
+        check_flag(self.vectorize_particles, "vectorize_particles")
+        checks.check_data_axes(self.data_axes)
+        if self.chunk_size is not None:
+            expected = "an int >= 1, the number of particles in memory at a time, or None for all"
+            hint = "pass chunk_size=100, say; results do not depend on it"
+            check_int(self.chunk_size, "chunk_size", 1, expected=expected, hint=hint)
+            self._check_vectorized("chunk_size", self.chunk_size)
+        if self.particle_sharding is not None:
+            checks.check_sharding(self.particle_sharding)
+            self._check_vectorized("particle_sharding", self.particle_sharding.spec)
+            self._check_divides(self.chunk_size, "chunk_size")
+
+    def executor(self, cache: PathCache | None = None) -> Executor:
+        """What runs particles so; a cache of compiled paths, if programs branch and the caller keeps one."""
+        if not self.vectorize_particles:
+            return OneByOne(self.data_axes)
+        mapped = Vectorized(self.data_axes, self.particle_sharding)
+        at_once = mapped if self.chunk_size is None else Chunked(mapped, self.chunk_size)
+        return Adaptive(at_once, ByPaths(self.data_axes, self.chunk_size, cache), self.particle_sharding)
+
+    def check_number(self, value: Any, option: str, minimum: int) -> None:
+        """Check that a number of particles is an int of at least `minimum`, and divides over the devices."""
+        why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
+        hint = f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed"
+        check_int(value, option, minimum, expected=f"an int >= {minimum}{why}", hint=hint)
+        self._check_divides(value, option)
+
+    def _check_divides(self, number: int | None, option: str) -> None:
+        """Each device has as many particles as its neighbour."""
+        if self.particle_sharding is None or number is None:
+            return
+        axes = self.particle_sharding.spec[0]
+        sizes = self.particle_sharding.mesh.shape
+        num_devices = math.prod(sizes[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+        if number % num_devices:
+            fail(
+                ValueError,
+                f"option {option!r} does not divide over the devices of option 'particle_sharding'",
+                expected=f"a multiple of {num_devices}, the size of mesh axis {axes!r}",
+                found=f"{number}",
+                hint=f"pass {option}={num_devices * -(-number // num_devices)}",
+            )
+
+    def _check_vectorized(self, option: str, value: Any) -> None:
+        if not self.vectorize_particles:
+            fail(
+                ValueError,
+                f"options {option!r} and 'vectorize_particles' do not go together",
+                expected=f"{option}=None with vectorize_particles=False, where particles run one by one",
+                found=f"{option}={value}, vectorize_particles=False",
+                hint="leave out one of them",
+            )
 
 
 @dataclass(frozen=True)
 class WakeOptions:
-    """How particles are drawn, and what becomes of them in wake-phi; see `wake_phi_loss`."""
+    """How particles are drawn, and how the guide learns from their weights; see `wake_phi_loss`."""
 
     num_particles: int
     control_variate: bool = True
     defensive: float = 0.0
+    defensive_guide: ProgramFn | None = None
     gradient: str = "score"
-    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
         check_flag(self.control_variate, "control_variate")
-        _check_defensive(self.defensive)
-        _check_gradient(self.gradient, self.defensive)
+        checks.check_defensive(self.defensive)
+        checks.check_defensive_share(self.defensive, self.defensive_guide)
+        checks.check_gradient(self.gradient, {name: gradient.guides for name, gradient in GRADIENTS.items()})
+        if self.defensive and GRADIENTS[self.gradient].reparameterised:
+            checks.fail_defensive_draws(self.gradient, self.defensive)
+
+    @property
+    def needs_fixed_support(self) -> bool:
+        """Whether the support of the guide must not move with its parameters: scores would not have mean zero."""
+        return self.control_variate or GRADIENTS[self.gradient].without_control_variate is None
+
+    @property
+    def estimator(self) -> Wake:
+        """The estimator that these options ask for."""
+        gradient = GRADIENTS[self.gradient]
+        particle = WakeParticle(float(self.defensive), gradient.reparameterised)
+        plain = None if self.control_variate else gradient.without_control_variate
+        return Wake(self.num_particles, particle, plain or gradient.phi_loss)
 
 
 @dataclass(frozen=True)
 class SleepOptions:
     """How dreams are drawn and shown to the guide; see `sleep_phi_loss`."""
 
-    num_particles: int
-    simulated_data_to_args: Callable[..., tuple[tuple, dict]] | None = None
+    num_dreams: int
+    simulated_data_to_args: SimulatedDataToArgs | None = None
     observed_sites: tuple[str, ...] = ()
-    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
-        check_num_particles(self.num_particles, "num_particles", self.layout, minimum=1)
-        _check_sleep_options(self.simulated_data_to_args, self.observed_sites)
+        checks.check_sleep_options(self.simulated_data_to_args, self.observed_sites)
+
+    @property
+    def estimator(self) -> Sleep:
+        """The estimator that these options ask for."""
+        return Sleep(self.num_dreams, DreamParticle(tuple(self.observed_sites), self.simulated_data_to_args))
 
 
-def check_num_particles(value: Any, option: str, layout: Layout, *, minimum: int) -> None:
-    """An int of at least `minimum` that can be laid out so."""
-    why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
-    check_int(
-        value,
-        option,
-        minimum,
-        expected=f"an int >= {minimum}{why}",
-        hint=f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed",
-    )
-    layout.check_divides(value, option)
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a step minimises, checked together: the options that `make_step` and `ReweightedWakeSleep` share."""
 
+    execution: ExecutionOptions
+    num_particles: int
+    insomnia: Insomnia
+    num_sleep_particles: int | None
+    control_variate: bool
+    defensive: float
+    defensive_guide: ProgramFn | None
+    gradient: str
+    model_has_params: bool
+    shared_params: bool
+    simulated_data_to_args: SimulatedDataToArgs | None
+    observed_sites: tuple[str, ...]
+    wake: WakeOptions = field(init=False)
+    sleep: SleepOptions | None = field(init=False)  # None: it has no share
 
-def check_insomnia(value: Any) -> None:
-    """A number in [0, 1], or a schedule."""
-    if callable(value):
-        return
-    if not _is_number(value):
-        fail(
-            TypeError,
-            "option 'insomnia' has the wrong type",
-            expected="a number in [0, 1], or a function of the step count as optax's schedules are",
-            found=describe(value),
-            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
+    def __post_init__(self) -> None:
+        if self.defensive_guide is not None:
+            check_program(self.defensive_guide, "defensive guide")
+        checks.check_insomnia(self.insomnia)
+        on_wake = self.trains_phi_on_wake
+        execution = self.execution if on_wake else ExecutionOptions()  # particles of wake then need not divide
+        execution.check_number(self.num_particles, "num_particles", 2 if on_wake else 1)
+        num_dreams = self.num_particles if self.num_sleep_particles is None else self.num_sleep_particles
+        self.execution.check_number(num_dreams, "num_sleep_particles", 1)
+        check_flag(self.model_has_params, "model_has_params")
+        check_flag(self.shared_params, "shared_params")
+        wake = WakeOptions(
+            self.num_particles, self.control_variate, self.defensive, self.defensive_guide, self.gradient
         )
-    if not 0.0 <= float(value) <= 1.0:  # NaN is not either
-        fail(
-            ValueError,
-            "option 'insomnia' is out of range",
-            expected="a number in [0, 1]",
-            found=f"{value}",
-            hint="1.0 trains the guide on wake-phi alone, 0.0 on sleep-phi alone, 0.5 on both",
-        )
+        sleep = SleepOptions(num_dreams, self.simulated_data_to_args, self.observed_sites)
+        has_sleep = callable(self.insomnia) or self.insomnia < 1
+        object.__setattr__(self, "wake", wake)
+        object.__setattr__(self, "sleep", sleep if has_sleep else None)
+
+    @property
+    def trains_phi_on_wake(self) -> bool:
+        """Whether wake-phi has a share; wake runs as well if the model has parameters."""
+        return callable(self.insomnia) or self.insomnia > 0
+
+    def check_params(self, theta: Trace, phi: Trace) -> None:
+        """Param sites of model and guide must be what the options say of them."""
+        matching.check_disjoint(theta, phi, self.shared_params)
+        matching.check_model_has_params(theta, self.model_has_params)
+        if theta:
+            self.execution.check_number(self.num_particles, "num_particles", 2)
 
 
-def check_scheduled_insomnia(value: Any) -> None:
-    """What an insomnia schedule returned must be one number, and in [0, 1] where it can be seen."""
-    if jnp.shape(value) != ():
-        fail(
-            TypeError,
-            "the schedule given as option 'insomnia' does not return a number",
-            expected="a scalar for each step count",
-            found=f"shape {jnp.shape(value)}",
-            hint="optax.linear_schedule(1.0, 0.5, 1000) is such a schedule",
-        )
-    if not isinstance(value, Tracer):
-        check_insomnia(float(value))
+# Options that only make_step or ReweightedWakeSleep has, beside those above.
+_OF_TRAINING = {"theta_optimizer", "phi_optimizer", "phi_steps", "compile_after", "max_compiled"}
+_OF_TRAINING |= {"max_plate_nesting", "strict_enumeration_warning"}
+NAMES = _OF_TRAINING | {f.name for options in (ExecutionOptions, StepOptions) for f in fields(options) if f.init}
 
 
-def check_defensive_share(defensive: float, defensive_guide: Any) -> None:
-    """A defensive guide of which nothing is drawn would play no part."""
-    if defensive_guide is None:
-        return
-    if not defensive:
-        fail(
-            ValueError,
-            "option 'defensive_guide' is given, but option 'defensive' is 0",
-            expected="a share of particles to draw from it, defensive=0.2, say",
-            found=f"defensive={defensive}",
-            hint="pass defensive as well, or leave out defensive_guide",
-        )
+def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[str, Any]) -> None:
+    """An option of another loss would go to the programs, which may take any argument in silence."""
+    for name in sorted(NAMES & kwargs.keys()):
+        if not any(name in _parameters_of(program) for program in programs):
+            fail(
+                TypeError,
+                f"{loss.__name__} has no option {name!r}",
+                expected=f"its options {sorted(_options_of(loss))}, or arguments of the programs",
+                found=f"{name}=..., an option of others",
+                hint="see help(rws_jax.make_step), which has all of them",
+            )
 
 
-def check_max_plate_nesting(value: Any) -> None:
-    """Pyro's bound on nested plates, which plays no part here."""
-    if not _is_number(value):
-        fail(
-            TypeError,
-            "option 'max_plate_nesting' has the wrong type",
-            expected="a number, as in Pyro",
-            found=describe(value),
-            hint="leave it out: particles take no dim of the programs",
-        )
-
-
-def check_phi_steps(value: Any) -> None:
-    """An int of at least 1."""
-    check_int(
-        value,
-        "phi_steps",
-        1,
-        expected="an int >= 1, the number of guide updates for each update of the model",
-        hint="phi_optimizer=optax.set_to_zero() leaves the guide as it is",
-    )
-
-
-def _is_number(value: Any) -> bool:
-    scalar = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer)
-    return not isinstance(value, bool) and (scalar or isinstance(value, numbers.Real))
-
-
-def _check_defensive(value: Any) -> None:
-    wrong_type = not _is_number(value)
-    if wrong_type or not 0.0 <= float(value) < 1.0:  # NaN is not either
-        fail(
-            TypeError if wrong_type else ValueError,
-            "option 'defensive' has the wrong type" if wrong_type else "option 'defensive' is out of range",
-            expected="a number in [0, 1), the share of particles that do not come from the guide",
-            found=describe(value) if wrong_type else f"{value}",
-            hint="0.2 is customary; 0.0 draws all particles from the guide",
-        )
-
-
-def _check_gradient(value: Any, defensive: float) -> None:
-    if not isinstance(value, str) or value not in ("score", "dreg"):
+def check_no_collision(loss: Callable, program: ProgramFn, role: str, num_args: int) -> None:
+    """A program's argument named as an option of the loss would not be passed on, in silence."""
+    options, program = _options_of(loss), unwrapped(program)
+    by_keyword = list(_parameters_of(program))[num_args:]
+    bound = getattr(program, "keywords", {})  # by functools.partial
+    taken = [name for name in by_keyword if name in options and name not in bound]
+    if taken:
         fail(
             ValueError,
-            "option 'gradient' is unknown",
-            expected="'score', or 'dreg' for reparameterised guides",
-            found=describe(value),
-            hint="'score' is right for every guide",
-        )
-    if value == "dreg" and defensive:
-        fail(
-            ValueError,
-            "options 'gradient' and 'defensive' do not go together",
-            expected="gradient='score' with defensive proposals, or defensive=0.0 with gradient='dreg'",
-            found=f"gradient='dreg', defensive={defensive}",
-            hint="particles that do not come from the guide have no path to its parameters",
+            f"argument {taken[0]!r} of the {role} has the name of an option of {loss.__name__}",
+            expected=f"arguments of the {role} named otherwise than the options {sorted(options)}",
+            found=f"{taken} among the arguments of the {role}",
+            hint=f"rename it, pass it by position, or bind it by functools.partial({role}, {taken[0]}=...)",
         )
 
 
-def _check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> None:
-    """A function or None, and a tuple of names."""
-    if simulated_data_to_args is not None and not callable(simulated_data_to_args):
-        fail(
-            TypeError,
-            "option 'simulated_data_to_args' is not callable",
-            expected="a function (sim_data, *args, **kwargs) -> (args, kwargs), or None",
-            found=describe(simulated_data_to_args),
-            hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
-        )
-    listed = isinstance(observed_sites, tuple | list)
-    if not listed or not all(isinstance(name, str) for name in observed_sites):
-        fail(
-            TypeError,
-            "option 'observed_sites' has the wrong type",
-            expected="a tuple of site names",
-            found=describe(observed_sites),
-            hint="observed_sites=('x',), with the comma",
-        )
+def _options_of(loss: Callable) -> set[str]:
+    return {p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
+
+
+def _parameters_of(program: ProgramFn) -> dict[str, inspect.Parameter]:
+    try:
+        parameters = inspect.signature(unwrapped(program)).parameters.values()
+    except (TypeError, ValueError):  # not every callable tells
+        return {}
+    return {p.name: p for p in parameters if p.kind != p.VAR_KEYWORD}

@@ -1,0 +1,1 @@
+"""Predicates and messages on what was passed and what was run; they run no program themselves."""

@@ -1,0 +1,112 @@
+"""Checks of what is passed to the package: keys, programs, parameters, states and plain options."""
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpyro.handlers import seed
+
+from rws_jax.core.errors import describe, fail
+from rws_jax.core.layers import layers
+
+
+def check_optimizer(value: Any, option: str) -> None:
+    """Check that an option is an optax gradient transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        fail(
+            TypeError,
+            f"option {option!r} is not an optax optimizer",
+            expected="an optax.GradientTransformation",
+            found=describe(value),
+            hint="pass optax.adam(1e-3), say; NumPyro's optimizers have optax counterparts of the same names",
+        )
+
+
+def check_flag(value: Any, option: str) -> None:
+    """Check that an option is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected="True or False",
+            found=describe(value),
+            hint=f"pass {option}=True or {option}=False; it is fixed when the step is compiled",
+        )
+
+
+def check_int(value: Any, option: str, minimum: int, *, expected: str, hint: str) -> None:
+    """Check that an option is an int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        fail(
+            TypeError,
+            f"option {option!r} has the wrong type",
+            expected=expected,
+            found=describe(value),
+            hint=f"{option} must be a Python int, and not an array or a float",
+        )
+    if value < minimum:
+        fail(ValueError, f"option {option!r} is too small", expected=expected, found=f"{value}", hint=hint)
+
+
+def check_rng_key(value: Any, what: str, hint: str) -> None:
+    """Check that a value is one JAX key, typed or legacy."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(value) == ()
+    legacy = dtype == jnp.uint32 and jnp.shape(value) in ((2,), (4,))
+    if not (typed or legacy):
+        fail(
+            TypeError,
+            f"{what} is not a random key",
+            expected="a JAX random key",
+            found=describe(value),
+            hint=hint,
+        )
+
+
+def check_program(value: Any, role: str) -> None:
+    """Check that a program is callable, and not seeded yet."""
+    if not callable(value):
+        fail(
+            TypeError,
+            f"the {role} is not callable",
+            expected="a function with NumPyro's sample, param and plate statements",
+            found=describe(value),
+            hint=f"pass the {role} function itself, not what it returns",
+        )
+    for layer in layers(value):
+        if isinstance(layer, seed):
+            fail(
+                ValueError,
+                f"the {role} is seeded already, and would draw the same noise at every step",
+                expected="the program without numpyro.handlers.seed",
+                found=f"seed({getattr(layer.fn, '__name__', layer.fn)})",
+                hint=f"pass the bare {role}; each step seeds it anew from the key in the state",
+            )
+
+
+def check_state(value: Any, kind: type, what: str = "the first argument of step") -> None:
+    """Check that the first argument of a step is a state."""
+    if not isinstance(value, kind):
+        fail(
+            TypeError,
+            f"{what} is not a state",
+            expected=f"the {kind.__name__} that init or the last step returned, then the arguments of model and guide",
+            found=describe(value),
+            hint=f"rws.step(state, *args); a restored checkpoint has to be made a {kind.__name__} again",
+        )
+
+
+def check_params(value: Any, symbol: str) -> None:
+    """Check that parameters, which losses take first, are dicts."""
+    if not isinstance(value, Mapping):
+        fail(
+            TypeError,
+            f"{symbol} is not a dict",
+            expected=f"{symbol} as a dict keyed by numpyro.param site",
+            found=describe(value),
+            hint="losses take (theta, phi, seeded_model, seeded_guide, *args)",
+        )

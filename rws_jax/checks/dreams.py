@@ -1,0 +1,138 @@
+"""What sleep asks of programs, and the messages that say so: a model that can be dreamt from, a guide that sees dreams."""
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.infer.autoguide import AutoGuide
+
+from rws_jax.core.errors import describe, fail
+from rws_jax.core.sites import Site, Trace, base_distribution
+
+
+def check_dreamable(site: Site) -> None:
+    """A site can be dreamt if it has a distribution to be sampled from."""
+    name, fn = site["name"], base_distribution(site["fn"])
+    if isinstance(fn, dist.Unit | dist.ImproperUniform):
+        what = "a numpyro.factor" if isinstance(fn, dist.Unit) else "an improper prior"
+        fail(
+            ValueError,
+            f"sleep cannot dream from the model: site {name!r} is {what}, which cannot be sampled",
+            expected="a model made of proper distributions",
+            found=f"{what} at site {name!r}",
+            hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
+        )
+
+
+def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
+    """There must be data to dream."""
+    samples = {name: site for name, site in run.items() if site["type"] == "sample"}
+    unknown = sorted(set(observed_sites) - samples.keys())
+    if unknown:
+        fail(
+            ValueError,
+            f"option 'observed_sites' names {unknown}, which the model does not have",
+            expected=f"some of the model's sample sites {sorted(samples)}",
+            found=f"{unknown}",
+            hint="list the names of the sites that hold data, as in observed_sites=('x',)",
+        )
+    for name in run:
+        if {f"{name}_observed", f"{name}_unobserved"} <= samples.keys():
+            fail(
+                ValueError,
+                f"sleep cannot dream site {name!r}, which is observed in part by obs_mask",
+                expected="sample sites that are observed as a whole or not at all",
+                found=f"obs_mask=... at site {name!r}",
+                hint="hide missing data by numpyro.handlers.mask, or use insomnia=1.0",
+            )
+    if not any(site["is_observed"] for site in samples.values()):
+        fail(
+            ValueError,
+            "sleep has no data to dream: the model has no observed site",
+            expected="a sample site with obs=..., or option 'observed_sites'",
+            found=f"latent sites {sorted(samples)}",
+            hint="for a model that runs without data, name its data sites, as in observed_sites=('x',)",
+        )
+
+
+def check_minibatch(name: str, dreamt: Any, args: tuple, kwargs: dict) -> None:
+    """A dreamt minibatch has its own rows only: a guide that picks them out of full data would read beyond."""
+    shape = jnp.shape(dreamt)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((args, kwargs))]
+    longer = [s for s in shapes if len(s) == len(shape) and sum(map(operator.ne, s, shape)) == 1 and s > shape]
+    if longer and shape not in shapes:
+        fail(
+            ValueError,
+            f"sleep cannot dream a minibatch that the model itself picks, at observed site {name!r}",
+            expected=f"the minibatch among the arguments, of shape {shape}",
+            found=f"full data of shape {longer[0]}",
+            hint="pass the minibatch to model and guide, not the full data; plates keep size and subsample_size",
+        )
+
+
+def check_shape(name: str, dreamt: Any, real: Any) -> None:
+    """Dreams have the shape of the real data that they stand in for."""
+    if real is not None and jnp.shape(real) != jnp.shape(dreamt):
+        fail(
+            ValueError,
+            f"dreamt and real data differ in shape at observed site {name!r}",
+            expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
+            found=f"{jnp.shape(dreamt)}, as dreamt by the model",
+            hint="pass the data (the minibatch, not the full data) in the shape that the model gives them, or say by"
+            " simulated_data_to_args what the guide is to see",
+        )
+
+
+def check_pair(value: Any) -> None:
+    """`simulated_data_to_args` returns ``(args, kwargs)``."""
+    pair = value if isinstance(value, tuple) and len(value) == 2 else (None, None)
+    if not (isinstance(pair[0], tuple | list) and isinstance(pair[1], dict)):
+        fail(
+            TypeError,
+            "option 'simulated_data_to_args' returned something else than the guide's arguments",
+            expected="a pair (args, kwargs) of a tuple and a dict",
+            found=describe(value),
+            hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
+        )
+
+
+def fail_joint(guide: AutoGuide) -> NoReturn:
+    """Dreams are values of the model's latents; such guides score points, or another variable."""
+    fail(
+        ValueError,
+        f"sleep cannot train the automatic guide {name_of(guide)}: a point, or one that draws through another site",
+        expected="a guide with a density for each latent site",
+        found=f"{name_of(guide)}",
+        hint="use AutoNormal, or insomnia=1.0",
+    )
+
+
+def fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: list[str]) -> NoReturn:
+    """Sleep has nowhere to put its dreams, and would train on real data in silence."""
+    fail(
+        ValueError,
+        f"sleep cannot hand its dreams to the guide {name_of(guide)}",
+        expected=f"guide arguments named as the observed sites {observed}, or one named 'observations'",
+        found=f"arguments {parameters}",
+        hint="rename the guide's data argument, or pass simulated_data_to_args="
+        "lambda sim, *args, **kwargs: (guide_args, guide_kwargs)",
+    )
+
+
+def fail_unbound(guide: Any, problem: str, signature: inspect.Signature) -> NoReturn:
+    fail(
+        TypeError,
+        f"the guide {name_of(guide)} cannot be called with the arguments of the model: {problem}",
+        expected="model and guide to take the same arguments",
+        found=f"{name_of(guide)}{signature}",
+        hint="give the guide the model's arguments, or say by simulated_data_to_args what it is to get",
+    )
+
+
+def name_of(guide: Any) -> str:
+    """What messages call a guide."""
+    return repr(getattr(guide, "__name__", type(guide).__name__))

@@ -1,0 +1,233 @@
+"""What the sites of one program must not be, and the messages that say so."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.core import Tracer
+
+from rws_jax.core.errors import fail
+from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites
+
+
+
+def fail_unseeded(role: str, where: str) -> NoReturn:
+    """A program asked for randomness and no handler gave it a key."""
+    fail(
+        TypeError,
+        f"the {role} is not seeded: {where} has no random key",
+        expected="a program wrapped in numpyro.handlers.seed",
+        found="a bare program",
+        hint=f"pass numpyro.handlers.seed({role.replace(' ', '_')}, rng_key)",
+    )
+
+
+def check_in_control_flow(role: str, site: Site) -> None:
+    """In the bodies of scan and cond, NumPyro neither trains parameters nor scales subsampled plates."""
+    if site["type"] == "sample" and not site["is_observed"] and site["infer"].get("branching"):
+        fail(
+            ValueError,
+            f"branching site {site['name']!r} of the {role} is inside a scan or cond body, which is compiled as one",
+            expected="branching sites outside of the bodies of numpyro.contrib.control_flow",
+            found=f"infer={{'branching': True}} at site {site['name']!r}",
+            hint="write the loop in Python, or drop the annotation if nothing branches on the site",
+        )
+    if site["type"] == "param" or (site["type"] == "plate" and site["value"] is None):
+        what, full = {"param": ("param", "numpyro.param"), "plate": ("subsampled plate", "numpyro.plate")}[site["type"]]
+        fail(
+            ValueError,
+            f"{what} {site['name']!r} of the {role} is inside a scan or cond body, where NumPyro does not support it",
+            expected=f"no {what} in bodies of numpyro.contrib.control_flow",
+            found=f"{full}({site['name']!r}, ...) inside of one",
+            hint="let the body close over a parameter taken before it"
+            if site["type"] == "param"
+            else "pass the minibatch as an argument, and give the plate its size",
+        )
+
+
+def check_param(role: str, name: str, values: dict[str, Any]) -> None:
+    """A param site must have a value."""
+    if name not in values:
+        symbol = "theta" if role == "model" else "phi"
+        fail(
+            ValueError,
+            f"param site {name!r} of the {role} has no value in {symbol}",
+            expected=f"{symbol} to have the key {name!r}",
+            found=f"keys {sorted(values)}",
+            hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
+            " was made with, and those that branch in Python take all parameters before they branch",
+        )
+
+
+def check_all_met(names: Iterable[str], met: dict[str, Any]) -> None:
+    """Constraints of parameters are known once the programs have come by them."""
+    missing = sorted(set(names) - met.keys())
+    if missing:
+        fail(
+            ValueError,
+            f"param sites {missing} of the state were not met when the programs ran",
+            expected="programs that take all of their parameters",
+            found=f"param sites {sorted(met)}",
+            hint="pass the state that belongs to these programs; take parameters at their top, not in branches",
+        )
+
+
+def check_supported(role: str, run: Trace) -> None:
+    """Mutable state would keep its first value for ever."""
+    for name, site in run.items():
+        if site["type"] == "mutable":
+            fail(
+                ValueError,
+                f"the {role} has mutable site {name!r}, and mutable state is not supported",
+                expected="a program without mutable sites",
+                found=f"mutable({name!r})",
+                hint="use layers without running statistics, LayerNorm in place of BatchNorm",
+            )
+
+
+def check_guide(run: Trace, role: str = "guide") -> None:
+    """A guide proposes latents; it does not score data, and nothing in it is summed out."""
+    for name, site in run.items():
+        if site["type"] != "sample":
+            continue
+        if site["is_observed"]:
+            factor = isinstance(site["fn"], dist.Unit)
+            fail(
+                ValueError,
+                f"the {role} has {'a factor at' if factor else 'observed'} site {name!r}",
+                expected="latent sample sites only",
+                found=f"numpyro.factor({name!r}, ...)" if factor else f"numpyro.sample({name!r}, ..., obs=...)",
+                hint="move it to the model; a guide reads data as ordinary arguments",
+            )
+        if site["infer"].get("enumerate"):
+            fail(
+                ValueError,
+                f"site {name!r} of the {role} is annotated for enumeration, which does not happen here",
+                expected=f"a {role} whose every site is drawn",
+                found=f"infer={{'enumerate': {site['infer']['enumerate']!r}}} at site {name!r}",
+                hint="drop the annotation (config_enumerate); discrete sites need none",
+            )
+
+
+def check_proper(role: str, site: Site) -> None:
+    """An improper prior has a density, but cannot be drawn from."""
+    if site["type"] == "sample" and not site["is_observed"] and isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
+        fail(
+            ValueError,
+            f"site {site['name']!r} of the {role} cannot be drawn: its distribution is improper",
+            expected=f"a {role} made of proper distributions",
+            found=f"ImproperUniform at site {site['name']!r}",
+            hint="pass defensive_guide, a proper distribution over the latents"
+            if role == "model"
+            else "use a proper distribution over the same support",
+        )
+
+
+def check_defensive_guide(run: Trace) -> None:
+    """A defensive guide is a guide that has nothing to learn."""
+    params = sorted(name for name, site in run.items() if site["type"] == "param")
+    if params:
+        fail(
+            ValueError,
+            "the defensive guide has parameters, which nothing would train",
+            expected="a defensive guide without numpyro.param",
+            found=f"param sites {params}",
+            hint="give it fixed values; it only has to reach what the guide may come to miss",
+        )
+    check_guide(run, "defensive guide")
+
+
+def check_prior(model_run: Trace, guide_run: Trace) -> None:
+    """The model's prior, as defensive guide, must draw auxiliary sites as well."""
+    for name, site in latent_sites(guide_run).items():
+        if site["infer"].get("is_auxiliary") and name not in model_run:
+            fail(
+                ValueError,
+                f"option 'defensive' draws from the model's prior, which has no auxiliary site {name!r}",
+                expected=f"sites {sorted(latent_sites(guide_run))}, as in the guide",
+                found=f"sites {sorted(latent_sites(model_run))} in the model",
+                hint="pass defensive_guide, which draws the auxiliary sites too",
+            )
+
+
+def check_unscaled(guide_run: Trace, subsampling: float, option: str) -> None:
+    """A power of the guide's density is not what its draws come from."""
+    for name, site in latent_sites(guide_run).items():
+        scale = 1.0 if site["scale"] is None else site["scale"]
+        if isinstance(scale, Tracer) or not np.allclose(scale, subsampling):
+            fail(
+                ValueError,
+                f"option {option} needs the guide's density itself, but site {name!r} of the guide is scaled",
+                expected="no numpyro.handlers.scale around sites of the guide",
+                found=f"site {name!r} under handlers.scale",
+                hint=f"scale sites of the model alone, or leave out {option}",
+            )
+
+
+def check_reparameterised(run: Trace) -> None:
+    """The pathwise gradient passes through every draw."""
+    for name, site in latent_sites(run).items():
+        if not (site["fn"].has_rsample or isinstance(base_distribution(site["fn"]), dist.Delta)):
+            fail(
+                ValueError,
+                f"option 'gradient' is 'dreg', but site {name!r} of the guide is not reparameterised",
+                expected="a guide whose every site has has_rsample",
+                found=f"{type(base_distribution(site['fn'])).__name__} at site {name!r}",
+                hint="use gradient='score', the default, which needs no reparameterisation",
+            )
+
+
+def check_unbranched(run: Trace) -> None:
+    """The reparameterised gradient does not see which branch would have been taken."""
+    for name, site in latent_sites(run).items():
+        if site["infer"].get("branching"):
+            fail(
+                ValueError,
+                "programs have branching sites, and an option does not go with these",
+                expected="gradient='score': a branch has no derivative",
+                found=f"gradient='dreg', and infer={{'branching': True}} at site {name!r}",
+                hint="leave the option out, or branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
+            )
+
+
+def warn_of_auxiliary(guide_run: Trace, model_run: Trace) -> None:
+    """Without a density in the model an auxiliary site leaves the weights without a normalised target."""
+    guide_latents = latent_sites(guide_run)
+    if any(isinstance(base_distribution(site["fn"]), dist.Delta) for site in guide_latents.values()):
+        return  # an automatic guide: the latents are functions of the auxiliary site, with the density of both
+    for name in guide_latents.keys() - model_run.keys():
+        warnings.warn(
+            f"auxiliary site {name!r} of the guide has no density in the model: minus wake-theta is no lower bound on"
+            f" the evidence. Add numpyro.sample({name!r}, ...) to the model, any density of it given the latents.",
+            stacklevel=2,
+        )
+
+
+def check_initial(params: dict[str, Any]) -> None:
+    """A parameter cannot be trained from where its unconstrained value is infinite."""
+    for name, value in params.items():
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(value)]
+        if not all(isinstance(leaf, Tracer) or bool(leaf) for leaf in finite):
+            fail(
+                ValueError,
+                f"param site {name!r} starts at the edge of its constraint, or is not finite",
+                expected="an initial value in the interior",
+                found="an unconstrained value that is infinite or NaN",
+                hint="start a positive parameter at 1e-3, say, rather than at 0",
+            )
+
+
+def check_data(name: str, num_outside: int) -> None:
+    """Data that are NaN, or outside of a support whatever the parameters, would be left out at every step."""
+    if num_outside:
+        fail(
+            ValueError,
+            f"data at observed site {name!r} are NaN or outside of the support of their distribution",
+            expected="data that the model can produce",
+            found=f"{num_outside} such values",
+            hint="clean the data, or hide missing values by numpyro.handlers.mask",
+        )

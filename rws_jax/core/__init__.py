@@ -1,0 +1,1 @@
+"""What everything else stands on: messages, traces, supports, trees, and what NumPyro keeps private."""

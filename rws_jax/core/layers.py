@@ -1,0 +1,22 @@
+"""NumPyro programs as callables, and the handlers around them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rws_jax.core.numpyro_internals import Messenger
+
+ProgramFn = Callable[..., Any]  # a model or a guide
+Params = dict[str, Any]  # numpyro.param site -> an array or a tree of arrays
+
+
+def layers(program: Any) -> Iterator[Any]:
+    """A program and those inside of it: the handlers around it, then what they wrap."""
+    yield program
+    while isinstance(program, Messenger) and program.fn is not None:
+        program = program.fn
+        yield program
+
+
+def unwrapped(program: Any) -> Any:
+    """A program without the handlers around it."""
+    return list(layers(program))[-1]

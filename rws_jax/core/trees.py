@@ -1,0 +1,54 @@
+"""Trees of arrays: which leaves are floats, strong types, and numbers that stay finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+
+def is_float(x: Any) -> bool:
+    """Whether a leaf holds floating point numbers."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf is known only at run time."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def split_floats(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The leaves that can be differentiated, and a function that puts others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    trained = [is_float(leaf) for leaf in leaves]
+
+    def with_floats(floats: list[Any]) -> Any:
+        rest = iter(floats)
+        whole = [next(rest) if is_trained else leaf for leaf, is_trained in zip(leaves, trained, strict=True)]
+        return jax.tree.unflatten(structure, whole)
+
+    return [leaf for leaf, is_trained in zip(leaves, trained, strict=True) if is_trained], with_floats
+
+
+def strong(tree: Any) -> Any:
+    """Remove weak types, with which the step would be traced once more when they turn strong."""
+    cast = lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else lax.convert_element_type(x, x.dtype)
+    return jax.tree.map(lambda x: cast(jnp.asarray(x)), tree)
+
+
+def trainable(tree: Any) -> Any:
+    """Make all leaves strongly typed floats: a param site may start from a Python number."""
+    return strong(jax.tree.map(lambda x: x if is_float(x) else jnp.asarray(x, float), tree))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def stays_finite(new: Any, old: Any) -> jax.Array:
+    """Whether no number turns infinite, as a parameter may after a huge update."""
+    ok = lambda new, old: jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old)) if is_float(new) else jnp.array(True)
+    return jnp.all(jnp.array(jax.tree.leaves(jax.tree.map(ok, new, old))))

@@ -1,0 +1,73 @@
+"""Log densities of particles and of dreams, for each unit: what estimators are functions of."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rws_jax.estimators import weights
+from rws_jax.programs.density import Units
+
+
+class PerUnit:
+    """Arrays whose last axes are the units of `Units`; particles, and data, come before them."""
+
+    units: Units
+    sites: frozenset[str]  # names of the latent sites
+
+    @property
+    def scale(self) -> float:
+        """Size / subsample size: a sum over units times it estimates the sum over the full data."""
+        return self.units.scale
+
+    def joint(self) -> Self:
+        """All units as one, whatever the sites are: where they differ from particle to particle, units are not known."""
+        num_axes = len(self.units.sizes)
+        summed = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(x.ndim - num_axes, x.ndim))), self)
+        return replace(summed, units=Units((), self.units.scale), sites=frozenset())  # type: ignore[type-var]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_p", "log_q", "log_u", "log_path"],
+    meta_fields=["units", "sites", "delta"],
+)
+@dataclass(frozen=True)
+class Scored(PerUnit):
+    """Log densities of particles in nats, each of shape ``(particles, *units)``, or ``units`` for a single one.
+
+    They were drawn from r, which is the guide's q itself unless a share `delta` of them comes from u, a defensive
+    proposal. `log_path` holds the log-weights as functions of the draws alone, through which the gradient of
+    reparameterised ones passes.
+    """
+
+    log_p: jax.Array
+    log_q: jax.Array
+    units: Units
+    sites: frozenset[str] = frozenset()
+    log_u: jax.Array | None = None
+    delta: float = 0.0
+    log_path: jax.Array | None = None
+
+    @property
+    def log_r(self) -> jax.Array:
+        """Log density of what particles were drawn from."""
+        return self.log_q if self.log_u is None else weights.log_mixture(self.log_q, self.log_u, self.delta)
+
+    @property
+    def log_weights(self) -> jax.Array:
+        """``log p - log r``; all that phi is trained on beside log q, and constant to it."""
+        return weights.log_weights(self.log_p, lax.stop_gradient(self.log_r))  # the bound does not train the guide
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["log_q"], meta_fields=["units", "sites"])
+@dataclass(frozen=True)
+class ScoredDreams(PerUnit):
+    """The same for dreams, which are scored by the guide alone."""
+
+    log_q: jax.Array
+    units: Units
+    sites: frozenset[str] = frozenset()

@@ -1,0 +1,125 @@
+"""Wake: particles from the guide, weighted by the model; the losses of both programs from one set of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jax import lax
+
+from rws_jax.checks import matching, sites
+from rws_jax.core.sites import Trace, latent_sites
+from rws_jax.estimators import defensive, weights
+from rws_jax.estimators.bound import theta_loss
+from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.weights import WeightSummary
+from rws_jax.execution.executor import Executor
+from rws_jax.programs.density import Units, dists_of, own_dists
+from rws_jax.programs.program import Index, Program, Programs
+from rws_jax.programs.run import Draws, replay, sample
+
+
+class WakeRuns(NamedTuple):
+    """The traces of one particle, run at given draws."""
+
+    model: Trace
+    guide: Trace
+    defensive_guide: Trace | None
+
+
+class WakeLosses(NamedTuple):
+    """Both losses of one set of particles, scalars in nats, and how the weights are spread."""
+
+    theta_loss: jax.Array
+    phi_loss: jax.Array
+    weights: WeightSummary
+
+
+@dataclass(frozen=True)
+class WakeParticle:
+    """What one particle computes: draw the guide or a defensive mixture, then score the draw by all programs."""
+
+    delta: float = 0.0  # share of defensive proposals
+    reparameterised: bool = False  # whether draws are functions of the guide's parameters, as gradient="dreg" wants
+
+    def __call__(self, programs: Programs, index: Index) -> Scored:
+        """Draw and score."""
+        draws = self.draw(programs, index)
+        if not self.reparameterised:
+            return self.score(programs, index, draws)
+        scored = self.score(programs, index, lax.stop_gradient(draws))  # densities are those of fixed values
+        # The log-weight as seen by the draw, which is all that the gradient may come through.
+        along = self.score(programs.map(Program.stopped), index, draws)
+        return replace(scored, log_path=weights.log_weights(along.log_p, along.log_q))
+
+    def draw(self, programs: Programs, index: Index) -> Draws:
+        """Draw latents: constants, unless particles are reparameterised."""
+        if self.reparameterised:
+            guide_run = sample(programs.guide, programs.arguments, index)
+            sites.check_guide(guide_run)
+            sites.check_unbranched(guide_run)
+            sites.check_reparameterised(guide_run)
+            return Draws.of(guide_run)
+        stopped = programs.map(Program.stopped)  # removes the gradient through draws, from one site to the next too
+        if self.delta:
+            return defensive.draw(stopped, index, self.delta)
+        guide_run = sample(stopped.guide, programs.arguments, index)
+        sites.check_guide(guide_run)
+        return Draws.of(guide_run)
+
+    def run(self, programs: Programs, index: Index, draws: Draws) -> WakeRuns:
+        """Run all programs at given draws, and check that they fit together."""
+        arguments = programs.arguments
+        guide_run = replay(programs.guide, arguments, index, draws, proposal_dists=own_dists if self.delta else None)
+        model_run = replay(programs.model, arguments, index, draws, proposal_dists=dists_of(guide_run))
+        matching.check_match(model_run, guide_run, same_supports=self.reparameterised)
+        if not self.delta:
+            return WakeRuns(model_run, guide_run, None)
+        u_run = defensive.run_defensive_guide(programs, index, draws, guide_run, model_run)
+        return WakeRuns(model_run, guide_run, u_run)
+
+    def units_of(self, runs: WakeRuns) -> Units:
+        """The units of a particle; where the density itself is needed, the guide must not be scaled."""
+        units = Units.of(runs.guide, runs.model, *(() if runs.defensive_guide is None else (runs.defensive_guide,)))
+        if self.reparameterised:
+            sites.check_unscaled(runs.guide, units.scale, "gradient='dreg'")
+            sites.check_unbranched(runs.model)
+        if self.delta:
+            sites.check_unscaled(runs.guide, units.scale, "'defensive'")
+        return units
+
+    def score(self, programs: Programs, index: Index, draws: Draws) -> Scored:
+        """Log p(z, x), log q(z | x) and, with defensive proposals, log u(z) of given draws."""
+        runs = self.run(programs, index, draws)
+        units, dists = self.units_of(runs), dists_of(runs.guide)
+        log_u = None
+        if runs.defensive_guide is not None:
+            log_u = units.log_proposal(runs.defensive_guide, draws.latents, dists)
+        return Scored(
+            log_p=units.log_density(runs.model, draws.latents, dists),
+            log_q=units.log_density(runs.guide, draws.latents, own_dists),
+            units=units,
+            sites=frozenset(latent_sites(runs.guide)),
+            log_u=log_u,
+            delta=self.delta,
+        )
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Both wake losses: of the model by the bound, of the guide by one of several estimators."""
+
+    num_particles: int
+    particle: WakeParticle
+    phi_loss: Callable[[Scored], jax.Array]
+
+    def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
+        """Run one set of particles, and compute all that wake learns from it."""
+        return _losses_of(executor(self.particle, programs, self.num_particles), self.phi_loss)
+
+
+@partial(jax.jit, static_argnums=1)  # saves time where particles were run un-jitted
+def _losses_of(scored: Scored, phi_loss: Callable[[Scored], jax.Array]) -> WakeLosses:
+    summary = weights.summarise(lax.stop_gradient(scored.log_weights))  # reported, and trains nothing
+    return WakeLosses(theta_loss(scored), phi_loss(scored), summary)

@@ -1,0 +1,140 @@
+"""Log-weights in, numbers out: the importance-weighted bound, normalised weights, effective sample size.
+
+Arrays only. This module knows nothing of NumPyro programs, parameters or training. Everywhere,
+particles are axis 0 and the remaining axes are independent units: ``(particles, *units)``.
+
+A *dead* particle has log-weight ``-inf``: it lies outside the support, its weight and every gradient through
+it are exactly zero. A unit is dead if all its particles are. ``NaN`` and ``+inf`` are not dead but wrong, and
+are passed on, so that whoever takes the step sees them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import logsumexp
+
+
+def log_weights(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Log importance weights ``log_p - log_q`` in nats, ``-inf`` where either density is zero.
+
+    Args:
+      log_p: log p(z, x), shape ``(particles, *units)``.
+      log_q: log q(z | x), the same shape.
+
+    Returns:
+      Shape ``(particles, *units)``.
+    """
+    dead = (log_p == -jnp.inf) | (log_q == -jnp.inf)
+    # Double-where: no -inf takes part in the subtraction, so no NaN can come back through its gradient.
+    log_p = jnp.where(dead, 0.0, log_p)
+    log_q = jnp.where(dead, 0.0, log_q)
+    return jnp.where(dead, -jnp.inf, log_p - log_q)
+
+
+def alive(log_w: jax.Array) -> jax.Array:
+    """Which units have at least one particle of non-zero weight; shape ``units``."""
+    return jnp.any(log_w != -jnp.inf, axis=0)
+
+
+def bound(log_w: jax.Array) -> jax.Array:
+    """The importance-weighted bound on log p(x), ``logsumexp_k log_w - log K``, in nats.
+
+    ``-inf``, with zero gradient, for a dead unit (Burda et al. 2016, arXiv 1509.00519).
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+
+    Returns:
+      Shape ``units``.
+    """
+    live = alive(log_w)
+    total = logsumexp(jnp.where(live, log_w, 0.0), axis=0)
+    return jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[0])
+
+
+class WeightSummary(NamedTuple):
+    """How the weights of each unit are spread: arrays of shape ``units``, and the number of particles."""
+
+    effective_sample_size: jax.Array  # Kish's, 1 / sum_k w_k^2: 1 to K, and 0 for a dead unit
+    num_alive: jax.Array
+    num_particles: int
+
+
+def summarise(log_w: jax.Array) -> WeightSummary:
+    """Summarise log-weights of shape ``(particles, *units)``."""
+    w = _relative(log_w)
+    num_alive = jnp.sum(log_w != -jnp.inf, axis=0)
+    live = num_alive > 0
+    sum_of_squares = jnp.where(live, jnp.sum(w**2, axis=0), 1.0)
+    ess = jnp.where(live, jnp.sum(w, axis=0) ** 2 / sum_of_squares, 0.0)
+    return WeightSummary(ess, num_alive, log_w.shape[0])
+
+
+def normalise(log_w: jax.Array) -> jax.Array:
+    """Self-normalised weights, which sum to one over the particles of each live unit; all zero for a dead unit.
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+
+    Returns:
+      Shape ``(particles, *units)``.
+    """
+    live, w = alive(log_w)[None], _relative(log_w)
+    return jnp.where(live, w / jnp.where(live, jnp.sum(w, axis=0)[None], 1.0), 0.0)
+
+
+def log_mixture(log_q: jax.Array, log_u: jax.Array, delta: float) -> jax.Array:
+    """Log density of the mixture ``(1 - delta) q + delta u`` in nats, ``-inf`` where both are zero.
+
+    Args:
+      log_q: log density of the first component.
+      log_u: log density of the second, the same shape.
+      delta: share of the second, in (0, 1).
+    """
+    return jnp.logaddexp(jnp.log1p(-delta) + log_q, jnp.log(delta) + log_u)
+
+
+def num_others_alive(log_w: jax.Array) -> jax.Array:
+    """How many of the other particles of its unit are alive, for each particle; shape ``(particles, *units)``.
+
+    It does not depend on the particle itself, as the coefficient of a baseline must not.
+    """
+    live = log_w != -jnp.inf
+    return jnp.sum(live, axis=0)[None] - live
+
+
+def score_baseline(log_w: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    r"""Coefficients :math:`b_k` for which :math:`\sum_k b_k \nabla \log q(z_k)` has expectation zero.
+
+    .. math:: b_k = \frac1K \frac{q(z_k)}{r(z_k)} \, \mathbb 1[\text{some other particle of the unit is alive}]
+
+    With proposals from the guide itself, and all of them alive, that is 1/K. The expectation is zero for each particle,
+    since :math:`E_r[(q / r) \nabla \log q] = E_q[\nabla \log q] = 0` and the indicator does not depend on :math:`z_k`.
+    Dead units, which train nothing, have no baseline either.
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+      log_ratio: ``log q - log r`` in nats at the same particles.
+
+    Returns:
+      Shape ``(particles, *units)``.
+    """
+    return jnp.where(num_others_alive(log_w) > 0, jnp.exp(log_ratio), 0.0) / log_w.shape[0]
+
+
+def masked(counts: jax.Array, x: jax.Array) -> jax.Array:
+    """`x` where it counts, else zero: what has no weight may be infinite, and 0 * inf is NaN."""
+    return jnp.where(counts, x, 0.0)
+
+
+def gradient_only(x: jax.Array) -> jax.Array:
+    """Zero, with the gradient of `x`."""
+    return x - lax.stop_gradient(x)  # takes away the value and leaves the gradient
+
+
+def _relative(log_w: jax.Array) -> jax.Array:
+    """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
+    log_max = jnp.max(log_w, axis=0)
+    return jnp.exp(log_w - jnp.where(log_max == -jnp.inf, 0.0, log_max)[None])

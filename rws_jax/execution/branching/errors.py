@@ -1,0 +1,84 @@
+"""Messages for programs that branch in Python."""
+
+from typing import NoReturn
+
+from rws_jax.core.errors import fail, first_line
+from rws_jax.core.sites import Site
+from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
+
+
+class BranchingSiteError(TypeError):
+    """A branching site was met where all is compiled at once, and its value is not known."""
+
+
+def check_outside_of_plates(site: Site) -> None:
+    """Python can branch for one datum at a time."""
+    wide = [frame for frame in site["cond_indep_stack"] if frame.size > 1]
+    if wide:
+        fail(
+            ValueError,
+            f"branching site {site['name']!r} of the {site['role']} is in plate {wide[0].name!r}, and Python takes one"
+            " branch",
+            expected="branching sites outside of plates",
+            found=f"plate {wide[0].name!r} of size {wide[0].size}",
+            hint="write the programs for a single datum, without the plate, and pass data_axes=0",
+        )
+
+
+def fail_located(error: Exception, trace: BranchingTrace) -> NoReturn:
+    """Raise an error of the package again, with the branching trace that it is of."""
+    if "\n  expected:" in str(error) and " path" not in str(error):
+        problem, rest = str(error).split("\n", 1)
+        raise type(error)(f"{problem}, on {describe_trace(trace)}\n{rest}") from error
+    error.add_note(f"on {describe_trace(trace)}")
+    raise error
+
+
+def fail_supports(
+    role: str, name: str, kinds: tuple[str, str], traces: tuple[BranchingTrace, BranchingTrace]
+) -> NoReturn:
+    """One name is used for different things."""
+    fail(
+        ValueError,
+        f"latent site {name!r} of the {role} has different supports on different paths",
+        expected=f"{kinds[0]}, as on {describe_trace(traces[0])}",
+        found=f"{kinds[1]} on {describe_trace(traces[1])}",
+        hint="give sites of different kinds different names",
+    )
+
+
+def fail_unannotated(error: Exception, names: list[str], trace: BranchingTrace | None = None) -> NoReturn:
+    """Python branches on what it does not know."""
+    which = f"the value of site {' or '.join(map(repr, names))}" if names else "a value that is known at run time only"
+    fail(
+        TypeError,
+        f"model or guide cannot be compiled: Python branches on {which}",
+        expected="Python to branch on sites with infer={'branching': True} and on static values alone",
+        found=first_line(error) + ("" if trace is None else f" on {describe_trace(trace)}"),
+        hint="annotate the site so in model and guide, or branch by numpyro.contrib.control_flow.cond or handlers.mask,"
+        " or pass vectorize_particles=False; bind flags and sizes by functools.partial(model, ...)",
+    )
+
+
+def fail_traced(found: str) -> NoReturn:
+    """Each path is compiled by itself, by a caller who knows the values."""
+    fail(
+        BranchingSiteError,
+        "programs have branching sites, but the call is traced by jit, scan or vmap",
+        expected="a call outside of JAX transformations other than grad: each path is compiled by itself",
+        found=found,
+        hint="call it in a Python loop, or by rws_jax.fit, one loss at a time; to compile all at once, branch by"
+        " numpyro.contrib.control_flow.cond or handlers.mask instead",
+    )
+
+
+def fail_not_deterministic(trace: BranchingTrace, expected: str, found: str) -> NoReturn:
+    """A program that draws the same values takes another way."""
+    fail(
+        ValueError,
+        f"a program is not deterministic given its sites: it took another way on {describe_trace(trace)}",
+        expected=f"{expected} next, as in the run before",
+        found=found,
+        hint="Python may branch on sites with infer={'branching': True} and on constants, not on other randomness, nor"
+        " on what other runs leave behind",
+    )

@@ -1,0 +1,126 @@
+"""All particles of all data along their branching traces: those that share one run together, forward and back.
+
+One function for each beginning of a trace draws up to the next branching site. What is drawn there comes to the host,
+particles are grouped by it, and so on until the programs end. Then the function of each whole trace, called again, gives
+its part of the gradient.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rws_jax.core.trees import split_floats
+from rws_jax.execution.branching.compiled_path import CompiledPath
+from rws_jax.execution.branching.handler import BranchHandler
+from rws_jax.execution.branching.particle import run_along
+from rws_jax.execution.branching.path_cache import SIZES, Kind, PathCache
+from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
+from rws_jax.execution.executor import check_alike
+from rws_jax.programs.program import Programs
+
+
+class Group(NamedTuple):
+    """Particles that have come along one branching trace to its end."""
+
+    trace: BranchingTrace
+    members: np.ndarray  # which of the particles
+    compiled: CompiledPath | None  # None: they run one by one, un-jitted
+
+
+class GroupedRun:
+    """The forward pass, done when it is made, and what the way back needs of it."""
+
+    def __init__(
+        self, cache: PathCache, kind: Kind, programs: Programs, pairs: np.ndarray, max_size: int | None
+    ) -> None:
+        self._cache, self._kind, self._programs, self._pairs = cache, kind, programs, pairs
+        self._grads = _zeros_like(split_floats(programs.params)[0])
+        self.results = np.zeros((len(pairs), 0), jnp.result_type(float))  # the numbers that each particle computes
+        self.structure: Any = None  # the tree that these are the leaves of
+        self.groups: list[Group] = []
+        frontier = [((), np.arange(len(pairs)))]
+        while frontier:
+            parts = [part for trace, members in frontier for part in _parts(trace, members, max_size)]
+            frontier = list(self._beyond(parts))
+        cache.traces |= {tuple(value for value in group.trace if value.is_of_program) for group in self.groups}
+
+    def _beyond(self, frontier: list[tuple[BranchingTrace, np.ndarray]]) -> Iterator[tuple[BranchingTrace, np.ndarray]]:
+        """Go one branching site further; particles at the end of their programs are done."""
+        calls = []
+        for trace, members in frontier:  # all are on their way before the first one is waited for
+            compiled = self._cache.find(self._kind, trace, len(members))
+            if compiled is None:
+                self._run_unjitted(trace, members)
+                continue
+            values, _ = compiled(self._programs, self._pairs[members], None, self._grads)
+            self._cache.keep(self._kind, compiled)
+            calls.append((trace, members, compiled, values))
+        for trace, members, compiled, values in calls:
+            values = np.asarray(values)[: len(members)]
+            if compiled.stops_at is None:
+                self._finish(Group(trace, members, compiled), values, compiled.structure)
+                continue
+            different, which = np.unique(values, axis=0, return_inverse=True)
+            self._cache.warn_of_values(trace, compiled.stops_at, len(different), len(members))
+            for number, value in enumerate(different):
+                yield (*trace, BranchingValue.of(compiled.stops_at, value)), members[which.ravel() == number]
+
+    def _run_unjitted(self, trace: BranchingTrace, members: np.ndarray) -> None:
+        for member in members:
+            handler = BranchHandler(trace, self._cache.also_branching, goes_on=True)
+            numbers, structure = jax.tree.flatten(self._one(self._programs, member, handler))
+            self._cache.check_supports(handler)
+            self._finish(Group(tuple(handler.taken), np.array([member]), None), np.array([numbers]), structure)
+
+    def _one(self, programs: Programs, member: int, handler: BranchHandler) -> Any:
+        self._cache.num_unjitted += 1
+        datum, number = self._pairs[member].tolist()
+        return run_along(handler, self._kind.particle, programs, self._kind.data_axes, datum, number)
+
+    def _finish(self, group: Group, numbers: np.ndarray, structure: Any) -> None:
+        if not self.groups:
+            self.results = np.zeros((len(self._pairs), numbers.shape[1]), jnp.result_type(float))
+            self.structure = structure
+        check_alike([self.structure, structure])
+        self.results[group.members] = numbers
+        self.groups.append(group)
+
+    def gradients(self, cotangents: np.ndarray) -> list[jax.Array]:
+        """Gradients of all parameters that are floats, given the cotangents of `results`."""
+        grads = self._grads
+        for group in self.groups:
+            weights = cotangents[group.members]
+            if group.compiled is None:
+                grads = optax.tree.add(grads, self._gradients_unjitted(group, weights[0]))
+            else:
+                _, grads = group.compiled(self._programs, self._pairs[group.members], weights, grads)
+        return grads
+
+    def _gradients_unjitted(self, group: Group, weights: np.ndarray) -> list[jax.Array]:
+        floats, with_floats = split_floats(self._programs.params)
+        handler = BranchHandler(group.trace, self._cache.also_branching)
+
+        def numbers_of(floats: list[jax.Array]) -> list[jax.Array]:
+            programs = self._programs.with_params(with_floats(floats))
+            return jax.tree.leaves(self._one(programs, group.members[0], handler))
+
+        _, pullback = jax.vjp(numbers_of, floats)
+        return pullback(list(jnp.asarray(weights)))[0]
+
+
+def _parts(
+    trace: BranchingTrace, members: np.ndarray, max_size: int | None
+) -> list[tuple[BranchingTrace, np.ndarray]]:
+    """No more particles at a time than `max_size`, padding included."""
+    size = len(members) if max_size is None else max((s for s in SIZES if s <= max_size), default=SIZES[0])
+    return [(trace, members[start : start + size]) for start in range(0, len(members), size)]
+
+
+@partial(jax.jit, keep_unused=True)  # on the devices of the parameters
+def _zeros_like(floats: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.zeros_like(leaf) for leaf in floats]

@@ -1,0 +1,112 @@
+"""What has been compiled of some programs that branch, and what is known of their branching traces."""
+
+import warnings
+from collections import Counter, OrderedDict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.checks.arguments import check_int
+from rws_jax.execution.branching.compiled_path import CompiledPath
+from rws_jax.execution.branching.errors import fail_supports
+from rws_jax.execution.branching.handler import BranchHandler
+from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
+from rws_jax.execution.data_axes import DataAxes
+from rws_jax.execution.executor import ParticleFn
+
+# Padded sizes of groups of particles; each trace is compiled once for each size that comes up.
+SIZES = tuple(8 * 4**power for power in range(14))
+_MAX_PADDING = 16  # times as many particles as there are
+_MANY = 50
+
+
+class Kind(NamedTuple):
+    """What particles compute, for programs and arguments of which structure and shapes; hashable."""
+
+    particle: ParticleFn
+    data_axes: DataAxes
+    structure: Any
+    avals: tuple
+
+
+class PathCache:
+    """Compiled paths, the least recently used of which go, and counts of what has run."""
+
+    def __init__(self, compile_after: int = 32, max_compiled: int = 1000) -> None:
+        hint = "leave it out; it changes no result"
+        check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
+        check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
+        self.compile_after, self.max_compiled = compile_after, max_compiled
+        self.also_branching: set[str] = set()  # sites that are annotated in the program that scores them alone
+        self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
+        self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace
+        self._num_seen: Counter[tuple] = Counter()  # particles on a trace, until it is compiled
+        self._supports: dict[tuple[str, str], tuple[str, BranchingTrace]] = {}
+        self._warned_of: set[str] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew."""
+        self.traces: set[BranchingTrace] = set()
+        self.num_unjitted = 0
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Counts since `begin`, and of what is compiled."""
+        counts = {"num_paths": len(self.traces), "num_compiled": len(self._compiled), "num_unjitted": self.num_unjitted}
+        return {name: jnp.array(count) for name, count in counts.items()}
+
+    def find(self, kind: Kind, trace: BranchingTrace, num: int) -> CompiledPath | None:
+        """A function for at least so many particles on a trace; None if too few have come along it to compile it."""
+        sizes = self._sizes.get((kind, trace), [])
+        fitting = [size for size in sizes if num <= size <= _MAX_PADDING * num]
+        if fitting:
+            key = kind, trace, min(fitting)
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+        if len(self._num_seen) > _MANY * self.max_compiled:  # rare traces without end
+            self._num_seen.clear()
+        self._num_seen[kind, trace] += num
+        if not sizes and self._num_seen[kind, trace] <= self.compile_after:
+            return None
+        size = next(size for size in SIZES if size >= num)
+        return CompiledPath(kind.particle, kind.data_axes, trace, size, self.also_branching, self.check_supports)
+
+    def keep(self, kind: Kind, compiled: CompiledPath) -> None:
+        """Keep a function once it has been called: an interruption while it is compiled leaves all as it was."""
+        key = kind, compiled.trace, compiled.size
+        if key not in self._compiled:
+            self._sizes.setdefault(key[:2], []).append(compiled.size)
+        self._compiled[key] = compiled
+        while len(self._compiled) > self.max_compiled:
+            (*place, size), _ = self._compiled.popitem(last=False)
+            sizes = self._sizes[*place]
+            sizes.remove(size)
+            if not sizes:  # the trace is rare again
+                del self._sizes[*place]
+                self._num_seen.pop(tuple(place), None)
+
+    def add_branching(self, name: str) -> None:
+        """A site branches in the program that scores it; what draws it has to stop there, and is compiled anew."""
+        self.also_branching.add(name)
+        self._compiled.clear()
+        self._sizes.clear()
+
+    def check_supports(self, handler: BranchHandler) -> None:
+        """A site of one name has one kind of values, on all branching traces."""
+        trace = tuple(handler.taken)
+        for (role, name), kind in handler.supports.items():
+            other_kind, other_trace = self._supports.setdefault((role, name), (kind, trace))
+            if kind != other_kind:
+                fail_supports(role, name, (other_kind, kind), (other_trace, trace))
+
+    def warn_of_values(self, trace: BranchingTrace, name: str, num_values: int, num: int) -> None:
+        """A continuous site, say, has as many branching traces as particles."""
+        if num_values == num >= _MANY and name not in self._warned_of:
+            self._warned_of.add(name)
+            warnings.warn(
+                f"branching site {name!r} has drawn {num} different values for {num} particles, on"
+                f" {describe_trace(trace)}: every particle is a path of its own, and compiled for itself. Branch on a"
+                " discrete site.",
+                stacklevel=2,
+            )

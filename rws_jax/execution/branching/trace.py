@@ -1,0 +1,45 @@
+"""Branching traces: what a program has drawn, one after the other, at the sites that Python branches on."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class BranchingValue(NamedTuple):
+    """A branching site and its value, hashable. Names in parentheses are of choices outside of the programs."""
+
+    name: str
+    value: Any  # a Python number, or tuples of them
+    dtype: str
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> "BranchingValue":
+        """Of an array that is known."""
+        value = np.asarray(value)
+        return cls(name, _frozen(value.tolist()), str(value.dtype))
+
+    @property
+    def is_of_program(self) -> bool:
+        """Whether a program has drawn it."""
+        return not self.name.startswith("(")
+
+    @property
+    def array(self) -> jax.Array:
+        """The value as a program sees it."""
+        return jnp.asarray(self.value, self.dtype)
+
+
+BranchingTrace = tuple[BranchingValue, ...]
+
+
+def describe_trace(trace: Iterable[BranchingValue]) -> str:
+    """A branching trace as messages tell it."""
+    values = ", ".join(f"{value.name}={value.value}" for value in trace)
+    return f"the path {values}" if values else "the empty path, before any branching site"
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,0 +1,137 @@
+"""Programs that branch in Python, run by paths: all particles, of all data, that share a branching trace run together.
+
+Each trace is compiled by itself, or run un-jitted while few particles have come along it. Weights need all particles of
+a datum, whatever their traces, so results come first, and gradients once it is known what they are weighted with.
+"""
+
+import numbers
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rws_jax.core.errors import describe, fail
+from rws_jax.core.trees import is_traced, split_floats
+from rws_jax.execution.branching.errors import fail_traced
+from rws_jax.execution.branching.grouped_run import GroupedRun
+from rws_jax.execution.branching.handler import UnplannedBranch
+from rws_jax.execution.branching.path_cache import Kind, PathCache
+from rws_jax.execution.data_axes import DataAxes, num_data
+from rws_jax.execution.executor import Executor, ParticleFn
+from rws_jax.programs.program import Programs
+
+T = TypeVar("T")
+
+
+class ByPaths(Executor):
+    """Particles grouped by their branching traces, at most `max_size` at a time."""
+
+    def __init__(self, data_axes: DataAxes = None, max_size: int | None = None, cache: PathCache | None = None) -> None:
+        self.data_axes, self.max_size = data_axes, max_size
+        self.cache = cache  # None: that of whichever programs are run
+
+    @property
+    def ragged(self) -> bool:
+        """Python branches on what is drawn."""
+        return True
+
+    def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
+        """Run all particles, along all traces; differentiable once."""
+        _check_seeded(programs)
+        floats, with_floats = split_floats(programs.params)
+        inputs = programs.with_params((None, None))
+        _check_known(inputs)
+        _check_arrays(programs)
+        cache = self.cache or _cache_of(programs.model.fn, programs.guide.fn, _fn_of(programs.defensive_guide))
+        avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
+        kind = Kind(particle, self.data_axes, jax.tree.structure(programs), avals)
+        has_data = self.data_axes is not None
+        shape = (num, num_data(programs.arguments.args, self.data_axes)) if has_data else (num,)
+        pairs = np.argwhere(np.ones((*shape, 1)[:2]))[:, ::-1].astype(np.int32)  # datum and number of each particle
+        structures = []
+
+        def run(floats: list[jax.Array]) -> tuple[tuple[jax.Array, ...], GroupedRun]:
+            _check_known(floats)
+            arrays = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in floats]
+            while True:
+                try:
+                    grouped = GroupedRun(cache, kind, inputs.with_params(with_floats(arrays)), pairs, self.max_size)
+                    break
+                except UnplannedBranch as site:
+                    cache.add_branching(site.name)
+            structures.append(grouped.structure)
+            return tuple(jnp.asarray(column.reshape(shape)) for column in grouped.results.T), grouped
+
+        @jax.custom_vjp
+        def results_of(floats: list[jax.Array]) -> tuple[jax.Array, ...]:
+            return run(floats)[0]
+
+        def forward(floats: list[jax.Array]) -> tuple[tuple[jax.Array, ...], _Held]:
+            results, grouped = run(floats)
+            return results, _Held(grouped)
+
+        def backward(held: _Held, cotangents: tuple[jax.Array, ...]) -> tuple[list[jax.Array]]:
+            _check_known(cotangents)
+            return (held.grouped.gradients(np.stack([np.ravel(column) for column in cotangents], axis=-1)),)
+
+        results_of.defvjp(forward, backward)
+        results = results_of(floats)
+        return jax.tree.unflatten(structures[0], results)
+
+    def begin(self) -> None:
+        """Count anew."""
+        if self.cache is not None:
+            self.cache.begin()
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Counts of paths, of compiled functions and of un-jitted runs."""
+        return {} if self.cache is None else self.cache.metrics()
+
+
+@jax.tree_util.register_static
+class _Held:
+    """A grouped run as a residual of the forward pass, which JAX takes for a constant."""
+
+    def __init__(self, grouped: GroupedRun) -> None:
+        self.grouped = grouped
+
+
+@lru_cache(maxsize=16)
+def _cache_of(*fns: Any) -> PathCache:
+    """The cache of a loss that is called again with the same programs; `make_step` has its own."""
+    return PathCache()
+
+
+def _fn_of(program: Any) -> Any:
+    return None if program is None else program.fn
+
+
+def _check_seeded(programs: Programs) -> None:
+    for program in (programs.model, programs.guide, programs.defensive_guide):
+        if program is not None and program.is_seeded:
+            fail(
+                ValueError,
+                f"the {program.role} has branching sites, and handlers around numpyro.handlers.seed",
+                expected="programs seeded outermost, seed(handler(program), rng_key)",
+                found=f"{type(program.fn).__name__} outermost",
+                hint="paths are compiled for all keys; swap the handlers, or pass vectorize_particles=False",
+            )
+
+
+def _check_arrays(programs: Programs) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(programs.arguments)):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number):
+            fail(
+                TypeError,
+                f"programs have branching sites, and argument {jax.tree_util.keystr(path)} is no array",
+                expected="arrays and numbers, as paths are compiled",
+                found=describe(leaf),
+                hint="bind static arguments by functools.partial(model, ...)",
+            )
+
+
+def _check_known(tree: Any) -> None:
+    if is_traced(tree):
+        fail_traced("traced parameters, keys or arguments")

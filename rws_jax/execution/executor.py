@@ -1,0 +1,75 @@
+"""The interface between what a particle computes and how all of them run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.core.errors import fail
+from rws_jax.core.numpyro_internals import Messenger
+from rws_jax.execution.branching.handler import no_branching
+from rws_jax.programs.program import Index, Programs
+
+T = TypeVar("T")
+# What one particle computes, as a value: two that are equal compute the same. Its result is a tree of arrays.
+ParticleFn = Callable[[Programs, Index], T]
+
+
+class Executor(ABC):
+    """A way in which particles run.
+
+    A particle's draw depends on the seed, on its datum and on its index alone, not on how many there are or how they
+    run: all executors give the same numbers.
+    """
+
+    @property
+    def ragged(self) -> bool:
+        """Whether sites may differ from particle to particle, as Python branches on what they draw."""
+        return False
+
+    @abstractmethod
+    def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
+        """Run `particle` for indices 0 to `num` - 1, of all data.
+
+        Args:
+          particle: what one of them computes.
+          programs: what it runs.
+          num: how many there are, of each datum.
+
+        Returns:
+          Results side by side, leaves of shape ``(num, *data, *result)``, differentiable in ``programs.params``.
+        """
+
+    def watch(self) -> Messenger:
+        """A handler for runs of the programs outside of the executor, which lets it know of branching sites."""
+        return no_branching()
+
+    def begin(self) -> None:
+        """Forget `metrics`, at the beginning of a step."""
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """What the info of a step tells of how its particles ran; scalars."""
+        return {}
+
+
+def side_by_side(results: list[Any], axis: int = 0) -> Any:
+    """Stack results that were computed one by one; where they differ in structure, each is taken as one unit."""
+    if len({jax.tree.structure(result) for result in results}) > 1 and hasattr(results[0], "joint"):
+        results = [result.joint() for result in results]
+    check_alike([jax.tree.structure(result) for result in results])
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=axis), *results)
+
+
+def check_alike(structures: Iterable[Any]) -> None:
+    """Only what has one structure can be laid side by side."""
+    found = sorted({str(structure) for structure in structures})
+    if len(found) > 1:
+        fail(
+            ValueError,
+            "particles differ in what they compute, and cannot be laid side by side",
+            expected="one structure for all particles: equal subsampled plates, whatever the branch",
+            found=" and ".join(found),
+            hint="subsample outside of the programs: pass the minibatch, with data_axes=0",
+        )

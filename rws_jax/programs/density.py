@@ -1,0 +1,107 @@
+"""From traces to log densities: masks, scales, and the independent units that log-weights belong to.
+
+Knows distributions and traces. Knows nothing of particles: executors run them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.distributions import Distribution
+
+from rws_jax.checks import matching
+from rws_jax.core.sites import Site, Trace, latent_sites, plate_size
+from rws_jax.core.supports import feasible, in_support
+
+# Which distribution the value of a site was drawn from; None where that is not known.
+ProposalDists = Callable[[Site], Distribution | None]
+
+
+def own_dists(site: Site) -> Distribution:
+    """Latents were drawn from the program's own distributions."""
+    return site["fn"]
+
+
+def dists_of(run: Trace) -> ProposalDists:
+    """Latents were drawn from the distributions of another run."""
+    return lambda site: run[site["name"]]["fn"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The plates common to all sample sites of model and guide: their elements are independent units.
+
+    Each unit has a log-weight of its own. With no common plate everything is one unit. This is the rule of NumPyro's
+    `RenyiELBO`.
+    """
+
+    sizes: tuple[tuple[int, int], ...]  # dim and size of each plate; dims are negative, as in `numpyro.plate`
+    scale: float  # product of size / subsample size over these plates
+
+    @classmethod
+    def of(cls, *runs: Trace) -> "Units":
+        """Infer the units; a subsampled plate that is not among them is an error."""
+        stacks = [set(site["cond_indep_stack"]) for run in runs for site in run.values() if site["type"] == "sample"]
+        common = set.intersection(*stacks) if stacks else set()
+        matching.check_subsampling(runs, set().union(*stacks) - common)
+        scale = math.prod(plate_size(runs, frame) / frame.size for frame in common)
+        return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One axis for each common plate, ``units`` in shapes of log densities."""
+        return tuple(size for _, size in self.sizes)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """One dim for each unit plate where its sites have it, and dims of one between them."""
+        sizes = dict(self.sizes)
+        return tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+
+    def log_density(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:
+        """Sum the log densities of all sites for each unit, the scale of the units' own subsampling taken out.
+
+        Args:
+          run: a trace, possibly run at `feasible` values.
+          latents: the values to score latent sites at.
+          proposal_dists: which distributions these were drawn from.
+
+        Returns:
+          Log density in nats, shape ``units``.
+        """
+        total = jnp.zeros(self.shape)  # there may be no site
+        for name, site in run.items():
+            if site["type"] == "sample":
+                is_latent = name in latents
+                value, source = (latents[name], proposal_dists(site)) if is_latent else (site["value"], site["fn"])
+                log_prob = log_density(site["fn"], value, source)
+                if site["scale"] is not None:
+                    log_prob = log_prob * (site["scale"] / self.scale)
+                total = total + self._sum(log_prob)
+        return total
+
+    def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:
+        """Sum the log densities of latent sites alone, free of scales: what a run that draws them draws them from."""
+        log_probs = [
+            log_density(site["fn"], latents[name], proposal_dists(site)) for name, site in latent_sites(run).items()
+        ]
+        return sum(map(self._sum, log_probs), jnp.zeros(()))
+
+    def _sum(self, log_prob: jax.Array) -> jax.Array:
+        dims = {dim for dim, _ in self.sizes}
+        inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in dims)
+        return jnp.sum(log_prob, axis=inner)
+
+
+def log_density(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:
+    """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
+    inside = in_support(fn, value, proposal_dist)
+    with numpyro.validation_enabled(False):  # its test of the support would overrule the trust of this one
+        if inside is None:
+            return fn.log_prob(value)
+        # Double-where: log_prob is evaluated inside the support only, so that no NaN can come back as a gradient.
+        return jnp.where(inside, fn.log_prob(feasible(fn, value, proposal_dist)), -jnp.inf)

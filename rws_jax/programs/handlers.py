@@ -1,0 +1,171 @@
+"""The handlers that a run of a program is made of: its parameters, one particle's randomness, and given values."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.distributions import biject_to, constraints
+from numpyro.handlers import condition, substitute
+
+from rws_jax.checks.sites import check_in_control_flow, check_param, fail_unseeded
+from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.core.numpyro_internals import (
+    SUBSTITUTE_STACK,
+    Messenger,
+    comes_out_of_control_flow,
+    is_cond,
+    value_in_cond,
+    value_in_scan,
+)
+from rws_jax.core.sites import Site, Trace
+from rws_jax.programs.program import Index
+
+
+class unconstrained(Messenger):
+    """Makes a program one of unconstrained parameters.
+
+    Handlers around it read and write param sites on the real line; the program inside sees them mapped to their
+    `constraint`.
+    """
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] != "param":
+            return
+        if msg["value"] is not None:  # a handler inside, such as substitute, has fixed it: no parameter any more
+            msg["stop"] = True
+        else:
+            transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
+            initial = msg["fn"]
+            msg["fn"] = lambda *args, **kwargs: transform.inv(initial(*args, **kwargs))
+            msg["transform"] = transform
+
+    def postprocess_message(self, msg: Site) -> None:
+        if "transform" in msg:
+            msg["value"] = msg["transform"](msg["value"])
+
+
+class parameters(Messenger):
+    """Gives every param site its value from `values`; a site without one is an error."""
+
+    def __init__(self, fn: ProgramFn, role: str, values: Params) -> None:
+        self.role, self.values = role, values
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "param" and msg["value"] is None:
+            check_param(self.role, msg["name"], self.values)
+            msg["value"] = self.values[msg["name"]]
+
+
+class svi_program(Messenger):
+    """A program as `SVI` trains it: no site is enumerated, and no parameter fixed but by `SVI` itself."""
+
+    def __init__(self, fn: ProgramFn, role: str, warns: bool) -> None:
+        self.role, self.warns = role, warns
+        self.param_sites: Trace = {}  # of all runs
+        self.warned_of: set[str] = set()  # names of sites, each warned of once
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            msg["value"] = None  # which a handler inside, such as substitute, may have set
+        elif msg["type"] == "sample" and msg["infer"].get("enumerate"):
+            msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+            if self.warns and msg["name"] not in self.warned_of:
+                self.warned_of.add(msg["name"])
+                _warn_of_enumeration(self.role, msg["name"])
+
+    def postprocess_message(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            self.param_sites[msg["name"]] = msg
+
+
+class randomness(Messenger):
+    """Gives a seeded program the randomness of one particle: every key is folded with the particle's index.
+
+    Plates keep their key, so that all particles see the same minibatch. A program of one datum among many has its keys
+    folded with the datum's index before, all of them.
+    """
+
+    def __init__(self, fn: ProgramFn, role: str, index: Index) -> None:
+        self.role, self.index = role, index
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] not in ("sample", "plate", "prng_key", "control_flow") or msg["value"] is not None:
+            return
+        rng_key = msg["kwargs"]["rng_key"]
+        if rng_key is None:
+            where = f"{msg['type']} site {msg['name']!r}" if "name" in msg else f"a {msg['type']} statement"
+            fail_unseeded(self.role, where)
+        if self.index.datum is not None:
+            rng_key = jax.random.fold_in(rng_key, self.index.datum)
+        is_plate = msg["type"] == "plate"
+        msg["kwargs"]["rng_key"] = rng_key if is_plate else jax.random.fold_in(rng_key, self.index.particle)
+
+
+class given_values(Messenger):
+    """Sets sites to ``value_of(site, steps)``, also in the bodies of scan and cond; None leaves a site as it is.
+
+    `steps` are the positions, in the data, of the enclosing scans. The role is written into the message, for handlers
+    further out. NumPyro's own `substitute` counts the steps of a
+    reversed scan from the wrong end, and does not reach a cond within a scan.
+    """
+
+    def __init__(self, fn: ProgramFn, role: str, value_of: Callable[[Site, tuple], Any], steps: tuple | None = None) -> None:
+        self.role, self.value_of, self.steps = role, value_of, steps  # steps is None outside of control flow
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "control_flow":
+            self._enter(msg)
+        if self.steps is not None:
+            check_in_control_flow(self.role, msg)
+        msg["role"] = self.role
+        if msg["type"] in ("sample", "plate") and not comes_out_of_control_flow(msg):
+            value = self.value_of(msg, self.steps or ())
+            if value is None:
+                return
+            if self.steps is not None and msg["value"] is None:
+                numpyro.prng_key()  # the key that a draw would have taken: what follows must see the same randomness
+            msg["value"] = value
+
+    def _enter(self, msg: Site) -> None:
+        """Put this handler into the bodies of a scan or cond, and condition and substitute of the program before it."""
+        stack, kinds = msg["kwargs"][SUBSTITUTE_STACK], ("condition", "substitute")
+        inner = [entry for entry in stack if entry[0] in kinds]
+        msg["kwargs"][SUBSTITUTE_STACK] = [entry for entry in stack if entry[0] not in kinds]
+
+        def inside(body: ProgramFn, steps: tuple, at_site: Callable) -> ProgramFn:
+            for kind, values in inner:
+                given = partial(at_site, values)
+                body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, None, given)
+            return given_values(body, self.role, self.value_of, steps)
+
+        steps = self.steps or ()
+        if is_cond(msg):
+            predicate, true_body, false_body, operand = msg["args"]
+            bodies = (inside(body, steps, value_in_cond) for body in (true_body, false_body))
+            msg["args"] = (predicate, *bodies, operand)
+            return
+        body, carry, xs, length, reverse = msg["args"]
+        length = len(jax.tree.leaves(xs)[0]) if length is None else length
+
+        def counted_body(carry: Any, x_and_step: tuple) -> Any:
+            x, step = x_and_step
+            at_step = lambda values, site: value_in_scan(values, step, length, site)
+            return inside(body, (*steps, step), at_step)(carry, x)
+
+        msg["args"] = (counted_body, carry, (xs, jnp.arange(length)), length, reverse)
+
+
+def _warn_of_enumeration(role: str, name: str) -> None:
+    warnings.warn(
+        f"site {name!r} of the {role} is annotated for enumeration, but ReweightedWakeSleep draws it like all others."
+        " Drop the annotation, or pass strict_enumeration_warning=False.",
+        stacklevel=2,
+    )

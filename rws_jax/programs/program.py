@@ -1,0 +1,117 @@
+"""The two or three NumPyro programs that a particle runs, as data: keys, parameters and arguments are leaves of a tree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from numpyro.handlers import seed
+
+from rws_jax.checks.sites import fail_unseeded
+from rws_jax.core.layers import Params, ProgramFn, layers
+
+
+class Index(NamedTuple):
+    """Which particle of which datum runs.
+
+    Where a particle runs `alone`, its sites may be others than its neighbours': Python may branch on what it draws.
+    """
+
+    particle: jax.Array | int
+    datum: jax.Array | int | None = None  # None: the programs are of all data
+    alone: bool = False
+
+
+class Arguments(NamedTuple):
+    """What a program is called with."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rng_key", "params"],
+    meta_fields=["fn", "role", "hide_types", "is_seeded"],
+)
+@dataclass(frozen=True)
+class Program:
+    """One NumPyro program, with its key and its parameters. The role says in messages which program it is."""
+
+    fn: ProgramFn
+    role: str
+    rng_key: jax.Array | None
+    params: Params | None  # None: param sites take their initial values
+    hide_types: tuple[str, ...] = ()  # of numpyro.handlers.seed
+    is_seeded: bool = False  # whether `fn` has the key in it, inside of other handlers
+
+    @classmethod
+    def of_seeded(cls, program: ProgramFn, role: str, params: Params | None) -> "Program":
+        """Take the key out of ``numpyro.handlers.seed(fn, rng_key)``, if that is the outermost handler."""
+        if isinstance(program, seed) and program.rng_key is not None and program.fn is not None:
+            return cls(_hashable(program.fn), role, program.rng_key, params, tuple(program.hide_types))
+        inner = (layer.rng_key for layer in layers(program) if isinstance(layer, seed))
+        rng_key = next((rng_key for rng_key in inner if rng_key is not None), None)
+        return cls(_hashable(program), role, rng_key, params, is_seeded=True)
+
+    @property
+    def seeded(self) -> ProgramFn:
+        """The program, seeded."""
+        # The same randomness is used in several runs: JAX is told that this is meant.
+        return self.fn if self.is_seeded else seed(self.fn, jax.random.clone(self.rng_key), list(self.hide_types))
+
+    def key_of(self, index: Index) -> jax.Array:
+        """The program's key for one datum, the same for all of its particles."""
+        if self.rng_key is None:
+            fail_unseeded(self.role, "the program")
+        rng_key = jax.random.clone(self.rng_key)
+        return rng_key if index.datum is None else jax.random.fold_in(rng_key, index.datum)
+
+    def stopped(self) -> "Program":
+        """The same program with its parameters held constant."""
+        return replace(self, params=lax.stop_gradient(self.params))  # removes the gradient of whoever owns them
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "guide", "defensive_guide", "arguments"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Programs:
+    """Model and guide, a defensive guide if there is one, and the arguments that all of them are called with."""
+
+    model: Program
+    guide: Program
+    defensive_guide: Program | None
+    arguments: Arguments
+
+    @property
+    def params(self) -> tuple[Params | None, Params | None]:
+        """Parameters of model and guide; a defensive guide has none."""
+        return self.model.params, self.guide.params
+
+    def with_params(self, params: tuple[Params | None, Params | None]) -> "Programs":
+        """The same programs with other parameters."""
+        model, guide = (replace(p, params=q) for p, q in zip((self.model, self.guide), params, strict=True))
+        return replace(self, model=model, guide=guide)
+
+    def with_args(self, args: tuple) -> "Programs":
+        """The same programs with other positional arguments, those of one datum among many, say."""
+        return replace(self, arguments=self.arguments._replace(args=args))
+
+    def map(self, change: Callable[[Program], Program]) -> "Programs":
+        """Change every program in the same way."""
+        defensive_guide = self.defensive_guide and change(self.defensive_guide)
+        return replace(self, model=change(self.model), guide=change(self.guide), defensive_guide=defensive_guide)
+
+
+def _hashable(fn: ProgramFn) -> ProgramFn:
+    """The same program, hashable as what is static in a tree has to be; modules of equinox, say, are not."""
+    try:
+        hash(fn)
+    except TypeError:
+        return partial(fn)
+    return fn

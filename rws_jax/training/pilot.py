@@ -1,0 +1,155 @@
+"""One particle of each phase, run once and un-jitted: how `init` meets the programs, and where a mismatch shows.
+
+The estimators' own particles are run; only what is checked of the traces, and of values that are known, is said here.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from rws_jax.checks import matching, sites
+from rws_jax.checks.control_flow import fail_static
+from rws_jax.checks.supports import check_fixed, warn_of_narrower
+from rws_jax.core.errors import CONCRETIZATION_ERRORS
+from rws_jax.core.layers import Params
+from rws_jax.core.sites import Trace, latent_sites, param_sites
+from rws_jax.core.supports import bounds, count_outside
+from rws_jax.core.trees import is_traced, trainable
+from rws_jax.execution.branching.errors import fail_unannotated
+from rws_jax.execution.branching.handler import KnownValues
+from rws_jax.execution.branching.trace import BranchingValue
+from rws_jax.execution.data_axes import num_data, take_datum
+from rws_jax.options import SleepOptions, WakeOptions
+from rws_jax.programs.density import Units
+from rws_jax.programs.leaks import check_reads_no_data, check_shows_no_data
+from rws_jax.programs.program import Arguments, Index, Programs
+from rws_jax.programs.run import Draws, param_values, replay
+from rws_jax.training.step_loss import StepLoss
+
+
+class PilotRuns(NamedTuple):
+    """Traces of model and guide, of the last phase that was run."""
+
+    model: Trace
+    guide: Trace
+
+
+def run_pilot(
+    loss: StepLoss,
+    params: tuple[Params | None, Params | None],
+    rng_key: jax.Array,
+    arguments: Arguments,
+    number: int = 0,
+) -> PilotRuns:
+    """Run one particle, of the first datum, as the chosen phases do, and check that the programs fit together.
+
+    Args:
+      loss: of which programs and phases. Wake is run as well if the model has parameters.
+      params: those of model and guide; None for initial values.
+      rng_key: key of this run.
+      arguments: those of the programs.
+      number: which particle.
+    """
+    options, executor = loss.options, loss.executor
+    programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments)
+    datum, data_axes = None, options.execution.data_axes
+    if data_axes is not None:
+        num_data(arguments.args, data_axes)
+        programs, datum = take_datum(programs, data_axes, 0), 0
+    runs, needs_wake = None, options.trains_phi_on_wake
+    with executor.watch():
+        if options.sleep:
+            runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep)
+            needs_wake = needs_wake or bool(param_sites(runs.model))
+        if runs is None or needs_wake:
+            index = lambda: Index(number, datum, executor.ragged)  # programs may turn out to branch
+            runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)
+    return runs
+
+
+def _run_sleep(programs: Programs, index: Index, options: SleepOptions) -> PilotRuns:
+    particle, arguments = options.estimator.particle, programs.arguments
+    model_run, dream = particle.dream(programs, index)
+    check_reads_no_data(programs.model, arguments, index, model_run, dream.data, particle.observed_sites)
+    guide_run, shown = particle.run(programs, index, dream)
+    matching.check_match(model_run, guide_run)
+    Units.of(model_run, guide_run)
+    check_shows_no_data(programs.model, programs.guide, arguments, shown, index, guide_run, dream.data)
+    return PilotRuns(model_run, guide_run)
+
+
+def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptions, *, trains_phi: bool) -> PilotRuns:
+    particle = options.estimator.particle
+    of_guide = replace(particle, delta=0.0)
+    draws = of_guide.draw(programs, index())
+    runs = of_guide.run(programs, index(), draws)
+    of_guide.units_of(runs)
+    if trains_phi and options.needs_fixed_support:
+        _check_fixed_support(programs, index(), runs.guide)
+    sites.warn_of_auxiliary(runs.guide, runs.model)
+    for name, site in latent_sites(runs.model).items():
+        warn_of_narrower(name, runs.guide[name]["fn"], site["fn"])
+    _check_data(runs.model)
+    if particle.delta:
+        if programs.defensive_guide is None:
+            sites.check_prior(runs.model, runs.guide)
+        particle(programs, index())
+    return PilotRuns(runs.model, runs.guide)
+
+
+def check_compiles(
+    run: Callable[[jax.Array, Arguments], Any], rng_key: jax.Array, arguments: Arguments, latents: Trace
+) -> None:
+    """Programs that need concrete values have run in `init`, and would fail in the compiled step only.
+
+    If they do, it is found out on which of the `latents` Python branches: with its value known, they do not fail.
+    """
+
+    def error_with(known: list[BranchingValue]) -> Exception | None:
+        def traced(rng_key: jax.Array, arguments: Arguments) -> None:
+            with jax.ensure_compile_time_eval() if known else nullcontext():  # Python may compute with what is known
+                with KnownValues(known) if known else nullcontext():
+                    run(rng_key, arguments)
+
+        try:
+            jax.eval_shape(traced, rng_key, arguments)
+        except TypeError as error:  # JAX's errors on tracers are of this kind
+            return error
+
+    error = error_with([])
+    if error is None:
+        return
+    discrete = [BranchingValue.of(name, site["value"]) for name, site in latents.items() if site["fn"].is_discrete]
+    may_branch = isinstance(error, CONCRETIZATION_ERRORS)
+    for known in [*([one] for one in discrete), discrete] if may_branch else ():
+        if known and error_with(known) is None:
+            fail_unannotated(error, [value.name for value in known])
+    fail_static(error)
+
+
+def _check_fixed_support(programs: Programs, index: Index, run: Trace) -> None:
+    """Scores have expectation zero, and draws a density to follow, where the support does not move with parameters."""
+    phi, draws = trainable(param_values(run)), Draws.of(run)
+
+    def edges(phi: Params) -> dict[str, tuple]:
+        guide = replace(programs.guide, params=phi)
+        again = replay(guide, programs.arguments, index, draws)
+        return {name: bounds(site["fn"]) for name, site in latent_sites(again).items()}
+
+    direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) + 1.1, phi)
+    _, tangents = jax.jvp(edges, (phi,), (direction,))
+    for name, moves in tangents.items():
+        if not is_traced(moves):
+            check_fixed(name, moves)
+
+
+def _check_data(model_run: Trace) -> None:
+    for name, site in model_run.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            num_outside = count_outside(site["fn"], site["value"])
+            sites.check_data(name, 0 if isinstance(num_outside, Tracer) else int(num_outside))

@@ -1,0 +1,87 @@
+"""What goes in and out of a training step: arrays only, so that all of it can be jitted, scanned, vmapped and saved."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from rws_jax.core.layers import Params
+
+
+class RWSState(NamedTuple):
+    """All that the next step needs, arrays only; it can be saved, restored and passed on in a new process.
+
+    `theta` and `phi` hold unconstrained values keyed by `numpyro.param` site of the model and of the guide;
+    `get_params` gives the constrained ones.
+    """
+
+    theta: Params
+    phi: Params
+    theta_opt_state: optax.OptState
+    phi_opt_state: optax.OptState
+    rng_key: jax.Array
+    step: jax.Array
+
+
+class RWSInfo(NamedTuple):
+    """What one step saw: device arrays, shape ``()``. What was not computed is None.
+
+    Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
+    Effective sample sizes are in particles, over units. `num_dead_particles` counts, over all units, particles outside
+    of the support, whose weight is zero, and `num_dead_units` the units that have no others. After a step with
+    ``finite == False`` parameters and optimizer states are what they were before; so are those of the model after a
+    step in which every unit was dead.
+
+    Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams,
+    `num_compiled` the functions of paths that are kept compiled, and `num_unjitted` the runs that were not.
+    """
+
+    wake_theta_loss: jax.Array | None
+    wake_phi_loss: jax.Array | None
+    sleep_phi_loss: jax.Array | None
+    phi_loss: jax.Array
+    insomnia: jax.Array
+    ess_mean: jax.Array | None
+    ess_min: jax.Array | None
+    num_dead_units: jax.Array | None
+    num_dead_particles: jax.Array | None
+    theta_grad_norm: jax.Array | None
+    phi_grad_norm: jax.Array | None
+    finite: jax.Array
+    num_paths: jax.Array | None
+    num_compiled: jax.Array | None
+    num_unjitted: jax.Array | None
+
+
+class NonFiniteError(FloatingPointError):
+    """Training with `fit` cannot go on; nothing of it is lost.
+
+    Attributes:
+      state: the last state.
+      infos: those of all steps taken, stacked.
+    """
+
+    def __init__(self, message: str, *, state: RWSState, infos: RWSInfo) -> None:
+        super().__init__(message)
+        self.state, self.infos = state, infos
+
+    def __reduce__(self) -> tuple:
+        return _nonfinite_error, (str(self), self.state, self.infos)
+
+
+def _nonfinite_error(message: str, state: RWSState, infos: RWSInfo) -> NonFiniteError:
+    return NonFiniteError(message, state=state, infos=infos)  # for pickle, which passes by position
+
+
+class RWS(NamedTuple):
+    """What `make_step` returns; unpacks as ``init, step, get_params``.
+
+    ``init(rng_key, *args, **kwargs) -> RWSState``, ``step(state, *args, **kwargs) -> (RWSState, RWSInfo)``,
+    ``get_params(state, *args, **kwargs) -> dict`` of constrained values of model and guide, keyed by site. The
+    arguments are those of the two programs.
+    """
+
+    init: Callable[..., RWSState]
+    step: Callable[..., tuple[RWSState, RWSInfo]]
+    get_params: Callable[..., Params]

@@ -1,0 +1,184 @@
+"""The functions of `make_step`: how a state is made, how one step leads to the next, what its parameters are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rws_jax.checks import sites
+from rws_jax.checks.arguments import check_rng_key, check_state
+from rws_jax.checks.options import check_scheduled_insomnia
+from rws_jax.core.layers import Params
+from rws_jax.core.sites import Trace, latent_sites, param_sites
+from rws_jax.core.trees import strong, trainable
+from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
+from rws_jax.programs.program import Arguments
+from rws_jax.programs.run import constrained_values, param_values
+from rws_jax.training.dispatch import Dispatched
+from rws_jax.training.pilot import check_compiles, run_pilot
+from rws_jax.training.resume import StateKinds
+from rws_jax.training.state import RWS, RWSInfo, RWSState
+from rws_jax.training.step_loss import LossAux, StepLoss
+from rws_jax.training.updates import Trained, Updates
+
+_MAX_RUNS = 1000  # of programs that take some parameters in some branches only
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What is minimised, how it is updated, and which states belong to it. It holds no parameters and no keys."""
+
+    loss: StepLoss
+    updates: Updates
+    phi_steps: int
+    kinds: StateKinds = field(default_factory=StateKinds)
+
+    def init(self, rng_key: jax.Array, arguments: Arguments) -> RWSState:
+        """The first state, once it is clear that programs, options and arguments fit together."""
+        check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
+        rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
+        with on_automatic_axes((pilot_key, arguments)) as placed:
+            theta, phi = automatic(self._initial_params)(*placed)
+        state = RWSState(
+            theta=theta,
+            phi=phi,
+            theta_opt_state=strong(self.updates.theta_optimizer.init(theta)),
+            phi_opt_state=strong(self.updates.phi_optimizer.init(phi)),
+            rng_key=rng_key,
+            step=jnp.zeros((), jnp.int32),
+        )
+        insomnia = self.loss.options.insomnia
+        if callable(insomnia):
+            check_scheduled_insomnia(insomnia(state.step))
+        self.kinds.add(state)
+        return replicate(state, arguments, self.loss.options.execution.particle_sharding)
+
+    def step(
+        self,
+        state: RWSState,
+        arguments: Arguments,
+        loop: Callable = lax.scan,
+        compiled: Callable[[Callable], Callable] = lambda update: update,
+    ) -> tuple[RWSState, RWSInfo]:
+        """The next state, and what this step has seen.
+
+        Args:
+          state: the last one.
+          arguments: those of the programs.
+          loop: how several updates of the guide are made, as `jax.lax.scan` does.
+          compiled: what to call updates through, where the step itself is not compiled.
+        """
+        check_state(state, RWSState)
+        self.kinds.check(state, lambda: self._like_init(state, arguments))
+        rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
+        insomnia = self._insomnia(state.step)
+        of_guide, of_both = compiled(self.updates.of_guide), compiled(self.updates.of_both)
+
+        def gradients(phi: Params, rng_key: jax.Array, *, trains_theta: bool) -> tuple[tuple[Params, Params], LossAux]:
+            loss = partial(self.loss, trains_theta=trains_theta)
+            return jax.grad(loss, has_aux=True)((state.theta, phi), insomnia, rng_key, arguments)
+
+        def guide_step(carry: tuple[Trained, jax.Array], rng_key: jax.Array) -> tuple[tuple[Trained, jax.Array], None]:
+            guide, finite = carry
+            grads, aux = gradients(guide.params, rng_key, trains_theta=False)
+            return of_guide(guide, grads[1], insomnia, aux, finite), None
+
+        guide, finite = Trained(state.phi, state.phi_opt_state), jnp.array(True)
+        if self.phi_steps > 1:
+            rng_keys = jax.random.split(guide_key[0], self.phi_steps - 1)
+            (guide, finite), _ = loop(guide_step, (guide, finite), rng_keys)
+        grads, aux = gradients(guide.params, step_key, trains_theta=True)
+        return of_both(state, rng_key, guide, grads, insomnia, aux, finite)
+
+    def get_params(self, state: RWSState, arguments: Arguments, num_runs: int = 1) -> Params:
+        """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
+        params, names = {}, state.theta.keys() | state.phi.keys()
+        for number in range(num_runs):
+            for run in run_pilot(self.loss, (state.theta, state.phi), jax.random.key(0), arguments, number):
+                params |= constrained_values(run)
+            if params.keys() >= names:
+                break
+        sites.check_all_met(names, params)
+        return params
+
+    def _initial_params(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params]:
+        theta_sites, phi_sites = Trace(), Trace()
+        options, executor = self.loss.options, self.loss.executor
+        for number in range(options.num_particles):
+            runs = run_pilot(self.loss, (None, None), jax.random.clone(rng_key), arguments, number)
+            theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
+            if not executor.ragged:
+                break  # else particles may differ in their param sites
+        options.check_params(theta_sites, phi_sites)
+        theta = trainable(param_values(theta_sites))
+        phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
+        sites.check_initial(theta | phi)
+        if not executor.ragged:
+            check_compiles(partial(run_pilot, self.loss, (theta, phi)), rng_key, arguments, latent_sites(runs.guide))
+        return theta, phi
+
+    def _insomnia(self, step: jax.Array) -> jax.Array:
+        insomnia = self.loss.options.insomnia
+        share = insomnia(step) if callable(insomnia) else insomnia
+        check_scheduled_insomnia(share)
+        share = jnp.asarray(share, float)
+        # A schedule that leaves [0, 1] is told at run time only: as NaN it stops the update, and the info shows it.
+        return jnp.where((share >= 0.0) & (share <= 1.0), share, jnp.nan)
+
+    def _like_init(self, state: RWSState, arguments: Arguments) -> RWSState:
+        """A state of the kind that `init` would make of these arguments."""
+        if not self.loss.executor.ragged:
+            return jax.eval_shape(self.init, jax.random.key(0), arguments)
+        params = self._initial_params(jax.random.key(0), arguments)
+        # There may be more, in branches that were not taken.
+        theta, phi = (
+            {name: found.get(name, value) for name, value in old.items()}
+            for found, old in zip(params, (state.theta, state.phi), strict=True)
+        )
+        return state._replace(
+            theta=theta,
+            phi=phi,
+            theta_opt_state=self.updates.theta_optimizer.init(theta),
+            phi_opt_state=self.updates.phi_optimizer.init(phi),
+        )
+
+
+def functions_of(trainer: Trainer) -> RWS:
+    """``init``, ``step`` and ``get_params``, the last two compiled as far as the programs can be."""
+    compiled = {update: jax.jit(update) for update in (trainer.updates.of_guide, trainer.updates.of_both)}
+
+    def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
+        return trainer.init(rng_key, Arguments(args, kwargs))
+
+    # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
+    def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+        return trainer.step(rws_state, Arguments(args, kwargs))
+
+    def step_in_python(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+        return trainer.step(rws_state, Arguments(args, kwargs), _python_loop, compiled.__getitem__)
+
+    def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
+        return trainer.get_params(rws_state, Arguments(args, kwargs))
+
+    def get_params_in_python(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
+        return trainer.get_params(rws_state, Arguments(args, kwargs), _MAX_RUNS)
+
+    if not trainer.loss.options.execution.vectorize_particles:
+        step_in_python.jittable = False  # `fit` asks
+        return RWS(init, step_in_python, get_params_in_python)
+    executor = trainer.loss.executor
+    return RWS(
+        init,
+        Dispatched(jax.jit(automatic(step)), step_in_python, executor),
+        Dispatched(jax.jit(automatic(get_params)), get_params_in_python, executor),
+    )
+
+
+def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple[Any, None]:
+    for x in xs:
+        carry, _ = body(carry, x)
+    return carry, None

@@ -1,0 +1,87 @@
+"""From gradients to the next state: two optimizers, and a guard that lets nothing in that is not finite."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from rws_jax.core.layers import Params
+from rws_jax.core.trees import all_finite, stays_finite
+from rws_jax.training.state import RWSInfo, RWSState
+from rws_jax.training.step_loss import LossAux
+
+
+class Trained(NamedTuple):
+    """One program's parameters and the state of their optimizer."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Updates of the guide alone, and of both programs."""
+
+    theta_optimizer: optax.GradientTransformation
+    phi_optimizer: optax.GradientTransformation
+    has_dreams: bool
+
+    def of_guide(
+        self, old: Trained, grads: Params, insomnia: jax.Array, aux: LossAux, finite: jax.Array
+    ) -> tuple[Trained, jax.Array]:
+        """The guide after one of several updates, and whether all of them have been finite."""
+        new, has_signal, still_finite = self._of_phi(old, grads, insomnia, aux)
+        finite = finite & still_finite
+        return optax.tree.where(finite & has_signal, new, old), finite
+
+    def of_both(
+        self,
+        state: RWSState,
+        rng_key: jax.Array,
+        guide: Trained,
+        grads: tuple[Params, Params],
+        insomnia: jax.Array,
+        aux: LossAux,
+        finite: jax.Array,
+    ) -> tuple[RWSState, RWSInfo]:
+        """The next state and its info; the guide may have been updated before."""
+        model = Trained(state.theta, state.theta_opt_state)
+        new_model = _update(self.theta_optimizer, grads[0], model)
+        new_guide, has_signal, guide_finite = self._of_phi(guide, grads[1], insomnia, aux)
+
+        # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
+        norms = [optax.tree.norm(tree) for tree in grads]  # not finite if any gradient, or its square, is not
+        finite = finite & has_signal & guide_finite & all_finite(norms) & stays_finite(new_model.params, model.params)
+        model = optax.tree.where(finite & aux.alive, new_model, model)
+        guide = optax.tree.where(finite, new_guide, Trained(state.phi, state.phi_opt_state))
+        # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
+        new_state = RWSState(
+            theta=model.params,
+            phi=guide.params,
+            theta_opt_state=model.opt_state,
+            phi_opt_state=guide.opt_state,
+            rng_key=rng_key,
+            step=state.step + 1,
+        )
+        info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
+        if state.theta:
+            info["theta_grad_norm"] = norms[0]
+        if state.phi:
+            info["phi_grad_norm"] = norms[1]
+        return new_state, RWSInfo(**info)
+
+    def _of_phi(
+        self, old: Trained, grads: Params, insomnia: jax.Array, aux: LossAux
+    ) -> tuple[Trained, jax.Array, jax.Array]:
+        """The new guide, whether there was anything to learn from, and whether all of it is finite."""
+        new = _update(self.phi_optimizer, grads, old)
+        has_signal = aux.alive | (insomnia < 1.0) if self.has_dreams else aux.alive
+        finite = all_finite((aux.total, optax.tree.norm(grads))) & stays_finite(new.params, old.params)
+        return new, has_signal, finite
+
+
+def _update(optimizer: optax.GradientTransformation, grads: Params, old: Trained) -> Trained:
+    updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+    params: Any = optax.apply_updates(old.params, updates)
+    return Trained(params, opt_state)
