@@ -1,6 +1,6 @@
 r"""The three losses of Reweighted Wake-Sleep, as pure functions of parameters and seeded NumPyro programs.
 
-For one unit (see `rws_jax.programs.density.Units`) and particles :math:`z_k \sim q_\phi(z \mid x)`, :math:`k = 1 \dots K`,
+For one unit (see `rws_jax.programs.density.Units`) and K particles :math:`z_k \sim q_\phi(z \mid x)`,
 
 .. math:: \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x), \qquad \bar w_k = w_k / \textstyle\sum_j w_j .
 

@@ -27,7 +27,7 @@ from rws_jax.execution.adaptive import Adaptive
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
-from rws_jax.execution.data_axes import DataAxes
+from rws_jax.execution.data_axes import Axes, Data
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
@@ -59,7 +59,7 @@ class ExecutionOptions:
     vectorize_particles: bool = True
     chunk_size: int | None = None
     particle_sharding: NamedSharding | None = None
-    data_axes: DataAxes = None
+    data_axes: Axes = None
 
     def __post_init__(self) -> None:
         check_flag(self.vectorize_particles, "vectorize_particles")
@@ -76,11 +76,12 @@ class ExecutionOptions:
 
     def executor(self, cache: PathCache | None = None) -> Executor:
         """What runs particles so; a cache of compiled paths, if programs branch and the caller keeps one."""
+        data = Data(self.data_axes)
         if not self.vectorize_particles:
-            return OneByOne(self.data_axes)
-        mapped = Vectorized(self.data_axes, self.particle_sharding)
+            return OneByOne(data)
+        mapped = Vectorized(data, self.particle_sharding)
         at_once = mapped if self.chunk_size is None else Chunked(mapped, self.chunk_size)
-        return Adaptive(at_once, ByPaths(self.data_axes, self.chunk_size, cache), self.particle_sharding)
+        return Adaptive(at_once, ByPaths(data, self.chunk_size, cache), self.particle_sharding)
 
     def check_number(self, value: Any, option: str, minimum: int) -> None:
         """Check that a number of particles is an int of at least `minimum`, and divides over the devices."""

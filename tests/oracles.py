@@ -6,26 +6,68 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from numpyro.handlers import seed
 
-from rws_jax import estimators
-from rws_jax.options import WakeOptions
-from rws_jax.programs import Call
+from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.sleep import Dream, DreamParticle
+from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.data_axes import Data
+from rws_jax.execution.vectorized import Vectorized
+from rws_jax.programs.density import Units
+from rws_jax.programs.program import Arguments, Index, Program, Programs
+from rws_jax.programs.run import Draws
 
 
 def seeded(model, guide, seed_value=0):
-    model_key, guide_key = jax.random.split(jax.random.key(seed_value))
-    return seed(model, model_key), seed(guide, guide_key)
+    """Programs with keys; those that have one keep it."""
+    keys = jax.random.split(jax.random.key(seed_value))
+    has_key = lambda program: isinstance(program, seed)
+    return tuple(p if has_key(p) else seed(p, key) for p, key in zip((model, guide), keys, strict=True))
 
 
-def calls(model, guide, theta, phi, *args):
-    """Seeded programs with their parameters and arguments."""
+def programs_of(model, guide, theta, phi, *args, defensive_guide=None):
+    """Seeded programs with their parameters and arguments, as estimators take them."""
     model, guide = seeded(model, guide)
-    return Call(model, "model", theta, args, {}), Call(guide, "guide", phi, args, {})
+    return Programs(
+        Program.of_seeded(model, "model", theta),
+        Program.of_seeded(guide, "guide", phi),
+        None if defensive_guide is None else Program.of_seeded(defensive_guide, "defensive guide", None),
+        Arguments(args, {}),
+    )
 
 
-def wake(model, guide, *args, num_particles):
-    """Scored particles of programs without parameters."""
-    options = WakeOptions(num_particles)
-    return estimators.wake_particles(options, *calls(model, guide, {}, {}, *args), None, jnp.arange(num_particles))
+def draw(programs, particles, delta=0.0, data_axes=None):
+    """What the guide, or a defensive mixture, draws as these particles: so many, or those of an array of numbers."""
+    particles = jnp.arange(particles) if isinstance(particles, int) else particles
+    return Vectorized(Data(data_axes)).over(WakeParticle(delta).draw, programs, particles)
+
+
+def score(programs, latents, delta=0.0):
+    """Log densities of given latents, with the particles in front."""
+    one = lambda number, latents: WakeParticle(delta).score(programs, Index(number), Draws(latents, {}))
+    return jax.vmap(one)(jnp.arange(len(jax.tree.leaves(latents)[0])), latents)
+
+
+def dream(model, num, *args, params=None):
+    """Latents and data that a model dreams up."""
+    programs = programs_of(model, lambda *args: None, {} if params is None else params, {}, *args)
+    dreams = Vectorized()(lambda programs, index: DreamParticle().dream(programs, index)[1], programs, num)
+    return dreams.draws.latents, dreams.data
+
+
+def score_dreams(programs, latents, data):
+    """Log densities of given dreams by the guide."""
+    one = lambda latents, data: DreamParticle().score(programs, Index(0), Dream(Draws(latents, {}), data))
+    return jax.vmap(one)(latents, data)
+
+
+def scored(log_p, log_q, log_r=None, log_path=None, scale=1.0):
+    """Given log densities; half of the particles come from what makes the proposal r."""
+    log_u, delta = (None, 0.0) if log_r is None else (jnp.log(2.0 * jnp.exp(log_r) - jnp.exp(log_q)), 0.5)
+    return Scored(log_p, log_q, Units((), scale), log_u=log_u, delta=delta, log_path=log_path)
+
+
+def wake(model, guide, *args, num_particles, params=({}, {})):
+    """Scored particles of programs, which are seeded here unless they are already."""
+    return Vectorized()(WakeParticle(), programs_of(model, guide, *params, *args), num_particles)
 
 
 def value_and_grads(loss):

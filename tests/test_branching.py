@@ -12,9 +12,10 @@ import optax
 import pytest
 
 import rws_jax
-from rws_jax import branching, one_path
-from rws_jax.branching import Branching
-from rws_jax.paths import Choice
+from rws_jax.execution import by_paths
+from rws_jax.execution.branching.compiled_path import CompiledPath
+from rws_jax.execution.branching.path_cache import PathCache
+from rws_jax.execution.branching.trace import BranchingValue
 from tests.oracles import seeded
 from tests.test_errors import check
 from tests.test_support import enable_x64
@@ -167,9 +168,9 @@ def losses_and_gradients(programs, params, x, num_particles, **options):
 @pytest.fixture
 def compiles_all(monkeypatch):
     """The losses compile every path."""
-    known = functools.cache(lambda programs, options: Branching(compile_after=0))
-    monkeypatch.setattr(branching, "_known", known)
-    return known
+    cache_of = functools.cache(lambda *fns: PathCache(compile_after=0))
+    monkeypatch.setattr(by_paths, "_cache_of", cache_of)
+    return cache_of
 
 
 SLOW = [
@@ -268,7 +269,7 @@ def after(rws, num_steps, x=X):
 
 
 def num_compilations(caplog):
-    return sum("XLA compilation of jit(function)" in message for message in caplog.messages)
+    return sum("XLA compilation of jit(_function)" in message for message in caplog.messages)
 
 
 def test_a_step_by_paths_has_the_expectation_of_one_in_a_plate():
@@ -353,7 +354,7 @@ def test_parameters_are_arrays_to_programs_on_paths(compile_after, monkeypatch):
     def guide(x):
         numpyro.sample("z", dist.Bernoulli(0.5), infer=STEERS)
 
-    monkeypatch.setattr(branching, "_known", lambda programs, options: Branching(compile_after=compile_after))
+    monkeypatch.setattr(by_paths, "_cache_of", lambda *fns: PathCache(compile_after=compile_after))
     evaluate = lambda p: rws_jax.wake_theta_loss({"p": p}, {}, *seeded(model, guide), 0.5, num_particles=8)
     values = [evaluate(p) for p in (jnp.array(0.3), np.float32(0.3), 0.3)]
     chex.assert_trees_all_equal(values[0], *values[1:])
@@ -380,16 +381,16 @@ def test_an_interruption_while_a_path_is_compiled_loses_nothing(monkeypatch):
     calls = []
 
     def interrupted(self, *args):
-        calls.append(self.path)
+        calls.append(self.trace)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return called(self, *args)
 
-    called = one_path.Compiled.__call__
-    monkeypatch.setattr(one_path.Compiled, "__call__", interrupted)
+    called = CompiledPath.__call__
+    monkeypatch.setattr(CompiledPath, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rws.step(state, X)
-    assert calls == [(), (Choice("z", 0, "int32"),)]
+    assert calls == [(), (BranchingValue("z", 0, "int32"),)]
     found, _ = rws.step(state, X)
     assert len(calls) == 2 + 1 + 4  # the root was kept; two paths forward and back
     expected, _ = make().step(state, X)

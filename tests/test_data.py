@@ -10,9 +10,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import rws_jax
-from rws_jax.data import each_datum
-from rws_jax.particles import draw_particles
-from tests.oracles import calls, phi_loss, seeded, theta_loss
+from tests.oracles import draw, phi_loss, programs_of, seeded, theta_loss
 from tests.test_errors import check
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
@@ -40,9 +38,7 @@ def in_plate(program):
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"vectorize_particles": False}], ids=str)
 def test_losses_are_those_of_a_plate_at_the_same_draws(options):
     """Densities written out by hand, of shape (particles, data)."""
-    programs_ = calls(model, guide, THETA, PHI, X, SCALE)
-    draw = lambda guide, indices: draw_particles(guide, indices).latents["z"]
-    draws = each_datum(draw, programs_[1:], (0, None), jnp.arange(5))
+    draws = draw(programs_of(model, guide, THETA, PHI, X, SCALE), 5, data_axes=(0, None)).latents["z"]
 
     def by_hand(theta, phi):
         log_p = norm.logpdf(draws, theta["m"]) + norm.logpdf(X, draws, SCALE)
@@ -99,16 +95,14 @@ def test_a_plate_within_a_datum_has_units_of_its_own():
 
 
 def test_a_draw_depends_on_seed_datum_and_particle_alone():
-    draw = lambda x, indices: each_datum(
-        lambda guide, indices: draw_particles(guide, indices).latents["z"],
-        calls(model, lambda x, scale: guide(0.0 * x, scale), THETA, PHI, x, SCALE)[1:],
-        (0, None),
-        indices,
-    )
-    z = draw(X, jnp.arange(6))
+    def z_of(x, particles):
+        programs_ = programs_of(model, lambda x, scale: guide(0.0 * x, scale), THETA, PHI, x, SCALE)
+        return draw(programs_, particles, data_axes=(0, None)).latents["z"]
+
+    z = z_of(X, 6)
     assert z.shape == (6, 4)
     assert len(set(z.ravel().tolist())) == 24
-    chex.assert_trees_all_close(draw(X[:2], jnp.array([3, 5])), z[jnp.array([3, 5]), :2])
+    chex.assert_trees_all_close(z_of(X[:2], jnp.array([3, 5])), z[jnp.array([3, 5]), :2])
 
 
 @pytest.mark.parametrize(

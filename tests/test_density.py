@@ -7,8 +7,8 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.handlers import seed, trace
 
-from rws_jax.density import Units, itself, log_density
-from rws_jax.supports import feasible
+from rws_jax.core.supports import feasible
+from rws_jax.programs.density import Units, log_density, own_dists
 
 # distribution of the model, a value outside of its support, one inside
 OUTSIDE = {
@@ -120,8 +120,8 @@ def test_units_are_the_plates_common_to_all_sites():
 
     runs = traced(model), traced(guide)
     units = Units.of(*runs)
-    assert units == ({-2: 4}, 1.0)
-    log_p = units.log_density(runs[0], {}, itself)
+    assert units == Units(((-2, 4),), 1.0)
+    log_p = units.log_density(runs[0], {}, own_dists)
     assert log_p.shape == (4,)
     sites = [runs[0][name]["fn"].log_prob(runs[0][name]["value"]) for name in "zx"]
     assert jnp.allclose(log_p, sites[0][:, 0] + sites[1].sum(axis=1))
@@ -134,7 +134,7 @@ def test_plates_in_sequence_that_share_a_dim_are_no_units():
         with numpyro.plate("b", 4):
             numpyro.sample("y", dist.Normal(0.0, 1.0))
 
-    assert Units.of(traced(model)) == ({}, 1.0)
+    assert Units.of(traced(model)) == Units((), 1.0)
 
 
 @pytest.mark.usefixtures("allow_key_reuse")
@@ -146,4 +146,4 @@ def test_the_scale_of_subsampling_is_taken_out_and_that_of_handlers_stays():
     run = traced(model)
     units = Units.of(run)
     assert units.scale == 3.0
-    assert jnp.allclose(units.log_density(run, {}, itself), 5.0 * dist.Normal(0.0, 1.0).log_prob(run["z"]["value"]))
+    assert jnp.allclose(units.log_density(run, {}, own_dists), 5.0 * dist.Normal(0.0, 1.0).log_prob(run["z"]["value"]))

@@ -13,10 +13,9 @@ from numpyro.handlers import seed
 from numpyro.infer.autoguide import AutoNormal
 
 import rws_jax
-from rws_jax.dreams import show_data
-from rws_jax.particles import dream
-from rws_jax.programs import Call
+from rws_jax.programs.observations import show_data
 from tests import programs
+from tests.oracles import dream
 from tests.test_errors import check
 
 REAL = {"x": jnp.zeros(3), "y": jnp.ones(3)}
@@ -94,13 +93,13 @@ def autoregressive(x):
 
 def test_dreams_of_scan_carry_no_real_data():
     real = jnp.array([1e3, 2e3, 3e3])
-    draws, data = dream(Call(seed(autoregressive, 0), "model", {}, (real,), {}), jnp.arange(2000), ())
+    latents, data = dream(autoregressive, 2000, real)
     assert data["x"].shape == (2000, 3)
     steps = jnp.diff(data["x"], axis=1, prepend=0.0)
     assert jnp.abs(steps).max() < 1.0
     # x_t - x_(t-1) = z_t + noise, both of standard deviation 0.1; 5 standard errors are 0.08 of the variance.
     assert jnp.allclose(steps.var(axis=0), 0.02, rtol=0.16)
-    assert jnp.allclose((steps - draws.latents["z"]).var(axis=0), 0.01, rtol=0.16)
+    assert jnp.allclose((steps - latents["z"]).var(axis=0), 0.01, rtol=0.16)
 
 
 def test_dreams_have_plates_covariates_and_the_shapes_of_data():
@@ -109,10 +108,10 @@ def test_dreams_have_plates_covariates_and_the_shapes_of_data():
             z = numpyro.sample("z", dist.Normal(100.0 * covariate, 1.0))
             numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
 
-    draws, data = dream(Call(seed(model, 0), "model", {}, (COVARIATE, REAL["x"]), {}), jnp.arange(5), ())
-    assert data["x"].shape == draws.latents["z"].shape == (5, 3)
+    latents, data = dream(model, 5, COVARIATE, REAL["x"])
+    assert data["x"].shape == latents["z"].shape == (5, 3)
     assert jnp.all(jnp.abs(data["x"] - 100.0 * COVARIATE[None]) < 10.0)
-    assert jnp.all(jnp.abs(data["x"] - draws.latents["z"]) < 1.0)
+    assert jnp.all(jnp.abs(data["x"] - latents["z"]) < 1.0)
 
 
 def test_sleep_learns_what_the_model_means_and_not_the_data():
@@ -179,7 +178,7 @@ def test_dreams_have_the_float_type_of_the_data_that_they_stand_for():
 
     for dtype in (jnp.float16, jnp.float32, int):
         real = jnp.array(1, dtype)
-        _, data = dream(Call(seed(model, 0), "model", {}, (real,), {}), jnp.arange(2), ())
+        _, data = dream(model, 2, real)
         assert data["x"].dtype == real.dtype
 
 
@@ -230,7 +229,7 @@ def test_data_given_by_condition_are_data(model, guide, x):
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
     losses = [rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x) for program in (model, conditioned)]
     assert jnp.allclose(*losses)
-    _, data = dream(Call(seed(conditioned, 0), "model", params[0], (x,), {}), jnp.arange(3), ())
+    _, data = dream(conditioned, 3, x, params=params[0])
     assert data["x"].shape == (3, *x.shape)
     assert not jnp.any(data["x"] == x[None])
 

@@ -16,12 +16,13 @@ from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax import estimators
-from rws_jax.defensive import Defence
-from rws_jax.particles import Particles, draw_particles, dream, score_dreams, score_particles
-from rws_jax.programs import Call, Draws
+from rws_jax.estimators import score
+from rws_jax.estimators.bound import theta_loss
+from rws_jax.estimators.sleep import dream_loss
+from rws_jax.estimators.wake import WakeParticle
+from rws_jax.programs.run import Draws
 from tests import oracles, programs
-from tests.oracles import calls, seeded, value_and_grads
+from tests.oracles import draw, programs_of, scored, seeded, value_and_grads
 
 BINARY = programs.binary_model, programs.binary_guide, programs.BINARY_THETA, programs.BINARY_PHI
 DELTA = 0.3
@@ -49,6 +50,13 @@ def log_proposal(phi, theta, x, proposal):
     return oracles.mixture(log_q, logsumexp(joint, axis=0) if proposal == "prior" else jnp.log(0.25), DELTA)
 
 
+def defended(proposal, theta, phi, x):
+    """Programs and the share of what defends them."""
+    uniform = seed(uniform_guide, 9) if proposal == "uniform" else None
+    programs_ = programs_of(programs.binary_model, programs.binary_guide, theta, phi, x, defensive_guide=uniform)
+    return programs_, 0.0 if proposal == "guide" else DELTA
+
+
 @pytest.mark.parametrize("proposal", ["guide", "prior", "uniform"])
 def test_expected_wake_gradients_equal_enumeration(proposal):
     """The exact expectation over all 4^(2*2) particle tuples, so the bias of finite K is part of the comparison.
@@ -59,11 +67,9 @@ def test_expected_wake_gradients_equal_enumeration(proposal):
     params = programs.BINARY_THETA, programs.BINARY_PHI
 
     def package(theta, phi, states, loss):
-        model, guide = calls(programs.binary_model, programs.binary_guide, theta, phi, x)
-        uniform = Call(seed(uniform_guide, 0), "defensive guide", None, (x,), {}) if proposal == "uniform" else None
-        defence = None if proposal == "guide" else Defence(DELTA, model, uniform)
+        programs_, delta = defended(proposal, theta, phi, x)
         z1, z2 = programs.BINARY_STATES[states, 0], programs.BINARY_STATES[states, 1]
-        return loss(score_particles(model, guide, Draws({"z1": z1, "z2": z2}, {}), jnp.arange(2), defence))
+        return loss(oracles.score(programs_, {"z1": z1, "z2": z2}, delta))
 
     def by_hand(theta, phi, states, loss):
         at_states = lambda log_density: jnp.stack([log_density(x[n])[states[:, n]] for n in range(2)], axis=1)
@@ -81,11 +87,11 @@ def test_expected_wake_gradients_equal_enumeration(proposal):
         return jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), leaves)
 
     close = partial(chex.assert_trees_all_close, atol=2e-6)
-    close(expected(package, estimators.theta_loss), expected(by_hand, oracles.theta_loss))
+    close(expected(package, theta_loss), expected(by_hand, oracles.theta_loss))
     plain = expected(by_hand, oracles.phi_loss)
-    close(expected(package, partial(estimators.phi_loss, control_variate=False)), plain)
-    close(expected(package, estimators.phi_loss), plain)
-    mean_weight = lambda scored: jnp.sum(jnp.mean(jnp.exp(scored.log_weights), axis=0))
+    close(expected(package, score.plain_phi_loss), plain)
+    close(expected(package, score.phi_loss), plain)
+    mean_weight = lambda particles: jnp.sum(jnp.mean(jnp.exp(particles.log_weights), axis=0))
     evidence = sum(jnp.exp(logsumexp(programs.binary_log_p(params[0], v))) for v in x)
     assert jnp.allclose(expected(package, mean_weight)[0], evidence, atol=1e-6)
 
@@ -98,16 +104,16 @@ def test_the_control_variate_leaves_the_expected_gradient_where_particles_can_di
     tuples = jnp.array(list(itertools.product(range(4), repeat=num_particles)))
     probs = jnp.exp(jax.nn.log_softmax(phi)[tuples].sum(axis=1))
 
-    def expected(control_variate):
+    def expected(phi_loss):
         def loss(phi, states):
-            scored = Particles(log_p[states], jax.nn.log_softmax(phi)[states], 1.0)
-            return estimators.phi_loss(scored, control_variate)
+            return phi_loss(scored(log_p[states], jax.nn.log_softmax(phi)[states]))
 
         return jnp.tensordot(probs, jax.vmap(jax.grad(loss), (None, 0))(phi, tuples), 1)
 
-    assert jnp.allclose(expected(True), expected(False), atol=1e-6)
-    dead = Particles(log_p[jnp.array([1, 3])], jax.nn.log_softmax(phi)[jnp.array([1, 3])], 1.0)
-    assert jnp.all(jax.grad(lambda log_q: estimators.phi_loss(Particles(dead.log_p, log_q, 1.0)))(dead.log_q) == 0.0)
+    assert jnp.allclose(expected(score.phi_loss), expected(score.plain_phi_loss), atol=1e-6)
+    dead = jnp.array([1, 3])
+    gradient = jax.grad(lambda log_q: score.phi_loss(scored(log_p[dead], log_q)))(jax.nn.log_softmax(phi)[dead])
+    assert jnp.all(gradient == 0.0)
 
 
 def test_expected_sleep_gradient_equals_enumeration():
@@ -115,10 +121,10 @@ def test_expected_sleep_gradient_equals_enumeration():
     dreams = jnp.array(list(itertools.product([0, 1], repeat=3)))
 
     def package(phi, dream):
-        draws = Draws({"z1": dream[None, :1], "z2": dream[None, 1:2]}, {})
+        latents = {"z1": dream[None, :1], "z2": dream[None, 1:2]}
         data = {"x": dream[None, 2:].astype(float)}
-        _, guide = calls(programs.binary_model, programs.binary_guide, {}, phi, jnp.zeros(1))
-        return estimators.dream_loss(score_dreams(guide, (draws, data), jnp.arange(1), None))
+        programs_ = programs_of(programs.binary_model, programs.binary_guide, {}, phi, jnp.zeros(1))
+        return dream_loss(oracles.score_dreams(programs_, latents, data))
 
     def by_hand(phi, dream):
         return -programs.binary_log_q(phi, dream[2])[2 * dream[0] + dream[1]]
@@ -146,10 +152,8 @@ def assert_drawn_from(frequency, probs, num):
 def test_particles_are_drawn_from_their_proposal(proposal):
     """Also jointly for two data: the component is chosen for each unit on its own."""
     x, num = programs.BINARY_DATA, 20_000
-    model, guide = calls(*BINARY, x)
-    uniform = Call(seed(uniform_guide, 9), "defensive guide", None, (x,), {}) if proposal == "uniform" else None
-    defence = None if proposal == "guide" else Defence(DELTA, model, uniform)
-    z = draw_particles(guide, jnp.arange(num), defence).latents
+    programs_, delta = defended(proposal, programs.BINARY_THETA, programs.BINARY_PHI, x)
+    z = draw(programs_, num, delta).latents
     states = 2 * z["z1"] + z["z2"]
     r = [jnp.exp(log_proposal(programs.BINARY_PHI, programs.BINARY_THETA, v, proposal)) for v in x]
     for n in range(3):
@@ -160,9 +164,8 @@ def test_particles_are_drawn_from_their_proposal(proposal):
 
 def test_dreams_are_drawn_from_the_model():
     num = 20_000
-    model, _ = calls(*BINARY, programs.BINARY_DATA)
-    draws, data = dream(model, jnp.arange(num), ())
-    state = 2 * draws.latents["z1"] + draws.latents["z2"]
+    latents, data = oracles.dream(programs.binary_model, num, programs.BINARY_DATA, params=programs.BINARY_THETA)
+    state = 2 * latents["z1"] + latents["z2"]
     for value in (0.0, 1.0):
         probs = jnp.exp(programs.binary_log_p(programs.BINARY_THETA, value))
         assert_drawn_from(frequencies(state, data["x"] == value), probs, state.size)
@@ -261,11 +264,12 @@ def gradients(noise, monkeypatch):
     """Mean and standard deviation of the wake-phi gradient at K = 2, with draws z = a + c x + 0.8 e."""
     current = {}
 
-    def draw(guide, indices, defence=None, *, reparameterised=False):
-        z = guide.params["a"] + guide.params["c"] * programs.GAUSSIAN_X + 0.8 * current["noise"]
-        return Draws({"z": z if reparameterised else jax.lax.stop_gradient(z)}, {})
+    def draw(particle, programs_, index):
+        phi = programs_.guide.params
+        z = phi["a"] + phi["c"] * programs.GAUSSIAN_X + 0.8 * current["noise"][index.particle]
+        return Draws({"z": z if particle.reparameterised else jax.lax.stop_gradient(z)}, {})
 
-    monkeypatch.setattr(estimators, "draw_particles", draw)
+    monkeypatch.setattr(WakeParticle, "draw", draw)
 
     def moments(**options):
         def loss(phi, pair):
@@ -310,7 +314,7 @@ def test_the_reparameterised_gradient_is_that_of_the_formula(name, path):
     """Along the path of the same draws, with the parameters of the densities fixed; units weigh for themselves."""
     model, guide, x, log_p, log_q, _, scale = programs.BY_HAND[name]
     theta, phi, num = programs.BY_HAND_THETA, programs.BY_HAND_PHI, 5
-    z = draw_particles(calls(model, guide, theta, phi, x)[1], jnp.arange(num)).latents
+    z = draw(programs_of(model, guide, theta, phi, x), num).latents
     noise = {"z1": z["z1"] - phi["a"], "z2": z["z2"] - phi["c"] * z["z1"]} if name == "two latents" else {}
     noise |= {"z": z["z"] - path_of_minibatch(phi, {"z": 0.0})["z"]} if name == "subsampled" else {}
 

@@ -10,13 +10,12 @@ from jax.scipy.stats import norm
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax import estimators
-from rws_jax.defensive import Defence
-from rws_jax.options import WakeOptions
-from rws_jax.particles import Dreams, Particles, draw_particles, dream
-from rws_jax.programs import Call
+from rws_jax.estimators import dreg, score, sleep
+from rws_jax.estimators.bound import theta_loss
+from rws_jax.estimators.scored import ScoredDreams
+from rws_jax.programs.density import Units
 from tests import oracles, programs
-from tests.oracles import calls, seeded, value_and_grads, wake
+from tests.oracles import draw, dream, programs_of, scored, seeded, value_and_grads, wake
 
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
@@ -28,7 +27,7 @@ DELTA = 0.3
 
 def drawn(model, guide, phi, *args, num_particles):
     """Latents that the losses draw from these programs."""
-    return draw_particles(calls(model, guide, {}, phi, *args)[1], jnp.arange(num_particles)).latents
+    return draw(programs_of(model, guide, {}, phi, *args), num_particles).latents
 
 
 # The same draws, densities written out by hand
@@ -53,11 +52,7 @@ def test_wake_equals_hand_computation_from_detached_values(name):
     by_hand = programs.BY_HAND[name]
     model, guide, x, num = by_hand.model, by_hand.guide, by_hand.x, 7
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    model_call, guide_call = calls(model, guide, *params, x)
-    draws = {
-        0.0: draw_particles(guide_call, jnp.arange(num)).latents,
-        DELTA: draw_particles(guide_call, jnp.arange(num), Defence(DELTA, model_call, None)).latents,
-    }
+    draws = {delta: draw(programs_of(model, guide, *params, x), num, delta).latents for delta in (0.0, DELTA)}
     changed = [jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items()]
     assert any(changed)
 
@@ -91,10 +86,10 @@ def test_sleep_equals_hand_computation_from_dreams(name):
     by_hand = programs.BY_HAND[name]
     model, guide, x = by_hand.model, by_hand.guide, by_hand.x
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    draws, data = dream(calls(model, guide, params[0], {}, x)[0], jnp.arange(7), ())
+    latents, data = dream(model, 7, x, params=params[0])
 
     def hand(theta, phi):
-        one = lambda s: by_hand.log_q(phi, {n: v[s][None] for n, v in draws.latents.items()}, data["x"][s])
+        one = lambda s: by_hand.log_q(phi, {n: v[s][None] for n, v in latents.items()}, data["x"][s])
         return -by_hand.scale * sum(jnp.sum(one(s)) for s in range(7)) / 7 + 0.0 * theta["mu"]
 
     found = value_and_grads(lambda *p: rws_jax.sleep_phi_loss(*p, *seeded(model, guide), x, num_particles=7))(*params)
@@ -110,26 +105,23 @@ def test_hand_numbers_on_three_particles():
     """
     log_p, log_q = jnp.log(jnp.array([3.0, 2.0, 1.0]) / 4.0), jnp.log(jnp.full(3, 0.25))
     w = jnp.array([3.0, 2.0, 1.0]) / 6.0
-    scored = Particles(log_p, log_q, 1.0)
-    assert jnp.allclose(estimators.theta_loss(scored), -jnp.log(2.0))  # mean weight 2
-    assert jnp.allclose(estimators.phi_loss(scored), jnp.log(4.0))
-    gradient = lambda log_r, **options: jax.grad(
-        lambda log_q: estimators.phi_loss(Particles(log_p, log_q, 1.0, log_r), **options)
-    )(log_q)
-    assert jnp.allclose(gradient(None, control_variate=False), -w)
+    assert jnp.allclose(theta_loss(scored(log_p, log_q)), -jnp.log(2.0))  # mean weight 2
+    assert jnp.allclose(score.phi_loss(scored(log_p, log_q)), jnp.log(4.0))
+    gradient = lambda log_r, loss=score.phi_loss: jax.grad(lambda log_q: loss(scored(log_p, log_q, log_r)))(log_q)
+    assert jnp.allclose(gradient(None, score.plain_phi_loss), -w)
     assert jnp.allclose(gradient(None), -(w - 1 / 3), atol=1e-6)
     log_r = jnp.log(jnp.array([1 / 8, 1 / 4, 1 / 2]))
-    assert jnp.allclose(estimators.theta_loss(Particles(log_p, log_q, 1.0, log_r)), -jnp.log(8.5 / 3))
+    assert jnp.allclose(theta_loss(scored(log_p, log_q, log_r)), -jnp.log(8.5 / 3))
     w = jnp.array([6.0, 2.0, 0.5]) / 8.5
-    assert jnp.allclose(gradient(log_r, control_variate=False), -w)
+    assert jnp.allclose(gradient(log_r, score.plain_phi_loss), -w)
     assert jnp.allclose(gradient(log_r), -(w - jnp.array([2.0, 1.0, 0.5]) / 3), atol=1e-6)
-    # Along the path, of log-weights that move by 1, 2, 3: minus the sum of w (1 - w) times these.
-    path = lambda t: Particles(log_p, log_q, 1.0, None, t * jnp.array([1.0, 2.0, 3.0]))
+    # Draws that move by 1, 2, 3: minus the sum of w (1 - w) times these.
+    path = lambda t: scored(log_p, log_q, log_path=t * jnp.array([1.0, 2.0, 3.0]))
     slope = jnp.array([1 / 4, 2 / 9, 5 / 36])
-    found = jax.grad(lambda t: estimators.phi_loss(path(t)))(1.0)
+    found = jax.grad(lambda t: dreg.phi_loss(path(t)))(1.0)
     assert jnp.allclose(found, -jnp.sum(slope * jnp.array([1.0, 2.0, 3.0])))
-    assert jnp.allclose(estimators.phi_loss(path(1.0)), jnp.log(4.0))
-    assert jnp.allclose(estimators.dream_loss(Dreams(log_q, 2.0)), 2.0 * jnp.log(4.0))
+    assert jnp.allclose(dreg.phi_loss(path(1.0)), jnp.log(4.0))
+    assert jnp.allclose(sleep.dream_loss(ScoredDreams(log_q, Units((), 2.0))), 2.0 * jnp.log(4.0))
 
 
 # Units and scales
@@ -176,11 +168,9 @@ def test_weights_joint_over_the_data_would_decay(n, decayed):
 
     def grad(key):
         def loss(m):
-            args = (jnp.ones(n),), {}
-            model = Call(seed(normal_model, key), "model", {}, *args)
-            guide = Call(seed(normal_guide, jax.random.fold_in(key, 1)), "guide", {"m": m}, *args)
-            scored = estimators.wake_particles(WakeOptions(num_particles=100), model, guide, None, jnp.arange(100))
-            return estimators.phi_loss(Particles(scored.log_p.sum(axis=1), scored.log_q.sum(axis=1), 1.0))
+            of_model, of_guide = seed(normal_model, key), seed(normal_guide, jax.random.fold_in(key, 1))
+            particles = wake(of_model, of_guide, jnp.ones(n), num_particles=100, params=({}, {"m": m}))
+            return score.phi_loss(particles.joint())
 
         return jax.grad(loss)(jnp.array(0.0)) / n
 
@@ -224,10 +214,10 @@ def test_minibatch_drawn_in_the_model_is_shared_by_all_particles_and_by_both_pro
             numpyro.sample("z", dist.Normal(data[index] + numpyro.param("m", 0.0), 0.1))
 
     phi = {"m": jnp.array(0.0)}
-    draw = lambda data: draw_particles(calls(model, guide, {}, phi, data)[1], jnp.arange(8))
-    draws = jax.jit(draw)(data)
-    assert draws.plates["data"].shape == (5,)
-    assert jnp.all(jnp.abs(draws.latents["z"] - data[draws.plates["data"]][None]) < 1.0)
+    draws = jax.jit(lambda data: draw(programs_of(model, guide, {}, phi, data), 8))(data)
+    assert draws.plates["data"].shape == (8, 5)
+    assert jnp.all(draws.plates["data"] == draws.plates["data"][:1])
+    assert jnp.all(jnp.abs(draws.latents["z"] - data[draws.plates["data"]]) < 1.0)
     # If the model looked at another minibatch, z would be tens of standard deviations from its x.
     loss = lambda data: rws_jax.wake_theta_loss({}, phi, *seeded(model, guide), data, num_particles=8)
     assert 4.0 < jax.jit(loss)(data) / 50 < 7.0  # -log N(x; 0, 100) is about 5.5 nats
@@ -254,13 +244,13 @@ def test_global_latent_makes_one_unit_and_nested_plates_make_many():
         with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", 4, dim=-1):
             numpyro.sample("z", dist.Normal(jnp.zeros((3, 4, 2)), 1.0).to_event(1))
 
-    scored = wake(model, guide, jnp.ones(5), num_particles=6)
-    assert scored.log_p.shape == scored.log_q.shape == (6,)
-    scored = wake(nested_model, nested_guide, jnp.ones((3, 4, 2)), num_particles=6)
-    assert scored.log_p.shape == scored.log_q.shape == (6, 3, 4)
+    particles = wake(model, guide, jnp.ones(5), num_particles=6)
+    assert particles.log_p.shape == particles.log_q.shape == (6,)
+    particles = wake(nested_model, nested_guide, jnp.ones((3, 4, 2)), num_particles=6)
+    assert particles.log_p.shape == particles.log_q.shape == (6, 3, 4)
     z = drawn(nested_model, nested_guide, {}, jnp.ones((3, 4, 2)), num_particles=6)["z"]
     by_hand = (norm.logpdf(z) + norm.logpdf(1.0, z)).sum(axis=-1)
-    assert jnp.allclose(scored.log_p, by_hand, rtol=1e-5)
+    assert jnp.allclose(particles.log_p, by_hand, rtol=1e-5)
 
 
 def test_mask_and_scale_handlers_count_as_written():
@@ -278,10 +268,10 @@ def test_mask_and_scale_handlers_count_as_written():
 
     x = jnp.array([1.0, jnp.nan, -1.0])
     z = drawn(model, guide, {}, x, num_particles=5)["z"]
-    scored = wake(model, guide, x, num_particles=5)
+    particles = wake(model, guide, x, num_particles=5)
     likelihood = jnp.where(mask[None], norm.logpdf(jnp.nan_to_num(x)[None], z), 0.0)
-    assert jnp.allclose(scored.log_p, 2.0 * (norm.logpdf(z) + likelihood), rtol=1e-5)
-    assert jnp.allclose(scored.log_q, jnp.where(mask[None], norm.logpdf(z, 0.5), 0.0), rtol=1e-5)
+    assert jnp.allclose(particles.log_p, 2.0 * (norm.logpdf(z) + likelihood), rtol=1e-5)
+    assert jnp.allclose(particles.log_q, jnp.where(mask[None], norm.logpdf(z, 0.5), 0.0), rtol=1e-5)
 
 
 def test_without_latents_the_bound_is_the_evidence():
@@ -312,10 +302,10 @@ def test_a_defensive_guide_sees_the_minibatch_of_the_guide():
 
         return run
 
-    u = Call(seed(program("u"), 5), "defensive guide", None, (data,), {})
-    model, guide = calls(program("model"), program("guide"), {}, {}, data)
-    draws = draw_particles(guide, jnp.arange(8), Defence(0.5, model, u))
-    near = jnp.abs(draws.latents["z"] - data[draws.plates["data"]][None]) < 5.0
+    u = seed(program("u"), 5)
+    programs_ = programs_of(program("model"), program("guide"), {}, {}, data, defensive_guide=u)
+    draws = draw(programs_, 8, 0.5)
+    near = jnp.abs(draws.latents["z"] - data[draws.plates["data"]]) < 5.0
     assert 0.3 < near.mean() < 0.8
 
 
@@ -345,10 +335,10 @@ def test_grad_jit_vmap_and_scan_give_the_numbers_of_eager_mode(loss):
 
 def test_a_particle_depends_on_the_seed_and_its_index_alone():
     model, guide, x = programs.BY_HAND["scan"][:3]
-    draw = lambda indices: draw_particles(calls(model, guide, {}, programs.BY_HAND_PHI, x)[1], indices).latents["z"]
-    ten = draw(jnp.arange(10))
-    chex.assert_trees_all_equal(draw(jnp.arange(4)), ten[:4])
-    chex.assert_trees_all_equal(draw(jnp.array([7, 3])), ten[jnp.array([7, 3])])
+    z_of = lambda particles: draw(programs_of(model, guide, {}, programs.BY_HAND_PHI, x), particles).latents["z"]
+    ten = z_of(10)
+    chex.assert_trees_all_equal(z_of(4), ten[:4])
+    chex.assert_trees_all_equal(z_of(jnp.array([7, 3])), ten[jnp.array([7, 3])])
     assert len({float(z[0]) for z in ten}) == 10
 
 

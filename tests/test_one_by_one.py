@@ -12,11 +12,15 @@ from numpyro.contrib.control_flow import cond
 from numpyro.handlers import mask, seed
 
 import rws_jax
-from rws_jax import estimators
-from rws_jax.particles import draw_particles, dream, score_dreams, score_particles
-from rws_jax.programs import Draws
+from rws_jax.estimators import score
+from rws_jax.estimators.bound import theta_loss
+from rws_jax.estimators.sleep import DreamParticle, dream_loss
+from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.executor import side_by_side
+from rws_jax.execution.one_by_one import OneByOne
+from rws_jax.programs.program import Index
 from tests import oracles, programs
-from tests.oracles import calls, seeded
+from tests.oracles import programs_of, seeded
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 THETA, PHI = programs.BY_HAND_THETA, programs.BY_HAND_PHI
@@ -38,6 +42,11 @@ def test_one_by_one_and_mapped_over_are_the_same_numbers(name):
 
     value_and_grads = lambda vectorize: jax.value_and_grad(losses, argnums=(0, 1))(THETA, PHI, vectorize)
     chex.assert_trees_all_close(*jax.jit(lambda: (value_and_grads(True), value_and_grads(False)))(), rtol=2e-5)
+
+
+def draws_alone(programs_, num, delta=0.0):
+    """The draws of particles that run on their own, one by one."""
+    return [WakeParticle(delta).draw(programs_, Index(number, alone=True)) for number in range(num)]
 
 
 # The same model by Python, by cond, and by a superset of sites with masks
@@ -88,7 +97,7 @@ def in_the_way_of(way, draws):
     if way == "mask":  # the site that is not taken has some value or other
         z, high = stacked.pop("z"), stacked["branch"] == 1
         stacked |= {"z_high": jnp.where(high, z, 7.0), "z_low": jnp.where(high, -7.0, z)}
-    return Draws(stacked, {})
+    return stacked
 
 
 @pytest.mark.slow
@@ -97,23 +106,29 @@ def test_compiled_branches_have_the_gradients_of_python_branches(way):
     x, num = 1.3, 6
     python = branching_model("python"), branching_guide("python")
     compiled = branching_model(way), branching_guide(way)
-    draws = draw_particles(calls(*python, THETA, PHI, x)[1], range(num))
+    in_python = programs_of(*python, THETA, PHI, x)
+    draws = draws_alone(in_python, num)
     assert {int(d.latents["branch"]) for d in draws} == {0, 1}
-    dreams = dream(calls(*python, THETA, PHI, x)[0], range(num), ())
-    dreamt = in_the_way_of(way, [d for d, _ in dreams]), {"x": jnp.stack([data["x"] for _, data in dreams])}
+    dreams = [DreamParticle().dream(in_python, Index(number))[1] for number in range(num)]
+    dreamt = in_the_way_of(way, [d.draws for d in dreams]), {"x": jnp.stack([d.data["x"] for d in dreams])}
 
-    def losses(theta, phi, version, draws, dreams, indices):
-        model, guide = calls(*version, theta, phi, x)
-        scored = score_particles(model, guide, draws, indices)
-        asleep = estimators.dream_loss(score_dreams(guide, dreams, indices, None))
-        return estimators.theta_loss(scored), estimators.phi_loss(scored), asleep
+    def losses_of(particles, asleep):
+        return theta_loss(particles), score.phi_loss(particles), dream_loss(asleep)
 
-    def values_and_grads(*inputs):
-        evaluate = lambda theta, phi: losses(theta, phi, *inputs)
-        return evaluate(THETA, PHI), jax.jacobian(evaluate, argnums=(0, 1))(THETA, PHI)
+    def by_python(theta, phi):
+        programs_ = in_python.with_params((theta, phi))
+        particles = [WakeParticle().score(programs_, Index(k, alone=True), d) for k, d in enumerate(draws)]
+        asleep = [DreamParticle().score(programs_, Index(k, alone=True), d) for k, d in enumerate(dreams)]
+        return losses_of(side_by_side(particles), side_by_side(asleep))
 
-    found = jax.jit(lambda: values_and_grads(compiled, in_the_way_of(way, draws), dreamt, jnp.arange(num)))()
-    chex.assert_trees_all_close(found, values_and_grads(python, draws, dreams, range(num)), rtol=2e-5, atol=1e-6)
+    def by_way(theta, phi):
+        programs_ = programs_of(*compiled, theta, phi, x)
+        particles = oracles.score(programs_, in_the_way_of(way, draws))
+        return losses_of(particles, oracles.score_dreams(programs_, *dreamt))
+
+    values_and_grads = lambda losses: (losses(THETA, PHI), jax.jacobian(losses, argnums=(0, 1))(THETA, PHI))
+    found = jax.jit(lambda: values_and_grads(by_way))()
+    chex.assert_trees_all_close(found, values_and_grads(by_python), rtol=2e-5, atol=1e-6)
 
 
 # A number of sites that is itself random
@@ -152,9 +167,7 @@ def geometric_log_q(phi, n, x):
 @pytest.mark.parametrize("delta", [0.0, 0.4])
 def test_a_geometric_number_of_sites_is_scored_as_by_hand(delta):
     x, num, theta, phi = 2.0, 6, {"p": jnp.array(0.4)}, {"a": jnp.array(-0.5)}
-    model, guide = calls(geometric_model, geometric_guide, theta, phi, x)
-    defence = estimators.Defence(delta, model, None) if delta else None
-    n = numbers_of(draw_particles(guide, range(num), defence))
+    n = numbers_of(draws_alone(programs_of(geometric_model, geometric_guide, theta, phi, x), num, delta))
     assert len(set(n.tolist())) > 2
 
     def by_hand(theta, phi, loss):
@@ -262,13 +275,13 @@ def test_programs_that_branch_are_one_unit():
         return run
 
     x, num = jnp.array([0.0, 2.0]), 6
-    model, guide = calls(program(True), program(False), {}, {}, x)
-    for defence in (None, estimators.Defence(0.5, model, None)):
-        draws = draw_particles(guide, range(num), defence)
+    programs_ = programs_of(program(True), program(False), {}, {}, x)
+    for delta in (0.0, 0.5):
+        draws = draws_alone(programs_, num, delta)
         assert {len(d.latents) for d in draws} == {1, 2}
-        scored = score_particles(model, guide, draws, range(num), defence)
+        particles = OneByOne()(WakeParticle(delta), programs_, num)
         z = jnp.stack([d.latents["z"] for d in draws])
-        assert jnp.allclose(scored.log_weights, norm.logpdf(x[None], 2.0 * z).sum(axis=1), rtol=1e-5)
+        assert jnp.allclose(particles.log_weights, norm.logpdf(x[None], 2.0 * z).sum(axis=1), rtol=1e-5)
 
 
 def test_programs_must_be_seeded():

@@ -16,11 +16,10 @@ torch = pytest.importorskip("torch")
 import pyro
 import pyro.distributions as pyro_dist
 
-from rws_jax import estimators
-from rws_jax.particles import score_particles
-from rws_jax.programs import Draws
+from rws_jax.estimators import score
+from rws_jax.estimators.bound import theta_loss
 from tests import oracles, programs
-from tests.oracles import calls
+from tests.oracles import programs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NUM_PARTICLES = 7
@@ -107,11 +106,11 @@ def run_ours(name, draws):
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
 
     def scored(theta, phi):
-        return score_particles(*calls(model, guide, theta, phi, x), Draws(draws, {}), jnp.arange(NUM_PARTICLES))
+        return oracles.score(programs_of(model, guide, theta, phi, x), draws)
 
     def losses(theta, phi):
         particles = scored(theta, phi)
-        return jnp.stack([estimators.theta_loss(particles), estimators.phi_loss(particles, control_variate=False)])
+        return jnp.stack([theta_loss(particles), score.plain_phi_loss(particles)])
 
     grads = jax.grad(lambda t, f: losses(t, f).sum(), argnums=(0, 1))(*params)
     return scored(*params), losses(*params), {**grads[0], **grads[1]}
@@ -171,9 +170,8 @@ def test_pyro_weighs_all_data_of_a_plate_jointly():
     assert jnp.allclose(losses[1], oracles.phi_loss(*one_unit(phi)), rtol=1e-5)
     assert jnp.allclose(grads["a"], jax.grad(lambda phi: oracles.phi_loss(*one_unit(phi)))(phi)["a"], rtol=1e-4)
 
-    model, guide = calls(numpyro_plate_model, programs.plate_guide, theta, phi, x)
-    particles = score_particles(model, guide, Draws(draws, {}), jnp.arange(NUM_PARTICLES))
-    ours = estimators.theta_loss(particles), estimators.phi_loss(particles)
+    particles = oracles.score(programs_of(numpyro_plate_model, programs.plate_guide, theta, phi, x), draws)
+    ours = theta_loss(particles), score.phi_loss(particles)
     assert jnp.allclose(jnp.array(ours), jnp.array([loss(*densities(phi)) for loss in BY_HAND]), rtol=1e-5)
     assert all(jnp.abs(losses[i] - ours[i]) > 0.01 for i in (0, 1))
 

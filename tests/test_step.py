@@ -12,9 +12,8 @@ from numpyro.handlers import seed
 from numpyro.infer import Predictive
 
 import rws_jax
-from rws_jax.particles import draw_particles
-from rws_jax.programs import Call
 from tests import programs
+from tests.oracles import draw, programs_of
 
 DATA = programs.BINARY_DATA
 
@@ -336,7 +335,7 @@ def test_particles_outside_of_the_support_weigh_nothing():
     x, num = jnp.array([0.5, -1.0]), 6
     theta, phi = {"rate": jnp.array(1.5)}, {"loc": jnp.array(0.1)}
     make_programs = lambda: (seed(narrow_model, 0), seed(wide_guide, 1))
-    z = draw_particles(Call(make_programs()[1], "guide", phi, (x,), {}), jnp.arange(num)).latents["z"]
+    z = draw(programs_of(*make_programs(), theta, phi, x), num).latents["z"]
     assert jnp.any(z < 0)
     assert jnp.all(jnp.any(z > 0, axis=0))
 
@@ -375,8 +374,8 @@ def test_a_dead_unit_is_counted_and_does_not_touch_the_others():
     assert info.ess_min == 0.0
     assert after.phi["loc"][1] == -50.0
     assert after.phi["loc"][0] != 2.0
-    call = Call(seed(guide, step_keys(state)(1)), "guide", state.phi, (x,), {})
-    z = draw_particles(call, jnp.arange(2)).latents["z"][:, 0]
+    programs_ = programs_of(narrow_model, seed(guide, step_keys(state)(1)), {}, state.phi, x)
+    z = draw(programs_, 2).latents["z"][:, 0]
     log_w = dist.Exponential(1.0).log_prob(z) + dist.Normal(0.0, z).log_prob(0.5) - dist.Normal(2.0, 0.1).log_prob(z)
     assert jnp.allclose(info.wake_theta_loss, -jax.nn.logsumexp(log_w) + jnp.log(2.0), rtol=1e-5)
 

@@ -13,9 +13,8 @@ import pytest
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax import estimators
-from rws_jax.particles import draw_particles, score_particles
-from rws_jax.programs import Call, Draws
+from rws_jax.estimators import score
+from rws_jax.estimators.bound import theta_loss
 from tests import oracles
 from tests.test_step import again, gradients_of
 
@@ -64,7 +63,7 @@ def proposal_program(proposal, x):
 def draws_of_step(state, guide):
     """What the guide draws in the next step."""
     rng_key = jax.random.split(jax.random.split(jax.random.clone(state.rng_key))[1], 4)[1]
-    return draw_particles(Call(seed(guide, rng_key), "guide", state.phi, (X,), {}), jnp.arange(NUM_PARTICLES))
+    return oracles.draw(oracles.programs_of(guide, seed(guide, rng_key), {}, state.phi, X), NUM_PARTICLES)
 
 
 FAST = "exponential", "gamma", "categorical"
@@ -223,13 +222,13 @@ def test_double_precision_gives_the_same_numbers_more_exactly():
     losses = {}
     for enabled in (False, True):
         with enable_x64(enabled):
-            args = (jnp.array([0.4, 0.9]),), {}
-            calls = Call(seed(model, 0), "model", {"t": 0.2}, *args), Call(seed(guide, 1), "guide", {"f": 0.3}, *args)
+            x = jnp.array([0.4, 0.9])
+            programs_ = oracles.programs_of(seed(model, 0), seed(guide, 1), {"t": 0.2}, {"f": 0.3}, x)
             z = jnp.linspace(-1.5, 2.0, 2 * NUM_PARTICLES).reshape(NUM_PARTICLES, 2)
-            particles = score_particles(*calls, Draws({"z": z}, {}), jnp.arange(NUM_PARTICLES))
-            losses[enabled] = float(estimators.theta_loss(particles)), float(estimators.phi_loss(particles))
+            particles = oracles.score(programs_, {"z": z})
+            losses[enabled] = float(theta_loss(particles)), float(score.phi_loss(particles))
             rws = rws_jax.make_step(model, guide)
-            state, info = rws.step(rws.init(jax.random.key(0), *args[0]), *args[0])
+            state, info = rws.step(rws.init(jax.random.key(0), x), x)
             assert state.phi["f"].dtype == (jnp.float64 if enabled else jnp.float32)
             assert info.wake_theta_loss.dtype == state.phi["f"].dtype
     assert losses[True] != losses[False]

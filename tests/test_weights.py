@@ -8,16 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rws_jax import weights
+from rws_jax.estimators import weights
 
 INF = jnp.inf
 # Three particles, three units: weights (3, 2, 1), one of them dead, all of them dead.
 LOG_W = jnp.stack([jnp.log(jnp.array([3.0, 2.0, 1.0])), jnp.array([0.0, -INF, 0.0]), jnp.full(3, -INF)], axis=1)
-
-
-def normalised(log_w):
-    """Weights of all particles."""
-    return weights.normalise(log_w, weights.totals(log_w))
 
 
 def test_bound_by_hand():
@@ -26,11 +21,11 @@ def test_bound_by_hand():
 
 def test_normalised_weights_by_hand():
     expected = jnp.array([[3.0, 3.0, 0.0], [2.0, 0.0, 0.0], [1.0, 3.0, 0.0]]) / 6.0
-    assert jnp.allclose(normalised(LOG_W), expected)
+    assert jnp.allclose(weights.normalise(LOG_W), expected)
 
 
 def test_effective_sample_size_by_hand():
-    assert jnp.allclose(weights.totals(LOG_W).effective_sample_size, jnp.array([36.0 / 14.0, 2.0, 0.0]))
+    assert jnp.allclose(weights.summarise(LOG_W).effective_sample_size, jnp.array([36.0 / 14.0, 2.0, 0.0]))
 
 
 def test_alive():
@@ -44,7 +39,7 @@ def test_log_weights_are_dead_where_either_density_is_zero():
 
 def test_gradients_through_dead_particles_and_units_are_exactly_zero():
     grad = jax.grad(lambda w: jnp.sum(jnp.where(weights.alive(w), weights.bound(w), 0.0)))(LOG_W)
-    assert jnp.allclose(grad, normalised(LOG_W))
+    assert jnp.allclose(grad, weights.normalise(LOG_W))
     assert jnp.all(grad[1:2, 1] == 0.0)
     assert jnp.all(grad[:, 2] == 0.0)
     log_p = jnp.array([[0.5], [-INF]])
@@ -57,7 +52,7 @@ def test_gradients_through_dead_particles_and_units_are_exactly_zero():
 def test_a_common_shift_moves_the_bound_and_nothing_else(shift):
     log_w = jnp.array([[1.0], [0.0], [-2.0]])
     shifted = log_w + shift
-    assert jnp.allclose(normalised(shifted), jax.nn.softmax(shifted, axis=0))
+    assert jnp.allclose(weights.normalise(shifted), jax.nn.softmax(shifted, axis=0))
     assert jnp.isfinite(weights.bound(shifted)).all()
     assert jnp.allclose(weights.bound(shifted), weights.bound(shifted - shifted[:1]) + shifted[0], rtol=1e-6)
 
@@ -67,14 +62,14 @@ def test_a_wrong_weight_is_passed_on_and_not_hidden(bad):
     """In its own unit; the others are not touched."""
     log_w = LOG_W.at[0, 0].set(bad)
     assert not jnp.isfinite(weights.bound(log_w)[0])
-    assert jnp.isnan(normalised(log_w)[:, 0]).any()
+    assert jnp.isnan(weights.normalise(log_w)[:, 0]).any()
     assert weights.bound(log_w)[1] == weights.bound(LOG_W)[1]
 
 
 def test_one_dominating_weight_takes_all():
     log_w = jnp.array([[0.0], [-2000.0], [-1e30]])
-    assert weights.totals(log_w).effective_sample_size == 1.0
-    assert normalised(log_w).ravel().tolist() == [1.0, 0.0, 0.0]
+    assert weights.summarise(log_w).effective_sample_size == 1.0
+    assert weights.normalise(log_w).ravel().tolist() == [1.0, 0.0, 0.0]
     assert jnp.allclose(weights.bound(log_w), -jnp.log(3.0))
 
 
@@ -90,9 +85,9 @@ def log_weight_arrays(limit):
 
 
 ARRAYS = log_weight_arrays(HUGE)
-bound_of, normalise, alive = jax.jit(weights.bound), jax.jit(normalised), jax.jit(weights.alive)
-effective_sample_size = jax.jit(lambda log_w: weights.totals(log_w).effective_sample_size)
-score_baseline = jax.jit(lambda log_w, log_ratio: weights.score_baseline(log_w, log_ratio, weights.totals(log_w)))
+bound_of, normalise, alive = jax.jit(weights.bound), jax.jit(weights.normalise), jax.jit(weights.alive)
+effective_sample_size = jax.jit(lambda log_w: weights.summarise(log_w).effective_sample_size)
+score_baseline = jax.jit(weights.score_baseline)
 log_mixture = jax.jit(weights.log_mixture)
 gradient_of_bounds = jax.jit(
     jax.grad(lambda log_w: jnp.sum(jnp.where(weights.alive(log_w), weights.bound(log_w), 0.0)))

@@ -1,4 +1,4 @@
-"""What sleep asks of programs, and the messages that say so: a model that can be dreamt from, a guide that sees dreams."""
+"""What sleep asks of a model that is dreamt from and of a guide that is shown the dreams, and messages that say so."""
 
 import inspect
 import operator
@@ -28,10 +28,10 @@ def check_dreamable(site: Site) -> None:
         )
 
 
-def check_dream(run: Trace, observed_sites: tuple[str, ...]) -> None:
+def check_dream(run: Trace, data_sites: tuple[str, ...]) -> None:
     """There must be data to dream."""
     samples = {name: site for name, site in run.items() if site["type"] == "sample"}
-    unknown = sorted(set(observed_sites) - samples.keys())
+    unknown = sorted(set(data_sites) - samples.keys())
     if unknown:
         fail(
             ValueError,
@@ -124,6 +124,7 @@ def fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: li
 
 
 def fail_unbound(guide: Any, problem: str, signature: inspect.Signature) -> NoReturn:
+    """The guide is called as the model is, and cannot be."""
     fail(
         TypeError,
         f"the guide {name_of(guide)} cannot be called with the arguments of the model: {problem}",

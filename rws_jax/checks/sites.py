@@ -14,7 +14,6 @@ from rws_jax.core.errors import fail
 from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites
 
 
-
 def fail_unseeded(role: str, where: str) -> NoReturn:
     """A program asked for randomness and no handler gave it a key."""
     fail(
@@ -115,7 +114,11 @@ def check_guide(run: Trace, role: str = "guide") -> None:
 
 def check_proper(role: str, site: Site) -> None:
     """An improper prior has a density, but cannot be drawn from."""
-    if site["type"] == "sample" and not site["is_observed"] and isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
+    if (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
+    ):
         fail(
             ValueError,
             f"site {site['name']!r} of the {role} cannot be drawn: its distribution is improper",

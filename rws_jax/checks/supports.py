@@ -44,9 +44,10 @@ def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str)
 
 
 def check_same_support(name: str, guide_fn: Distribution, fn: Distribution) -> None:
-    """Where the weight drops to zero at an edge that draws move across, the pathwise gradient misses a term."""
+    """Where the weight drops to zero at an edge that draws move across, the reparameterised gradient misses a term."""
     if not (
-        isinstance(base_distribution(guide_fn), dist.Delta) or covers(elementwise(fn), elementwise(guide_fn), bounds_count=True)
+        isinstance(base_distribution(guide_fn), dist.Delta)
+        or covers(elementwise(fn), elementwise(guide_fn), bounds_count=True)
     ):
         fail(
             ValueError,

@@ -96,6 +96,7 @@ class Range(NamedTuple):
 
 
 def range_of(support: Any) -> Range | None:
+    """The numbers of a support of numbers; None for vectors and matrices."""
     if support is constraints.boolean:
         return Range(True, 0, 1)
     bounded = hasattr(support, "lower_bound") or hasattr(support, "upper_bound")

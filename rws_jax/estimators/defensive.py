@@ -34,9 +34,10 @@ def draw(programs: Programs, index: Index, delta: float) -> Draws:
     return (_draw_whole if index.alone else _draw_each_unit)(programs, index, delta, rng_key)
 
 
-def run_defensive_guide(programs: Programs, index: Index, draws: Draws, guide_run: Trace, model_run: Trace) -> Trace:
+def run_u(programs: Programs, index: Index, draws: Draws, guide_run: Trace, model_run: Trace) -> Trace:
     """Run u at given draws, to be scored; the model, if it is u, has been run."""
     if programs.defensive_guide is None:
+        sites.check_prior(model_run, guide_run)
         return model_run
     run = replay(programs.defensive_guide, programs.arguments, index, draws, proposal_dists=dists_of(guide_run))
     matching.check_defensive_match(guide_run, run)
@@ -67,7 +68,7 @@ def _draw_each_unit(programs: Programs, index: Index, delta: float, rng_key: jax
 
 
 def _draw_whole(programs: Programs, index: Index, delta: float, rng_key: jax.Array) -> Draws:
-    """The choice is a branching site like any other, and comes first: one of the two programs runs, and draws it all."""
+    """The choice is a branching site like any other, and comes first: one of the two programs draws it all."""
     choice = dist.Bernoulli(delta)
     if not numpyro.sample(CHOICE, choice, rng_key=rng_key, infer={"branching": True}):
         guide_run = sample(programs.guide, programs.arguments, index)

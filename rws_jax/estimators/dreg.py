@@ -1,4 +1,6 @@
-r"""Wake-phi by the doubly reparameterised gradient: :math:`-\sum_k \bar w_k (1 - \bar w_k) \partial_z \log w_k \, \partial_\phi z_k`.
+r"""Wake-phi by the doubly reparameterised gradient.
+
+.. math:: -\sum_k \bar w_k (1 - \bar w_k) \, \partial_z \log w_k \, \partial_\phi z_k
 
 Tucker et al. 2019, arXiv 1810.04152. The score is in the draw itself, so that particles have to be reparameterised.
 """

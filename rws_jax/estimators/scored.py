@@ -24,7 +24,7 @@ class PerUnit:
         return self.units.scale
 
     def joint(self) -> Self:
-        """All units as one, whatever the sites are: where they differ from particle to particle, units are not known."""
+        """All units as one: where sites differ from particle to particle, what the units are is not known."""
         num_axes = len(self.units.sizes)
         summed = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(x.ndim - num_axes, x.ndim))), self)
         return replace(summed, units=Units((), self.units.scale), sites=frozenset())  # type: ignore[type-var]

@@ -27,7 +27,7 @@ class Dream(NamedTuple):
 class DreamParticle:
     """What one dream computes: simulate the model, show its data to the guide, and score its latents by the guide."""
 
-    observed_sites: tuple[str, ...] = ()
+    data_sites: tuple[str, ...] = ()  # observed ones of a model that runs without data
     simulated_data_to_args: SimulatedDataToArgs | None = None
 
     def __call__(self, programs: Programs, index: Index) -> ScoredDreams:
@@ -38,7 +38,7 @@ class DreamParticle:
     def dream(self, programs: Programs, index: Index) -> tuple[Trace, Dream]:
         """Simulate latents and data."""
         model = programs.model.stopped()  # dreams are training data of the guide: theta learns nothing from them
-        model_run, data = simulate(model, programs.arguments, index, self.observed_sites)
+        model_run, data = simulate(model, programs.arguments, index, self.data_sites)
         return model_run, Dream(Draws.of(model_run), data)
 
     def run(self, programs: Programs, index: Index, dream: Dream) -> tuple[Trace, Arguments]:

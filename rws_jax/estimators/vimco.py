@@ -3,8 +3,8 @@ r"""VIMCO: the score-function gradient of minus the expected importance-weighted
 .. math:: -\sum_k (\hat L - \hat L_{-k} - \bar w_k) \nabla \log q(z_k), \qquad
     \hat L_{-k} = \log \frac1K \Big( \sum_{j \ne k} w_j + \exp \frac{1}{K - 1} \sum_{j \ne k} \log w_j \Big)
 
-Mnih and Rezende 2016, arXiv 1602.06725, equations 5 to 8: the bound of a particle's unit minus a baseline that the other
-particles alone make, with the geometric mean of their weights in place of the particle's own.
+Mnih and Rezende 2016, arXiv 1602.06725: the bound of a particle's unit minus a baseline that the other particles alone
+make, with the geometric mean of their weights in place of the particle's own.
 """
 
 import jax
@@ -37,12 +37,12 @@ def baseline(log_w: jax.Array) -> jax.Array:
 
     The geometric mean of weights is zero if one of them is. Where all others are dead the baseline is zero.
     """
-    num_particles, is_dead = log_w.shape[0], log_w == -jnp.inf
+    num, is_dead = log_w.shape[0], log_w == -jnp.inf
     finite = jnp.where(is_dead, 0.0, log_w)
-    geometric_mean = (jnp.sum(finite, axis=0)[None] - finite) / (num_particles - 1)
-    num_others_dead = num_particles - 1 - weights.num_others_alive(log_w)
+    geometric_mean = (jnp.sum(finite, axis=0)[None] - finite) / (num - 1)
+    num_others_dead = num - 1 - weights.num_others_alive(log_w)
     own = jnp.where(num_others_dead > 0, -jnp.inf, geometric_mean)
-    total = jnp.logaddexp(_logsumexp_of_others(log_w), own) - jnp.log(num_particles)
+    total = jnp.logaddexp(_logsumexp_of_others(log_w), own) - jnp.log(num)
     return jnp.where(weights.num_others_alive(log_w) > 0, total, 0.0)
 
 

@@ -25,7 +25,7 @@ class WakeRuns(NamedTuple):
 
     model: Trace
     guide: Trace
-    defensive_guide: Trace | None
+    u: Trace | None  # of the defensive proposal, if there is one
 
 
 class WakeLosses(NamedTuple):
@@ -74,14 +74,12 @@ class WakeParticle:
         guide_run = replay(programs.guide, arguments, index, draws, proposal_dists=own_dists if self.delta else None)
         model_run = replay(programs.model, arguments, index, draws, proposal_dists=dists_of(guide_run))
         matching.check_match(model_run, guide_run, same_supports=self.reparameterised)
-        if not self.delta:
-            return WakeRuns(model_run, guide_run, None)
-        u_run = defensive.run_defensive_guide(programs, index, draws, guide_run, model_run)
+        u_run = defensive.run_u(programs, index, draws, guide_run, model_run) if self.delta else None
         return WakeRuns(model_run, guide_run, u_run)
 
     def units_of(self, runs: WakeRuns) -> Units:
         """The units of a particle; where the density itself is needed, the guide must not be scaled."""
-        units = Units.of(runs.guide, runs.model, *(() if runs.defensive_guide is None else (runs.defensive_guide,)))
+        units = Units.of(*(run for run in runs if run is not None))
         if self.reparameterised:
             sites.check_unscaled(runs.guide, units.scale, "gradient='dreg'")
             sites.check_unbranched(runs.model)
@@ -93,9 +91,7 @@ class WakeParticle:
         """Log p(z, x), log q(z | x) and, with defensive proposals, log u(z) of given draws."""
         runs = self.run(programs, index, draws)
         units, dists = self.units_of(runs), dists_of(runs.guide)
-        log_u = None
-        if runs.defensive_guide is not None:
-            log_u = units.log_proposal(runs.defensive_guide, draws.latents, dists)
+        log_u = None if runs.u is None else units.log_proposal(runs.u, draws.latents, dists)
         return Scored(
             log_p=units.log_density(runs.model, draws.latents, dists),
             log_q=units.log_density(runs.guide, draws.latents, own_dists),

@@ -55,11 +55,11 @@ def bound(log_w: jax.Array) -> jax.Array:
 
 
 class WeightSummary(NamedTuple):
-    """How the weights of each unit are spread: arrays of shape ``units``, and the number of particles."""
+    """How the weights of each unit are spread; arrays of shape ``units``."""
 
     effective_sample_size: jax.Array  # Kish's, 1 / sum_k w_k^2: 1 to K, and 0 for a dead unit
     num_alive: jax.Array
-    num_particles: int
+    num_dead: jax.Array
 
 
 def summarise(log_w: jax.Array) -> WeightSummary:
@@ -69,7 +69,7 @@ def summarise(log_w: jax.Array) -> WeightSummary:
     live = num_alive > 0
     sum_of_squares = jnp.where(live, jnp.sum(w**2, axis=0), 1.0)
     ess = jnp.where(live, jnp.sum(w, axis=0) ** 2 / sum_of_squares, 0.0)
-    return WeightSummary(ess, num_alive, log_w.shape[0])
+    return WeightSummary(ess, num_alive, log_w.shape[0] - num_alive)
 
 
 def normalise(log_w: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ class Adaptive(Executor):
 
     def __init__(self, mapped: Executor, by_paths: ByPaths, particle_sharding: NamedSharding | None = None) -> None:
         self.mapped, self.by_paths, self.particle_sharding = mapped, by_paths, particle_sharding
+        self.data = mapped.data
         self._branches = False
 
     @property

@@ -18,7 +18,7 @@ from rws_jax.execution.branching.errors import fail_traced
 from rws_jax.execution.branching.grouped_run import GroupedRun
 from rws_jax.execution.branching.handler import UnplannedBranch
 from rws_jax.execution.branching.path_cache import Kind, PathCache
-from rws_jax.execution.data_axes import DataAxes, num_data
+from rws_jax.execution.data_axes import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
 
@@ -28,8 +28,8 @@ T = TypeVar("T")
 class ByPaths(Executor):
     """Particles grouped by their branching traces, at most `max_size` at a time."""
 
-    def __init__(self, data_axes: DataAxes = None, max_size: int | None = None, cache: PathCache | None = None) -> None:
-        self.data_axes, self.max_size = data_axes, max_size
+    def __init__(self, data: Data = ALL_DATA, max_size: int | None = None, cache: PathCache | None = None) -> None:
+        self.data, self.max_size = data, max_size
         self.cache = cache  # None: that of whichever programs are run
 
     @property
@@ -44,11 +44,11 @@ class ByPaths(Executor):
         inputs = programs.with_params((None, None))
         _check_known(inputs)
         _check_arrays(programs)
-        cache = self.cache or _cache_of(programs.model.fn, programs.guide.fn, _fn_of(programs.defensive_guide))
+        cache = self.cache or _cache_of(*(program.fn for program in programs.all))
         avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
-        kind = Kind(particle, self.data_axes, jax.tree.structure(programs), avals)
-        has_data = self.data_axes is not None
-        shape = (num, num_data(programs.arguments.args, self.data_axes)) if has_data else (num,)
+        kind = Kind(particle, self.data, jax.tree.structure(programs), avals)
+        num_data = self.data.count(programs)
+        shape = (num,) if num_data is None else (num, num_data)
         pairs = np.argwhere(np.ones((*shape, 1)[:2]))[:, ::-1].astype(np.int32)  # datum and number of each particle
         structures = []
 
@@ -104,13 +104,9 @@ def _cache_of(*fns: Any) -> PathCache:
     return PathCache()
 
 
-def _fn_of(program: Any) -> Any:
-    return None if program is None else program.fn
-
-
 def _check_seeded(programs: Programs) -> None:
-    for program in (programs.model, programs.guide, programs.defensive_guide):
-        if program is not None and program.is_seeded:
+    for program in programs.all:
+        if program.is_seeded:
             fail(
                 ValueError,
                 f"the {program.role} has branching sites, and handlers around numpyro.handlers.seed",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.core.trees import split_floats
+from rws_jax.execution.data_axes import Data
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.execution.vectorized import Vectorized
 from rws_jax.programs.program import Programs
@@ -25,6 +26,11 @@ class Chunked(Executor):
 
     mapped: Vectorized
     size: int
+
+    @property
+    def data(self) -> Data:
+        """The data of each chunk."""
+        return self.mapped.data
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Map over one chunk after the other."""

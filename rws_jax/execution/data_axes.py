@@ -1,5 +1,7 @@
 """A data axis: programs written for one datum, run on many. Every datum is a unit, with particles of its own."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
@@ -7,21 +9,47 @@ from rws_jax.core.errors import describe, fail
 from rws_jax.programs.program import Programs
 
 # As `in_axes` of `jax.vmap`: one axis, or one or None for each positional argument. None: programs are of all data.
-DataAxes = int | tuple[int | None, ...] | None
+Axes = int | tuple[int | None, ...] | None
 
 
-def num_data(args: tuple, data_axes: DataAxes) -> int:
-    """The number of data, on which all arguments with an axis of data have to agree."""
-    if isinstance(data_axes, tuple) and len(data_axes) != len(args):
+@dataclass(frozen=True)
+class Data:
+    """Where the arguments of programs have the axis of data, if they are written for one datum."""
+
+    axes: Axes = None
+
+    def count(self, programs: Programs) -> int | None:
+        """The number of data, on which all arguments with an axis of data agree; None if programs are of all data."""
+        return None if self.axes is None else _num_data(programs.arguments.args, self.axes)
+
+    def take(self, programs: Programs, datum: jax.Array | int | None) -> Programs:
+        """The programs with the arguments of one datum."""
+        if datum is None:
+            return programs
+        args = programs.arguments.args
+        row = lambda axis: lambda leaf: jnp.take(jnp.asarray(leaf), datum, axis=axis)
+        return programs.with_args(
+            tuple(
+                arg if axis is None else jax.tree.map(row(axis), arg)
+                for arg, axis in zip(args, _by_argument(args, self.axes), strict=True)
+            )
+        )
+
+
+ALL_DATA = Data()  # programs are of all data
+
+
+def _num_data(args: tuple, axes: Axes) -> int:
+    if isinstance(axes, tuple) and len(axes) != len(args):
         fail(
             ValueError,
             "option 'data_axes' does not fit the arguments",
             expected=f"an axis, or None, for each of the {len(args)} positional arguments",
-            found=f"data_axes={data_axes}",
+            found=f"data_axes={axes}",
             hint="as in_axes of jax.vmap; arguments passed by keyword are the same for all data",
         )
     sizes: dict[int, str] = {}
-    for position, (arg, axis) in enumerate(zip(args, _by_argument(args, data_axes), strict=True)):
+    for position, (arg, axis) in enumerate(zip(args, _by_argument(args, axes), strict=True)):
         for leaf in jax.tree.leaves(arg):
             if axis is None:
                 continue
@@ -46,17 +74,5 @@ def num_data(args: tuple, data_axes: DataAxes) -> int:
     return next(iter(sizes))
 
 
-def take_datum(programs: Programs, data_axes: DataAxes, datum: jax.Array | int) -> Programs:
-    """The programs with the arguments of one datum."""
-    args = programs.arguments.args
-    row = lambda axis: lambda leaf: jnp.take(jnp.asarray(leaf), datum, axis=axis)
-    return programs.with_args(
-        tuple(
-            arg if axis is None else jax.tree.map(row(axis), arg)
-            for arg, axis in zip(args, _by_argument(args, data_axes), strict=True)
-        )
-    )
-
-
-def _by_argument(args: tuple, data_axes: DataAxes) -> tuple[int | None, ...]:
-    return data_axes if isinstance(data_axes, tuple) else (data_axes,) * len(args)
+def _by_argument(args: tuple, axes: Axes) -> tuple[int | None, ...]:
+    return axes if isinstance(axes, tuple) else (axes,) * len(args)

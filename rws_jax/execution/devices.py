@@ -55,7 +55,7 @@ def on_automatic_axes(tree: Any) -> Iterator[Any]:
 
 
 def replicate(tree: Any, args: Any, particle_sharding: NamedSharding | None) -> Any:
-    """Put a copy on every device that arguments and particles are on, where the first step finds what later ones find."""
+    """Put a copy on every device that arguments and particles are on: the first step finds what later ones find."""
     shardings = [leaf.sharding for leaf in jax.tree.leaves(args) if _is_placed(leaf)]
     shardings += [] if particle_sharding is None else [particle_sharding]
     if not shardings:

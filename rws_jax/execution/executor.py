@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.execution.branching.handler import no_branching
+from rws_jax.execution.data_axes import Data
 from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
@@ -18,11 +19,13 @@ ParticleFn = Callable[[Programs, Index], T]
 
 
 class Executor(ABC):
-    """A way in which particles run.
+    """A way in which particles run, of programs of all data or of each datum.
 
     A particle's draw depends on the seed, on its datum and on its index alone, not on how many there are or how they
     run: all executors give the same numbers.
     """
+
+    data: Data
 
     @property
     def ragged(self) -> bool:
@@ -48,6 +51,7 @@ class Executor(ABC):
 
     def begin(self) -> None:
         """Forget `metrics`, at the beginning of a step."""
+        return None
 
     def metrics(self) -> dict[str, jax.Array]:
         """What the info of a step tells of how its particles ran; scalars."""

@@ -6,7 +6,7 @@ from typing import TypeVar
 from rws_jax.checks.control_flow import fail_jitted
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.handler import no_branching
-from rws_jax.execution.data_axes import DataAxes, num_data, take_datum
+from rws_jax.execution.data_axes import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn, side_by_side
 from rws_jax.programs.program import Index, Programs
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class OneByOne(Executor):
     """Each particle on its own."""
 
-    data_axes: DataAxes = None
+    data: Data = ALL_DATA
 
     @property
     def ragged(self) -> bool:
@@ -28,14 +28,14 @@ class OneByOne(Executor):
         """Loop over data and particles in Python."""
 
         def of_datum(datum: int | None) -> T:
-            of_one = programs if datum is None else take_datum(programs, self.data_axes, datum)
+            of_one = self.data.take(programs, datum)
             return side_by_side([particle(of_one, Index(number, datum, alone=True)) for number in range(num)])
 
         try:
             with no_branching():
-                if self.data_axes is None:
+                num_data = self.data.count(programs)
+                if num_data is None:
                     return of_datum(None)
-                data = range(num_data(programs.arguments.args, self.data_axes))
-                return side_by_side([of_datum(datum) for datum in data], axis=1)
+                return side_by_side([of_datum(datum) for datum in range(num_data)], axis=1)
         except CONCRETIZATION_ERRORS as error:
             fail_jitted(error)

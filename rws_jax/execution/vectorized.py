@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.handler import no_branching
-from rws_jax.execution.data_axes import DataAxes, num_data
+from rws_jax.execution.data_axes import ALL_DATA, Data
 from rws_jax.execution.devices import automatic_sharding
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Index, Programs
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Vectorized(Executor):
     """All particles at once."""
 
-    data_axes: DataAxes = None
+    data: Data = ALL_DATA
     particle_sharding: NamedSharding | None = None
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
@@ -43,10 +43,10 @@ class Vectorized(Executor):
 
         try:
             with no_branching():
-                if self.data_axes is None:
+                num_data = self.data.count(programs)
+                if num_data is None:
                     return run(programs, None)
-                args = programs.arguments.args
-                data = jnp.arange(num_data(args, self.data_axes))
-                return jax.vmap(of_datum, (0, self.data_axes), out_axes=1)(data, args)
+                in_axes = 0, self.data.axes
+                return jax.vmap(of_datum, in_axes, out_axes=1)(jnp.arange(num_data), programs.arguments.args)
         except CONCRETIZATION_ERRORS as error:
             fail_static(error)

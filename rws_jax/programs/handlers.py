@@ -116,7 +116,9 @@ class given_values(Messenger):
     reversed scan from the wrong end, and does not reach a cond within a scan.
     """
 
-    def __init__(self, fn: ProgramFn, role: str, value_of: Callable[[Site, tuple], Any], steps: tuple | None = None) -> None:
+    def __init__(
+        self, fn: ProgramFn, role: str, value_of: Callable[[Site, tuple], Any], steps: tuple | None = None
+    ) -> None:
         self.role, self.value_of, self.steps = role, value_of, steps  # steps is None outside of control flow
         super().__init__(fn)
 

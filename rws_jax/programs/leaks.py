@@ -28,14 +28,14 @@ def check_reads_no_data(
     index: Index,
     run: Trace,
     data: dict[str, jax.Array],
-    observed_sites: tuple[str, ...],
+    data_sites: tuple[str, ...],
 ) -> None:
     """Dreams must not depend on the real data: with other data in their place, the same seed gives the same dreams."""
     if is_traced((model, arguments, data)):
         return  # not known yet
     real = _real_data(model, arguments, index, data)
     for name, other in _with_other_data(model.fn, arguments, real, data, by_name=True):
-        again, other_data = simulate(model, other, index, observed_sites)
+        again, other_data = simulate(model, other, index, data_sites)
         if not _equal((Draws.of(run).latents, data), (Draws.of(again).latents, other_data)):
             _fail_reads_data(name)
 

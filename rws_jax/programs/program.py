@@ -1,6 +1,6 @@
-"""The two or three NumPyro programs that a particle runs, as data: keys, parameters and arguments are leaves of a tree."""
+"""The NumPyro programs that a particle runs, as data: keys, parameters and arguments are leaves of a tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,8 +51,9 @@ class Program:
     def of_seeded(cls, program: ProgramFn, role: str, params: Params | None) -> "Program":
         """Take the key out of ``numpyro.handlers.seed(fn, rng_key)``, if that is the outermost handler."""
         if isinstance(program, seed) and program.rng_key is not None and program.fn is not None:
-            return cls(_hashable(program.fn), role, program.rng_key, params, tuple(program.hide_types))
-        inner = (layer.rng_key for layer in layers(program) if isinstance(layer, seed))
+            rng_key: Any = program.rng_key
+            return cls(_hashable(program.fn), role, rng_key, params, tuple(program.hide_types))
+        inner: Iterator[Any] = (layer.rng_key for layer in layers(program) if isinstance(layer, seed))
         rng_key = next((rng_key for rng_key in inner if rng_key is not None), None)
         return cls(_hashable(program), role, rng_key, params, is_seeded=True)
 
@@ -87,6 +88,12 @@ class Programs:
     guide: Program
     defensive_guide: Program | None
     arguments: Arguments
+
+    @property
+    def all(self) -> tuple[Program, ...]:
+        """The programs that there are."""
+        programs = self.model, self.guide, self.defensive_guide
+        return tuple(program for program in programs if program is not None)
 
     @property
     def params(self) -> tuple[Params | None, Params | None]:

@@ -37,9 +37,7 @@ class Draws(NamedTuple):
         return cls(latents, {name: s["value"] for name, s in plates.items() if len(s["value"]) < s["args"][0]})
 
 
-def sample(
-    program: Program, arguments: Arguments, index: Index, plates: dict[str, jax.Array] | None = None
-) -> Trace:
+def sample(program: Program, arguments: Arguments, index: Index, plates: dict[str, jax.Array] | None = None) -> Trace:
     """Run as one particle and draw every latent, for a minibatch of its own or that of `plates`."""
 
     def value_of(site: Site, steps: tuple) -> Any:
@@ -63,8 +61,8 @@ def replay(
 
     A program that did not draw these values itself is given `proposal_dists`, which tells of each site what its value
     was drawn from. It must not compute with a value outside of its support (a negative scale, say), lest NaN arise
-    downstream of a particle whose weight is zero, so it gets some other point in its place. A guide goes on with its own
-    draws, as when drawing.
+    downstream of a particle whose weight is zero, so it gets some other point in its place. A guide goes on with its
+    own draws, as when drawing.
     """
 
     def value_of(site: Site, steps: tuple) -> Any:
@@ -83,7 +81,7 @@ def replay(
 
 
 def simulate(
-    program: Program, arguments: Arguments, index: Index, observed_sites: tuple[str, ...]
+    program: Program, arguments: Arguments, index: Index, data_sites: tuple[str, ...]
 ) -> tuple[Trace, dict[str, jax.Array]]:
     """Run and draw latents and data together; also return the data, the values of the observed sites."""
 
@@ -92,7 +90,7 @@ def simulate(
             return None
         dreams.check_dreamable(site)
         if not site["is_observed"]:
-            site["is_observed"] = site["name"] in observed_sites
+            site["is_observed"] = site["name"] in data_sites
             return None
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
         value = site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
@@ -100,7 +98,7 @@ def simulate(
         return value.astype(real) if jnp.issubdtype(real, jnp.floating) else value  # counts come as floats if data do
 
     run = _run(program, arguments, index, value_of)
-    dreams.check_dream(run, observed_sites)
+    dreams.check_dream(run, data_sites)
     return run, {name: s["value"] for name, s in run.items() if s["type"] == "sample" and s["is_observed"]}
 
 

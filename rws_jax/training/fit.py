@@ -171,9 +171,7 @@ def _one_by_one(
 
 def _joined(blocks: list[RWSInfo]) -> RWSInfo:
     if not blocks:
-        infos: dict[str, Any] = dict.fromkeys(RWSInfo._fields)
-        infos |= {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)}
-        return RWSInfo(**infos)
+        return RWSInfo.of_no_steps()
     return _map(lambda rows: jnp.asarray(np.concatenate(rows)), blocks)
 
 
@@ -205,9 +203,7 @@ def _check(
     for is_right, what, expected, value, hint in kinds:
         if not is_right:
             found = type(value).__name__
-            fail(
-                TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}"
-            )
+            fail(TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}")
     check_state(state, RWSState, "the second argument of fit")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
         what, hint = "fit is called inside of jit, scan or vmap", "use jax.lax.scan over rws.step there"

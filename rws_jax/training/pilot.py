@@ -4,7 +4,6 @@ The estimators' own particles are run; only what is checked of the traces, and o
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from rws_jax.core.trees import is_traced, trainable
 from rws_jax.execution.branching.errors import fail_unannotated
 from rws_jax.execution.branching.handler import KnownValues
 from rws_jax.execution.branching.trace import BranchingValue
-from rws_jax.execution.data_axes import num_data, take_datum
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import Units
 from rws_jax.programs.leaks import check_reads_no_data, check_shows_no_data
@@ -57,10 +55,8 @@ def run_pilot(
     """
     options, executor = loss.options, loss.executor
     programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments)
-    datum, data_axes = None, options.execution.data_axes
-    if data_axes is not None:
-        num_data(arguments.args, data_axes)
-        programs, datum = take_datum(programs, data_axes, 0), 0
+    datum = None if executor.data.count(programs) is None else 0
+    programs = executor.data.take(programs, datum)
     runs, needs_wake = None, options.trains_phi_on_wake
     with executor.watch():
         if options.sleep:
@@ -75,7 +71,7 @@ def run_pilot(
 def _run_sleep(programs: Programs, index: Index, options: SleepOptions) -> PilotRuns:
     particle, arguments = options.estimator.particle, programs.arguments
     model_run, dream = particle.dream(programs, index)
-    check_reads_no_data(programs.model, arguments, index, model_run, dream.data, particle.observed_sites)
+    check_reads_no_data(programs.model, arguments, index, model_run, dream.data, particle.data_sites)
     guide_run, shown = particle.run(programs, index, dream)
     matching.check_match(model_run, guide_run)
     Units.of(model_run, guide_run)
@@ -96,8 +92,7 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
         warn_of_narrower(name, runs.guide[name]["fn"], site["fn"])
     _check_data(runs.model)
     if particle.delta:
-        if programs.defensive_guide is None:
-            sites.check_prior(runs.model, runs.guide)
+        particle.run(programs, index(), draws)  # whose errors name what the defensive proposal misses
         particle(programs, index())
     return PilotRuns(runs.model, runs.guide)
 
@@ -112,9 +107,11 @@ def check_compiles(
 
     def error_with(known: list[BranchingValue]) -> Exception | None:
         def traced(rng_key: jax.Array, arguments: Arguments) -> None:
-            with jax.ensure_compile_time_eval() if known else nullcontext():  # Python may compute with what is known
-                with KnownValues(known) if known else nullcontext():
-                    run(rng_key, arguments)
+            if not known:
+                run(rng_key, arguments)
+                return
+            with jax.ensure_compile_time_eval(), KnownValues(known):  # Python may compute with what is known
+                run(rng_key, arguments)
 
         try:
             jax.eval_shape(traced, rng_key, arguments)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rws_jax.core.layers import Params
@@ -52,6 +53,12 @@ class RWSInfo(NamedTuple):
     num_paths: jax.Array | None
     num_compiled: jax.Array | None
     num_unjitted: jax.Array | None
+
+    @classmethod
+    def of_no_steps(cls) -> "RWSInfo":
+        """Infos of no steps at all, stacked."""
+        nothing = dict.fromkeys(cls._fields)
+        return cls(**nothing | {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)})
 
 
 class NonFiniteError(FloatingPointError):

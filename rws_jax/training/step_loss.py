@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +83,10 @@ class StepLoss:
 @partial(jax.jit, static_argnums=1)  # saves time where particles run un-jitted
 def _wake_metrics(losses: WakeLosses, trains_phi: bool) -> tuple[jax.Array, jax.Array, Metrics]:
     """Wake-theta as a term of the total, whether any particle is alive, and metrics."""
-    ess, num_alive, num_particles = losses.weights
+    ess, num_alive, num_dead = losses.weights
     metrics = {"wake_theta_loss": losses.theta_loss} | ({"wake_phi_loss": losses.phi_loss} if trains_phi else {})
     metrics |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(num_alive == 0)}
-    metrics["num_dead_particles"] = jnp.sum(num_particles - num_alive)
+    metrics["num_dead_particles"] = jnp.sum(num_dead)
     alive = jnp.any(num_alive > 0)
     return jnp.where(alive, losses.theta_loss, 0.0), alive, metrics  # an infinite loss is for the info to show
 

@@ -19,7 +19,7 @@ from rws_jax.core.errors import CONCRETIZATION_ERRORS, describe, fail
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.sites import Site, Trace, param_sites
 from rws_jax.core.trees import is_traced
-from rws_jax.execution.data_axes import DataAxes
+from rws_jax.execution.data_axes import Axes
 from rws_jax.options import ExecutionOptions, StepOptions
 from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.observations import SimulatedDataToArgs
@@ -114,7 +114,7 @@ class ReweightedWakeSleep(ELBO):
         gradient: str = "score",
         chunk_size: int | None = None,
         particle_sharding: NamedSharding | None = None,
-        data_axes: DataAxes = None,
+        data_axes: Axes = None,
         shared_params: bool = False,
         simulated_data_to_args: SimulatedDataToArgs | None = None,
         observed_sites: tuple[str, ...] = (),
@@ -213,9 +213,10 @@ class ReweightedWakeSleep(ELBO):
         """What is minimised, and the param sites of both programs, which are collected as they run."""
         check_program(model, "model")
         check_program(guide, "guide")
-        trained = [svi_program(p, role, self._warns_of_enumeration) for p, role in ((model, "model"), (guide, "guide"))]
-        loss = StepLoss(*trained, self._options, self._options.execution.executor())
-        return loss, trained[0].param_sites, trained[1].param_sites
+        of_model = svi_program(model, "model", self._warns_of_enumeration)
+        of_guide = svi_program(guide, "guide", self._warns_of_enumeration)
+        loss = StepLoss(of_model, of_guide, self._options, self._options.execution.executor())
+        return loss, of_model.param_sites, of_guide.param_sites
 
     def _check(self, loss: StepLoss, rng_key: jax.Array, params: Params, arguments: Arguments) -> None:
         """Whether programs, arguments and options fit together, as `make_step`'s init does."""

@@ -13,7 +13,7 @@ from rws_jax.core.trees import split_floats
 from rws_jax.execution.branching.handler import BranchHandler, TraceEnded
 from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.trace import BranchingTrace
-from rws_jax.execution.data_axes import DataAxes
+from rws_jax.execution.data_axes import Data
 from rws_jax.execution.executor import ParticleFn
 from rws_jax.programs.program import Programs
 
@@ -27,7 +27,7 @@ class CompiledPath:
     def __init__(
         self,
         particle: ParticleFn,
-        data_axes: DataAxes,
+        data: Data,
         trace: BranchingTrace,
         size: int,
         also_branching: set[str],
@@ -42,7 +42,7 @@ class CompiledPath:
             with jax.ensure_compile_time_eval():  # Python may compute with the constants of the trace
                 handler = BranchHandler(trace, also_branching)
                 try:
-                    result = run_along(handler, particle, programs, data_axes, datum, number)
+                    result = run_along(handler, particle, programs, data, datum, number)
                 except TraceEnded as end:
                     self.stops_at = end.name
                     return end.value
@@ -71,15 +71,20 @@ class CompiledPath:
         filled[: len(pairs)] = pairs
         with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
             # JAX compiles for a context, and that of the way back has an empty mesh in place of none.
-            if self._shape is None:
-                self._shape = jax.eval_shape(self._of_all, programs, *filled.T).shape
-            weights = np.zeros(self._shape, jnp.result_type(float))  # none for those that fill it up
+            shape = self._shape or jax.eval_shape(self._of_all, programs, *filled.T).shape
+            self._shape = shape
+            weights = np.zeros(shape, jnp.result_type(float))  # none for those that fill it up
             if cotangents is not None:
                 weights[: len(pairs)] = cotangents
             return self._call(programs, filled, weights, cotangents is not None, grads)
 
     def _function(
-        self, programs: Programs, pairs: jax.Array, cotangents: jax.Array, is_way_back: jax.Array, grads: list[jax.Array]
+        self,
+        programs: Programs,
+        pairs: jax.Array,
+        cotangents: jax.Array,
+        is_way_back: jax.Array,
+        grads: list[jax.Array],
     ) -> tuple[jax.Array, list[jax.Array]]:
         floats, with_floats = split_floats(programs.params)
         of_floats = lambda floats: self._of_all(programs.with_params(with_floats(floats)), *pairs.T)

@@ -1,8 +1,8 @@
 """All particles of all data along their branching traces: those that share one run together, forward and back.
 
 One function for each beginning of a trace draws up to the next branching site. What is drawn there comes to the host,
-particles are grouped by it, and so on until the programs end. Then the function of each whole trace, called again, gives
-its part of the gradient.
+particles are grouped by it, and so on until the programs end. Then the function of each whole trace, called again,
+gives its part of the gradient.
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ class GroupedRun:
     def _one(self, programs: Programs, member: int, handler: BranchHandler) -> Any:
         self._cache.num_unjitted += 1
         datum, number = self._pairs[member].tolist()
-        return run_along(handler, self._kind.particle, programs, self._kind.data_axes, datum, number)
+        return run_along(handler, self._kind.particle, programs, self._kind.data, datum, number)
 
     def _finish(self, group: Group, numbers: np.ndarray, structure: Any) -> None:
         if not self.groups:
@@ -113,9 +113,7 @@ class GroupedRun:
         return pullback(list(jnp.asarray(weights)))[0]
 
 
-def _parts(
-    trace: BranchingTrace, members: np.ndarray, max_size: int | None
-) -> list[tuple[BranchingTrace, np.ndarray]]:
+def _parts(trace: BranchingTrace, members: np.ndarray, max_size: int | None) -> list[tuple[BranchingTrace, np.ndarray]]:
     """No more particles at a time than `max_size`, padding included."""
     size = len(members) if max_size is None else max((s for s in SIZES if s <= max_size), default=SIZES[0])
     return [(trace, members[start : start + size]) for start in range(0, len(members), size)]

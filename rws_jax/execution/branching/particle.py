@@ -5,19 +5,17 @@ from typing import Any
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.errors import fail_located, fail_unannotated
 from rws_jax.execution.branching.handler import BranchHandler
-from rws_jax.execution.data_axes import DataAxes, take_datum
+from rws_jax.execution.data_axes import Data
 from rws_jax.execution.executor import ParticleFn
 from rws_jax.programs.program import Index, Programs
 
 
 def run_along(
-    handler: BranchHandler, particle: ParticleFn, programs: Programs, data_axes: DataAxes, datum: Any, number: Any
+    handler: BranchHandler, particle: ParticleFn, programs: Programs, data: Data, datum: Any, number: Any
 ) -> Any:
     """Run one particle of one datum within a handler; where programs branch, all of a datum is one unit."""
-    if data_axes is None:
-        datum = None
-    else:
-        programs = take_datum(programs, data_axes, datum)
+    datum = None if data.axes is None else datum
+    programs = data.take(programs, datum)
     try:
         with handler:
             result = particle(programs, Index(number, datum, alone=True))
@@ -27,5 +25,3 @@ def run_along(
     except Exception as error:
         fail_located(error, tuple(handler.taken))
     return result.joint()
-
-

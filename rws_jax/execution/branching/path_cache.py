@@ -12,7 +12,7 @@ from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.errors import fail_supports
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
-from rws_jax.execution.data_axes import DataAxes
+from rws_jax.execution.data_axes import Data
 from rws_jax.execution.executor import ParticleFn
 
 # Padded sizes of groups of particles; each trace is compiled once for each size that comes up.
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
     """What particles compute, for programs and arguments of which structure and shapes; hashable."""
 
     particle: ParticleFn
-    data_axes: DataAxes
+    data: Data
     structure: Any
     avals: tuple
 
@@ -70,7 +70,7 @@ class PathCache:
         if not sizes and self._num_seen[kind, trace] <= self.compile_after:
             return None
         size = next(size for size in SIZES if size >= num)
-        return CompiledPath(kind.particle, kind.data_axes, trace, size, self.also_branching, self.check_supports)
+        return CompiledPath(kind.particle, kind.data, trace, size, self.also_branching, self.check_supports)
 
     def keep(self, kind: Kind, compiled: CompiledPath) -> None:
         """Keep a function once it has been called: an interruption while it is compiled leaves all as it was."""
