@@ -1,7 +1,7 @@
 """What goes in and out of a training step: arrays only, so that all of it can be jitted, scanned, vmapped and saved."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class RWSInfo(NamedTuple):
     @classmethod
     def of_no_steps(cls) -> "RWSInfo":
         """Infos of no steps at all, stacked."""
-        nothing = dict.fromkeys(cls._fields)
+        nothing: dict[str, Any] = dict.fromkeys(cls._fields)
         return cls(**nothing | {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)})
 
 
