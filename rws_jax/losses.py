@@ -7,17 +7,15 @@ For one unit (see `rws_jax.programs.density.Units`) and K particles :math:`z_k \
 Losses are in nats and summed over units; under subsampling the sum estimates that over the full data.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 
-from rws_jax.checks.arguments import check_params
+from rws_jax.arguments import programs_of
 from rws_jax.core.layers import Params, ProgramFn
-from rws_jax.options import ExecutionOptions, SleepOptions, WakeOptions, check_no_collision, check_passed_on
+from rws_jax.options import ExecutionOptions, SleepOptions, WakeOptions
 from rws_jax.programs.observations import SimulatedDataToArgs
-from rws_jax.programs.program import Arguments, Program, Programs
 
 
 def wake_theta_loss(
@@ -86,7 +84,7 @@ def wake_theta_loss(
     options = WakeOptions(num_particles, defensive=defensive, defensive_guide=defensive_guide)
     execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
     execution.check_number(num_particles, "num_particles", 2)
-    programs = _programs(wake_theta_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
+    programs = programs_of(wake_theta_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
     return options.estimator(execution.executor(), programs).theta_loss
 
 
@@ -176,7 +174,7 @@ def wake_phi_loss(
     options = WakeOptions(num_particles, control_variate, defensive, defensive_guide, gradient)
     execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
     execution.check_number(num_particles, "num_particles", 2)
-    programs = _programs(wake_phi_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
+    programs = programs_of(wake_phi_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
     return options.estimator(execution.executor(), programs).phi_loss
 
 
@@ -257,29 +255,5 @@ def sleep_phi_loss(
     options = SleepOptions(num_particles, simulated_data_to_args, observed_sites)
     execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
     execution.check_number(num_particles, "num_particles", 1)
-    programs = _programs(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
+    programs = programs_of(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
     return options.estimator(execution.executor(), programs)
-
-
-def _programs(
-    loss: Callable[..., jax.Array],
-    theta: Params,
-    phi: Params,
-    model: ProgramFn,
-    guide: ProgramFn,
-    args: tuple,
-    kwargs: dict[str, Any],
-    defensive_guide: ProgramFn | None = None,
-) -> Programs:
-    """The programs as a loss is given them, once it is clear that no option is taken for an argument of theirs."""
-    check_params(theta, "theta")
-    check_params(phi, "phi")
-    for program, role in ((model, "model"), (guide, "guide")):
-        check_no_collision(loss, program, role, len(args))
-    check_passed_on(loss, (model, guide), kwargs)
-    return Programs(
-        Program.of_seeded(model, "model", theta),
-        Program.of_seeded(guide, "guide", phi),
-        None if defensive_guide is None else Program.of_seeded(defensive_guide, "defensive guide", None),
-        Arguments(args, kwargs),
-    )

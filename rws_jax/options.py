@@ -4,9 +4,8 @@ Options become an executor, which says how particles run, and the estimators of 
 computed.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from rws_jax.checks import matching
 from rws_jax.checks import options as checks
 from rws_jax.checks.arguments import check_flag, check_int, check_program
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import ProgramFn, unwrapped
+from rws_jax.core.layers import ProgramFn
 from rws_jax.core.sites import Trace
 from rws_jax.estimators import dreg, score
 from rws_jax.estimators.scored import Scored
@@ -219,45 +218,5 @@ class StepOptions:
 # Options that only make_step or ReweightedWakeSleep has, beside those above.
 _OF_TRAINING = {"theta_optimizer", "phi_optimizer", "phi_steps", "compile_after", "max_compiled"}
 _OF_TRAINING |= {"max_plate_nesting", "strict_enumeration_warning"}
-NAMES = _OF_TRAINING | {f.name for options in (ExecutionOptions, StepOptions) for f in fields(options) if f.init}
-
-
-def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[str, Any]) -> None:
-    """An option of another loss would go to the programs, which may take any argument in silence."""
-    for name in sorted(NAMES & kwargs.keys()):
-        if not any(name in _parameters_of(program) for program in programs):
-            fail(
-                TypeError,
-                f"{loss.__name__} has no option {name!r}",
-                expected=f"its options {sorted(_options_of(loss))}, or arguments of the programs",
-                found=f"{name}=..., an option of others",
-                hint="see help(rws_jax.make_step), which has all of them",
-            )
-
-
-def check_no_collision(loss: Callable, program: ProgramFn, role: str, num_args: int) -> None:
-    """A program's argument named as an option of the loss would not be passed on, in silence."""
-    options, program = _options_of(loss), unwrapped(program)
-    by_keyword = list(_parameters_of(program))[num_args:]
-    bound = getattr(program, "keywords", {})  # by functools.partial
-    taken = [name for name in by_keyword if name in options and name not in bound]
-    if taken:
-        fail(
-            ValueError,
-            f"argument {taken[0]!r} of the {role} has the name of an option of {loss.__name__}",
-            expected=f"arguments of the {role} named otherwise than the options {sorted(options)}",
-            found=f"{taken} among the arguments of the {role}",
-            hint=f"rename it, pass it by position, or bind it by functools.partial({role}, {taken[0]}=...)",
-        )
-
-
-def _options_of(loss: Callable) -> set[str]:
-    return {p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
-
-
-def _parameters_of(program: ProgramFn) -> dict[str, inspect.Parameter]:
-    try:
-        parameters = inspect.signature(unwrapped(program)).parameters.values()
-    except (TypeError, ValueError):  # not every callable tells
-        return {}
-    return {p.name: p for p in parameters if p.kind != p.VAR_KEYWORD}
+_DECLARED = {f.name for options in (ExecutionOptions, StepOptions) for f in fields(options) if f.init}
+NAMES = _OF_TRAINING | _DECLARED - {"execution"}

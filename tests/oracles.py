@@ -37,7 +37,7 @@ def programs_of(model, guide, theta, phi, *args, defensive_guide=None):
 def draw(programs, particles, delta=0.0, data_axes=None):
     """What the guide, or a defensive mixture, draws as these particles: so many, or those of an array of numbers."""
     particles = jnp.arange(particles) if isinstance(particles, int) else particles
-    return Vectorized(Data(data_axes)).over(WakeParticle(delta).draw, programs, particles)
+    return Vectorized(Data(data_axes))(WakeParticle(delta).draw, programs, len(particles), particles)
 
 
 def score(programs, latents, delta=0.0):

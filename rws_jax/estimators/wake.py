@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -112,10 +111,13 @@ class Wake:
 
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
         """Run one set of particles, and compute all that wake learns from it."""
-        return _losses_of(executor(self.particle, programs, self.num_particles), self.phi_loss)
+        scored = executor(self.particle, programs, self.num_particles)
+        return (_compiled_losses_of if executor.ragged else _losses_of)(scored, self.phi_loss)
 
 
-@partial(jax.jit, static_argnums=1)  # saves time where particles were run un-jitted
 def _losses_of(scored: Scored, phi_loss: Callable[[Scored], jax.Array]) -> WakeLosses:
     summary = weights.summarise(lax.stop_gradient(scored.log_weights))  # reported, and trains nothing
     return WakeLosses(theta_loss(scored), phi_loss(scored), summary)
+
+
+_compiled_losses_of = jax.jit(_losses_of, static_argnums=1)  # saves time where particles were run un-jitted

@@ -40,9 +40,9 @@ class Chunked(Executor):
         floats, with_floats = split_floats(programs.params)
         wide = [jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)) for x in floats]
 
-        def of_chunk(particles: jax.Array) -> T:
+        def of_chunk(numbers: jax.Array) -> T:
             own = [x.astype(jnp.result_type(narrow)) for x, narrow in zip(wide, floats, strict=True)]
-            return self.mapped.over(particle, programs.with_params(with_floats(own)), particles)
+            return self.mapped(particle, programs.with_params(with_floats(own)), self.size, numbers)
 
         # Inside of a loop XLA does not merge the two runs of a chunk, so it need not be kept from it.
         of_chunk = jax.checkpoint(of_chunk, prevent_cse=False)

@@ -26,27 +26,19 @@ class Vectorized(Executor):
     data: Data = ALL_DATA
     particle_sharding: NamedSharding | None = None
 
-    def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
-        """Map over all particles."""
-        return self.over(particle, programs, jnp.arange(num))
-
-    def over(self, particle: ParticleFn[T], programs: Programs, particles: jax.Array) -> T:
-        """Map over some particles, given by their numbers; each device runs its part of them."""
+    def __call__(self, particle: ParticleFn[T], programs: Programs, num: int, numbers: jax.Array | None = None) -> T:
+        """Map over all particles or, given their `numbers`, over some; each device runs its part of them."""
+        numbers = jnp.arange(num) if numbers is None else numbers
         if self.particle_sharding is not None:
-            particles = lax.with_sharding_constraint(particles, automatic_sharding(self.particle_sharding))
-
-        def run(programs: Programs, datum: jax.Array | None) -> T:
-            return jax.vmap(lambda number: particle(programs, Index(number, datum)))(particles)
-
-        def of_datum(datum: jax.Array, args: tuple) -> T:
-            return run(programs.with_args(args), datum)
-
+            numbers = lax.with_sharding_constraint(numbers, automatic_sharding(self.particle_sharding))
         try:
             with no_branching():
                 num_data = self.data.count(programs)
                 if num_data is None:
-                    return run(programs, None)
-                in_axes = 0, self.data.axes
-                return jax.vmap(of_datum, in_axes, out_axes=1)(jnp.arange(num_data), programs.arguments.args)
+                    return jax.vmap(lambda number: particle(programs, Index(number)))(numbers)
+                of_one = lambda number, datum, args: particle(programs.with_args(args), Index(number, datum))
+                of_datum = jax.vmap(of_one, in_axes=(0, None, None))
+                of_all = jax.vmap(of_datum, in_axes=(None, 0, self.data.axes), out_axes=1)
+                return of_all(numbers, jnp.arange(num_data), programs.arguments.args)
         except CONCRETIZATION_ERRORS as error:
             fail_static(error)

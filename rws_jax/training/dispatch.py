@@ -1,4 +1,4 @@
-"""One function of two kinds: compiled as a whole or, where its programs branch in Python, calling what is compiled."""
+"""Whether a step can be compiled as a whole, or calls what is compiled, as its programs branch in Python."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,4 +26,16 @@ class Dispatched:
             except BranchingSiteError:  # the executor has met a branching site, and knows from now on
                 if self.jittable:
                     raise
+        return self._in_python(*args, **kwargs)
+
+
+class NotJittable:
+    """A function that runs its programs un-jitted, of which `fit` makes no compiled blocks."""
+
+    jittable = False
+
+    def __init__(self, in_python: Callable) -> None:
+        self._in_python = in_python
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._in_python(*args, **kwargs)

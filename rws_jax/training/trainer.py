@@ -1,7 +1,7 @@
 """The functions of `make_step`: how a state is made, how one step leads to the next, what its parameters are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from rws_jax.core.trees import strong, trainable
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
-from rws_jax.training.dispatch import Dispatched
+from rws_jax.training.dispatch import Dispatched, NotJittable
 from rws_jax.training.pilot import check_compiles, run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
@@ -26,6 +26,10 @@ from rws_jax.training.step_loss import LossAux, StepLoss
 from rws_jax.training.updates import Trained, Updates
 
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only
+
+
+def _as_it_is(update: Callable) -> Callable:
+    return update
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,13 @@ class Trainer:
     updates: Updates
     phi_steps: int
     kinds: StateKinds = field(default_factory=StateKinds)
+    loop: Callable = lax.scan  # how several updates of the guide are made
+    compiled: Callable[[Callable], Callable] = _as_it_is  # what updates are called through, if steps are not compiled
+    num_runs: int = 1  # of programs at most, until all of their parameters are met
 
-    def init(self, rng_key: jax.Array, arguments: Arguments) -> RWSState:
+    def init(self, rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         """The first state, once it is clear that programs, options and arguments fit together."""
+        arguments = Arguments(args, kwargs)
         check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         with on_automatic_axes((pilot_key, arguments)) as placed:
@@ -57,26 +65,15 @@ class Trainer:
         self.kinds.add(state)
         return replicate(state, arguments, self.loss.options.execution.particle_sharding)
 
-    def step(
-        self,
-        state: RWSState,
-        arguments: Arguments,
-        loop: Callable = lax.scan,
-        compiled: Callable[[Callable], Callable] = lambda update: update,
-    ) -> tuple[RWSState, RWSInfo]:
-        """The next state, and what this step has seen.
-
-        Args:
-          state: the last one.
-          arguments: those of the programs.
-          loop: how several updates of the guide are made, as `jax.lax.scan` does.
-          compiled: what to call updates through, where the step itself is not compiled.
-        """
+    # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
+    def step(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
+        """The next state, and what this step has seen."""
+        state, arguments = rws_state, Arguments(args, kwargs)
         check_state(state, RWSState)
         self.kinds.check(state, lambda: self._like_init(state, arguments))
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
         insomnia = self._insomnia(state.step)
-        of_guide, of_both = compiled(self.updates.of_guide), compiled(self.updates.of_both)
+        of_guide, of_both = self.compiled(self.updates.of_guide), self.compiled(self.updates.of_both)
 
         def gradients(phi: Params, rng_key: jax.Array, *, trains_theta: bool) -> tuple[tuple[Params, Params], LossAux]:
             loss = partial(self.loss, trains_theta=trains_theta)
@@ -90,14 +87,15 @@ class Trainer:
         guide, finite = Trained(state.phi, state.phi_opt_state), jnp.array(True)
         if self.phi_steps > 1:
             rng_keys = jax.random.split(guide_key[0], self.phi_steps - 1)
-            (guide, finite), _ = loop(guide_step, (guide, finite), rng_keys)
+            (guide, finite), _ = self.loop(guide_step, (guide, finite), rng_keys)
         grads, aux = gradients(guide.params, step_key, trains_theta=True)
         return of_both(state, rng_key, guide, grads, insomnia, aux, finite)
 
-    def get_params(self, state: RWSState, arguments: Arguments, num_runs: int = 1) -> Params:
+    def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
+        state, arguments = rws_state, Arguments(args, kwargs)
         params, names = {}, state.theta.keys() | state.phi.keys()
-        for number in range(num_runs):
+        for number in range(self.num_runs):
             for run in run_pilot(self.loss, (state.theta, state.phi), jax.random.key(0), arguments, number):
                 params |= constrained_values(run)
             if params.keys() >= names:
@@ -132,7 +130,7 @@ class Trainer:
     def _like_init(self, state: RWSState, arguments: Arguments) -> RWSState:
         """A state of the kind that `init` would make of these arguments."""
         if not self.loss.executor.ragged:
-            return jax.eval_shape(self.init, jax.random.key(0), arguments)
+            return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs)
         params = self._initial_params(jax.random.key(0), arguments)
         # There may be more, in branches that were not taken.
         theta, phi = (
@@ -150,31 +148,15 @@ class Trainer:
 def functions_of(trainer: Trainer) -> RWS:
     """``init``, ``step`` and ``get_params``, the last two compiled as far as the programs can be."""
     compiled = {update: jax.jit(update) for update in (trainer.updates.of_guide, trainer.updates.of_both)}
-
-    def init(rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
-        return trainer.init(rng_key, Arguments(args, kwargs))
-
-    # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
-    def step(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
-        return trainer.step(rws_state, Arguments(args, kwargs))
-
-    def step_in_python(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
-        return trainer.step(rws_state, Arguments(args, kwargs), _python_loop, compiled.__getitem__)
-
-    def get_params(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
-        return trainer.get_params(rws_state, Arguments(args, kwargs))
-
-    def get_params_in_python(rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
-        return trainer.get_params(rws_state, Arguments(args, kwargs), _MAX_RUNS)
-
+    in_python = replace(trainer, loop=_python_loop, compiled=compiled.__getitem__, num_runs=_MAX_RUNS)
     if not trainer.loss.options.execution.vectorize_particles:
-        step_in_python.jittable = False  # `fit` asks
-        return RWS(init, step_in_python, get_params_in_python)
+        return RWS(trainer.init, NotJittable(in_python.step), in_python.get_params)
+    step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
     executor = trainer.loss.executor
     return RWS(
-        init,
-        Dispatched(jax.jit(automatic(step)), step_in_python, executor),
-        Dispatched(jax.jit(automatic(get_params)), get_params_in_python, executor),
+        trainer.init,
+        Dispatched(step, in_python.step, executor),
+        Dispatched(get_params, in_python.get_params, executor),
     )
 
 

@@ -1,0 +1,89 @@
+"""What a loss is called with: parameters, seeded programs and their arguments, none of them mistaken for an option."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from rws_jax import options
+from rws_jax.checks.arguments import check_params
+from rws_jax.core.errors import fail
+from rws_jax.core.layers import Params, ProgramFn, unwrapped
+from rws_jax.programs.program import Arguments, Program, Programs
+
+
+def programs_of(
+    loss: Callable[..., jax.Array],
+    theta: Params,
+    phi: Params,
+    model: ProgramFn,
+    guide: ProgramFn,
+    args: tuple,
+    kwargs: dict[str, Any],
+    u: ProgramFn | None = None,
+) -> Programs:
+    """Take the programs that a loss is given apart, once it is clear that no option is taken for an argument of theirs.
+
+    Args:
+      loss: which loss is called.
+      theta: parameters of the model.
+      phi: parameters of the guide.
+      model: seeded.
+      guide: seeded.
+      args: positional arguments of the programs.
+      kwargs: keyword arguments of the programs.
+      u: a defensive guide, seeded.
+    """
+    check_params(theta, "theta")
+    check_params(phi, "phi")
+    for program, role in ((model, "model"), (guide, "guide")):
+        check_no_collision(loss, program, role, len(args))
+    check_passed_on(loss, (model, guide), kwargs)
+    return Programs(
+        Program.of_seeded(model, "model", theta),
+        Program.of_seeded(guide, "guide", phi),
+        None if u is None else Program.of_seeded(u, "defensive guide", None),
+        Arguments(args, kwargs),
+    )
+
+
+def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[str, Any]) -> None:
+    """An option of another loss would go to the programs, which may take any argument in silence."""
+    for name in sorted(options.NAMES & kwargs.keys()):
+        if not any(name in _parameters_of(program) for program in programs):
+            fail(
+                TypeError,
+                f"{loss.__name__} has no option {name!r}",
+                expected=f"its options {sorted(_options_of(loss))}, or arguments of the programs",
+                found=f"{name}=..., an option of others",
+                hint="see help(rws_jax.make_step), which has all of them",
+            )
+
+
+def check_no_collision(loss: Callable, program: ProgramFn, role: str, num_args: int) -> None:
+    """A program's argument named as an option of the loss would not be passed on, in silence."""
+    own, program = _options_of(loss), unwrapped(program)
+    by_keyword = list(_parameters_of(program))[num_args:]
+    bound = getattr(program, "keywords", {})  # by functools.partial
+    taken = [name for name in by_keyword if name in own and name not in bound]
+    if taken:
+        fail(
+            ValueError,
+            f"argument {taken[0]!r} of the {role} has the name of an option of {loss.__name__}",
+            expected=f"arguments of the {role} named otherwise than the options {sorted(own)}",
+            found=f"{taken} among the arguments of the {role}",
+            hint=f"rename it, pass it by position, or bind it by functools.partial({role}, {taken[0]}=...)",
+        )
+
+
+def _options_of(loss: Callable) -> set[str]:
+    return {p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
+
+
+def _parameters_of(program: ProgramFn) -> dict[str, inspect.Parameter]:
+    try:
+        parameters = inspect.signature(unwrapped(program)).parameters.values()
+    except (TypeError, ValueError):  # not every callable tells
+        return {}
+    return {p.name: p for p in parameters if p.kind != p.VAR_KEYWORD}
