@@ -507,7 +507,7 @@ def test_a_branching_site_of_different_values_is_warned_of():
 
 def test_options_and_places_that_do_not_go_with_paths():
     annotated = in_plate("model", infer=STEERS), in_plate("guide", infer=STEERS)
-    with pytest.raises(ValueError, match="branching site 'z' of the model is in plate 'data'") as error:
+    with pytest.raises(ValueError, match="branching site 'z' of the guide is in plate 'data'") as error:
         make(*annotated, data_axes=None).init(jax.random.key(0), X)
     check(error, ValueError, "data_axes=0")
     rws = make()
