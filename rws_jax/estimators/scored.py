@@ -54,8 +54,11 @@ class Scored(PerUnit):
 
     @property
     def log_r(self) -> jax.Array:
-        """Log density of what particles were drawn from."""
-        return self.log_q if self.log_u is None else weights.log_mixture(self.log_q, self.log_u, self.delta)
+        """Log density of what particles were drawn from; as a function of parameters, of those of the guide alone."""
+        if self.log_u is None:
+            return self.log_q
+        log_u = lax.stop_gradient(self.log_u)  # where u is the model's prior, no loss of the guide trains the model
+        return weights.log_mixture(self.log_q, log_u, self.delta)
 
     @property
     def log_weights(self) -> jax.Array:
