@@ -39,8 +39,7 @@ def wake_theta_loss(
     .. math:: L_\theta = -\log \frac1K \sum_k w_k
 
     (Burda et al. 2016). Gradient: reaches `theta` alone; that of `phi` is exactly zero.
-    Bias: minus the loss is below the log evidence by :math:`O(1/K)` in expectation, as the logarithm is concave;
-    equal if the guide is the posterior.
+    Bias: minus the loss is :math:`O(1/K)` below the log evidence in expectation; equal if the guide is the posterior.
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
@@ -117,10 +116,11 @@ def wake_phi_loss(
     Two options change the variance of the gradient, and neither the value nor, for every K, the expectation. With a
     control variate it is :math:`-\sum_k (\bar w_k - 1/K) \nabla \log q_\phi(z_k)`, as :math:`E_q \nabla \log q = 0`;
     the variance vanishes where the guide is the posterior. With ``"dreg"`` it is :math:`-\sum_k \bar w_k (1 - \bar w_k)
-    \, \partial_z \log w_k \, \partial_\phi z_k` (Tucker et al. 2019), for log-weights continuous in z. Both ask for a
-    guide whose support does not move with its parameters. Defensive particles come from :math:`r = (1 - \delta)
-    q_\phi + \delta u`, a choice for each particle and unit, and weigh :math:`p / r`; their control variate is
-    :math:`(q / r)_k / K`. They keep a guide from losing what it has ceased to propose.
+    \, \partial_z \log w_k \, \partial_\phi z_k` (Tucker et al. 2019), for log-weights continuous in z. All ask for a
+    guide whose support does not move with its parameters. A third, ``"vimco"``, is another objective, minus the bound,
+    with the score-function gradient and a baseline from the other particles (Mnih and Rezende 2016), without bias.
+    Defensive particles come from :math:`r = (1 - \delta) q_\phi + \delta u`, a choice for each particle and unit, and
+    weigh :math:`p / r`; their control variate is :math:`(q / r)_k / K`. A guide then keeps what it ceases to propose.
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
@@ -129,10 +129,10 @@ def wake_phi_loss(
       guide: NumPyro guide, seeded.
       *args: arguments of both programs.
       num_particles: K, at least 2.
-      control_variate: whether to subtract the control variate; plays no part in ``gradient="dreg"``.
+      control_variate: whether to subtract the control variate; plays a part in ``gradient="score"`` alone.
       defensive: :math:`\delta` in [0, 1); 0.2 is customary.
       defensive_guide: u, a seeded NumPyro guide without parameters; default the model's prior over the latents.
-      gradient: ``"score"``, or ``"dreg"`` for guides whose every site has `has_rsample`.
+      gradient: ``"score"``, ``"dreg"`` for guides whose every site has `has_rsample`, or ``"vimco"``.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
       chunk_size: particles in memory at a time; None for all at once. Results do not depend on it, nor does memory then
@@ -169,6 +169,7 @@ def wake_phi_loss(
     References:
       Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+      Mnih and Rezende, Variational Inference for Monte Carlo Objectives, 2016, arXiv 1602.06725.
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
     options = WakeOptions(num_particles, control_variate, defensive, defensive_guide, gradient)

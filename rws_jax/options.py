@@ -18,7 +18,7 @@ from rws_jax.checks.arguments import check_flag, check_int, check_program
 from rws_jax.core.errors import fail
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.sites import Trace
-from rws_jax.estimators import dreg, score
+from rws_jax.estimators import dreg, score, vimco
 from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import DreamParticle, Sleep
 from rws_jax.estimators.wake import Wake, WakeParticle
@@ -47,6 +47,7 @@ class Gradient(NamedTuple):
 GRADIENTS = {
     "score": Gradient(score.phi_loss, "guides of any kind", without_control_variate=score.plain_phi_loss),
     "dreg": Gradient(dreg.phi_loss, "reparameterised guides", reparameterised=True),
+    "vimco": Gradient(vimco.phi_loss, "guides of any kind, which it trains on the bound"),
 }
 
 

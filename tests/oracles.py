@@ -93,6 +93,18 @@ def phi_loss(log_p, log_q, log_r=None, control_variate=False):
     return lax.stop_gradient(loss - surrogate) + surrogate
 
 
+def vimco_loss(log_p, log_q, log_r=None):
+    """Minus the bound, with the gradient of VIMCO; the sum over the other particles is taken one by one."""
+    log_r = log_q if log_r is None else log_r
+    log_w, num = lax.stop_gradient(log_p - log_r), len(log_p)
+    bound, score = logsumexp(log_w, axis=0) - jnp.log(num), 0.0
+    for k in range(num):
+        others = jnp.concatenate([log_w[:k], log_w[k + 1 :]])
+        baseline = logsumexp(jnp.concatenate([others, others.mean(axis=0)[None]]), axis=0) - jnp.log(num)
+        score = score + (bound - baseline - jax.nn.softmax(log_w, axis=0)[k]) * log_r[k]
+    return -jnp.sum(bound) - jnp.sum(score) + lax.stop_gradient(jnp.sum(score))
+
+
 def mixture(log_q, log_u, delta):
-    """Log density of a defensive proposal."""
-    return jnp.log((1 - delta) * jnp.exp(log_q) + delta * jnp.exp(log_u))
+    """Log density of a defensive proposal, whose u trains nobody."""
+    return jnp.log((1 - delta) * jnp.exp(log_q) + delta * jnp.exp(lax.stop_gradient(log_u)))

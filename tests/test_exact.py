@@ -16,7 +16,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax.estimators import score
+from rws_jax.estimators import score, vimco
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.sleep import dream_loss
 from rws_jax.estimators.wake import WakeParticle
@@ -94,6 +94,69 @@ def test_expected_wake_gradients_equal_enumeration(proposal):
     mean_weight = lambda particles: jnp.sum(jnp.mean(jnp.exp(particles.log_weights), axis=0))
     evidence = sum(jnp.exp(logsumexp(programs.binary_log_p(params[0], v))) for v in x)
     assert jnp.allclose(expected(package, mean_weight)[0], evidence, atol=1e-6)
+
+
+@pytest.mark.parametrize("proposal", ["guide", "prior", "uniform"])
+def test_the_expected_gradient_of_vimco_is_that_of_the_expected_bound(proposal):
+    """At K = 2, where the expectation itself is differentiated: densities, weights and all."""
+    x, theta = programs.BINARY_DATA[:2], programs.BINARY_THETA
+
+    def log_r_of(phi):
+        return jnp.stack([log_proposal(phi, theta, x[n], proposal) for n in range(2)])
+
+    def expected_loss(phi):
+        log_p = jnp.stack([programs.binary_log_p(theta, value) for value in x])
+        probability, total = 1.0, 0.0
+        for n in range(2):
+            log_r = log_r_of(phi)[n]
+            probability = probability * jnp.exp(log_r[TUPLES[:, 0, n]] + log_r[TUPLES[:, 1, n]])
+            log_w = (log_p[n] - log_r)[TUPLES[:, :, n]]
+            total = total + logsumexp(log_w, axis=1) - jnp.log(2)
+        return -jnp.sum(probability * total)
+
+    def loss(phi, states):
+        programs_, delta = defended(proposal, theta, phi, x)
+        z1, z2 = programs.BINARY_STATES[states, 0], programs.BINARY_STATES[states, 1]
+        return vimco.phi_loss(oracles.score(programs_, {"z1": z1, "z2": z2}, delta))
+
+    log_r = log_r_of(programs.BINARY_PHI)
+    probs = jnp.exp(sum(log_r[n][TUPLES[:, k, n]] for k in range(2) for n in range(2)))
+    leaves = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(programs.BINARY_PHI, TUPLES)
+    found = jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), leaves)
+    expected = jax.jit(jax.value_and_grad(expected_loss))(programs.BINARY_PHI)
+    assert all(jnp.any(jnp.abs(leaf) > 1e-3) for leaf in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_particles", [2, 3])
+def test_vimco_is_unbiased_where_particles_can_die(num_particles):
+    """The expectation counts outcomes in which all are dead as zero; some tuples have a single live particle."""
+    log_p = jnp.log(jnp.array([0.3, 0.0, 0.2, 0.0]))
+    phi = jnp.array([0.1, 0.9, -0.5, 0.4])
+    tuples = jnp.array(list(itertools.product(range(4), repeat=num_particles)))
+    is_alive = jnp.any(log_p[tuples] > -jnp.inf, axis=1)
+
+    def expected_loss(phi):
+        log_q = jax.nn.log_softmax(phi)[tuples]
+        alive = log_p[tuples] > -jnp.inf
+        log_w = jnp.where(alive, jnp.where(alive, log_p[tuples], 0.0) - log_q, -jnp.inf)
+        total = logsumexp(jnp.where(is_alive[:, None], log_w, 0.0), axis=1) - jnp.log(num_particles)
+        return -jnp.sum(jnp.exp(log_q.sum(axis=1)) * jnp.where(is_alive, total, 0.0))
+
+    loss = lambda phi, states: vimco.phi_loss(scored(log_p[states], jax.nn.log_softmax(phi)[states]))
+    gradients = jax.vmap(jax.grad(loss), (None, 0))(phi, tuples)
+    assert jnp.all(jnp.isfinite(gradients))
+    assert jnp.all(gradients[~is_alive] == 0.0)
+    probs = jnp.exp(jax.nn.log_softmax(phi)[tuples].sum(axis=1))
+    assert jnp.allclose(jnp.tensordot(probs, gradients, 1), jax.grad(expected_loss)(phi), atol=1e-6)
+
+
+def test_vimco_by_hand_where_some_are_dead():
+    """Weights 3, 0 and 1: a geometric mean with a zero in it is zero. If all others are dead there is no baseline."""
+    log_w = jnp.array([float(jnp.log(3.0)), -jnp.inf, 0.0])
+    expected = jnp.log(jnp.array([1.0, 4.0 + 3.0**0.5, 3.0]) / 3.0)
+    assert jnp.allclose(vimco.baseline(log_w[:, None])[:, 0], expected)
+    assert vimco.baseline(jnp.array([[2.0], [-jnp.inf]])).ravel().tolist() == pytest.approx([0.0, 2.0])
 
 
 @pytest.mark.parametrize("num_particles", [2, 3])

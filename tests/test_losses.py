@@ -10,7 +10,7 @@ from jax.scipy.stats import norm
 from numpyro.handlers import seed
 
 import rws_jax
-from rws_jax.estimators import dreg, score, sleep
+from rws_jax.estimators import dreg, score, sleep, vimco
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.scored import ScoredDreams
 from rws_jax.programs.density import Units
@@ -39,6 +39,8 @@ ESTIMATORS = {
     "phi, control variate": (rws_jax.wake_phi_loss, {}),
     "phi, defensive": (rws_jax.wake_phi_loss, {"defensive": DELTA, "control_variate": False}),
     "phi, defensive, control variate": (rws_jax.wake_phi_loss, {"defensive": DELTA}),
+    "phi, vimco": (rws_jax.wake_phi_loss, {"gradient": "vimco"}),
+    "phi, vimco, defensive": (rws_jax.wake_phi_loss, {"gradient": "vimco", "defensive": DELTA}),
 }
 
 
@@ -63,6 +65,8 @@ def test_wake_equals_hand_computation_from_detached_values(name):
         log_r = oracles.mixture(log_q, by_hand.log_prior(theta, z, x), delta) if delta else None
         if loss is rws_jax.wake_theta_loss:
             return by_hand.scale * oracles.theta_loss(log_p, log_q, log_r)
+        if "gradient" in options:
+            return by_hand.scale * oracles.vimco_loss(log_p, log_q, log_r)
         return by_hand.scale * oracles.phi_loss(log_p, log_q, log_r, options.get("control_variate", True))
 
     def all_of(evaluate):
@@ -121,6 +125,11 @@ def test_hand_numbers_on_three_particles():
     found = jax.grad(lambda t: dreg.phi_loss(path(t)))(1.0)
     assert jnp.allclose(found, -jnp.sum(slope * jnp.array([1.0, 2.0, 3.0])))
     assert jnp.allclose(dreg.phi_loss(path(1.0)), jnp.log(4.0))
+    # VIMCO: the bound log 2, minus that of the others with the geometric mean of theirs, minus the weight.
+    others = jnp.array([2.0 + 1.0 + 2.0**0.5, 3.0 + 1.0 + 3.0**0.5, 3.0 + 2.0 + 6.0**0.5]) / 3.0
+    expected = -(jnp.log(2.0) - jnp.log(others) - jnp.array([3.0, 2.0, 1.0]) / 6.0)
+    assert jnp.allclose(vimco.phi_loss(scored(log_p, log_q)), -jnp.log(2.0))
+    assert jnp.allclose(gradient(None, vimco.phi_loss), expected, atol=1e-6)
     assert jnp.allclose(sleep.dream_loss(ScoredDreams(log_q, Units((), 2.0))), 2.0 * jnp.log(4.0))
 
 

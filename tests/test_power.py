@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, wake, weights
+from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.programs import density, handlers
@@ -71,6 +71,8 @@ dreg_by_hand = partial(
 )
 dying = partial(test_exact.test_the_control_variate_leaves_the_expected_gradient_where_particles_can_die, 2)
 
+hand_numbers = test_losses.test_hand_numbers_on_three_particles
+
 # name -> module, a piece of its source, what it is replaced by, a test that must then fail
 MUTATIONS = {
     "draws not detached": (
@@ -120,6 +122,32 @@ MUTATIONS = {
     "single weight in dreg": (dreg, "slope = w * (1.0 - w)", "slope = w", dreg_by_hand),
     "sign of wake-theta": (bound, "return -scored.scale *", "return scored.scale *", expected("guide")),
     "sign of wake-phi": (score, "return -scored.scale *", "return scored.scale *", expected("guide")),
+    "u trained by the guide's loss": (scored, "lax.stop_gradient(self.log_u)", "self.log_u", by_hand("one latent")),
+    "sign of vimco": (
+        vimco,
+        "jnp.sum(bound) + weights.gradient_only",
+        "jnp.sum(bound) - weights.gradient_only",
+        hand_numbers,
+    ),
+    "score of the bound left out of vimco": (vimco, "signal - weights.normalise(log_w)", "signal", hand_numbers),
+    "a baseline of vimco with the particle itself": (
+        vimco,
+        "jnp.logaddexp(_logsumexp_of_others(log_w), own)",
+        "jnp.logaddexp(_logsumexp_of_others(log_w), log_w)",
+        hand_numbers,
+    ),
+    "vimco by q in place of r": (
+        vimco,
+        "coefficients * weights.masked(counts, scored.log_r)",
+        "coefficients * weights.masked(counts, scored.log_q)",
+        partial(test_exact.test_the_expected_gradient_of_vimco_is_that_of_the_expected_bound, "prior"),
+    ),
+    "a geometric mean of the living alone": (
+        vimco,
+        "num_others_dead > 0",
+        "num_others_dead < 0",
+        partial(test_exact.test_vimco_by_hand_where_some_are_dead),
+    ),
     "sign of sleep-phi": (sleep, "return -dreams.scale", "return dreams.scale", dreams_expected),
     "sign of the baseline": (
         score,
@@ -160,8 +188,8 @@ MUTATIONS = {
     "scale left in the weights": (density, '(site["scale"] / self.scale)', 'site["scale"]', by_hand("subsampled")),
     "q in place of r": (
         scored,
-        "self.log_q if self.log_u is None else weights.log_mixture(self.log_q, self.log_u, self.delta)",
-        "self.log_q",
+        "return weights.log_mixture(self.log_q, log_u, self.delta)",
+        "return self.log_q",
         expected("prior"),
     ),
     "r with its shares exchanged": (

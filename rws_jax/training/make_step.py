@@ -68,7 +68,7 @@ def make_step(
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
-      gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
+      gradient: of wake-phi, ``"score"``, ``"dreg"`` or ``"vimco"``; see `wake_phi_loss`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
         for programs that branch in Python on sampled values.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.

@@ -60,7 +60,7 @@ class ReweightedWakeSleep(ELBO):
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
-      gradient: of wake-phi, ``"score"`` or ``"dreg"``; see `wake_phi_loss`.
+      gradient: of wake-phi, ``"score"``, ``"dreg"`` or ``"vimco"``; see `wake_phi_loss`.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh.
       data_axes: for programs written for one datum, where the arguments have the axis of data; see `wake_phi_loss`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rws_jax.estimators import dreg, score
+from rws_jax.estimators import dreg, score, vimco
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.sleep import DreamParticle, dream_loss
 from rws_jax.estimators.wake import WakeParticle
@@ -33,7 +33,12 @@ REPARAMETERISED |= {"subsampled", "scan", "reversed scan"}
 
 # what a particle computes -> the estimators that are functions of it
 ESTIMATORS = {
-    WakeParticle(): {"theta": theta_loss, "phi": score.phi_loss, "phi, plain": score.plain_phi_loss},
+    WakeParticle(): {
+        "theta": theta_loss,
+        "phi": score.phi_loss,
+        "phi, plain": score.plain_phi_loss,
+        "phi, vimco": vimco.phi_loss,
+    },
     WakeParticle(0.3): {"theta, defensive": theta_loss, "phi, defensive": score.phi_loss},
     WakeParticle(reparameterised=True): {"phi, dreg": dreg.phi_loss},
     DreamParticle(): {"sleep": dream_loss},
