@@ -84,6 +84,6 @@ def _options_of(loss: Callable) -> set[str]:
 def _parameters_of(program: ProgramFn) -> dict[str, inspect.Parameter]:
     try:
         parameters = inspect.signature(unwrapped(program)).parameters.values()
-    except (TypeError, ValueError):  # not every callable tells
+    except (TypeError, ValueError):  # not every callable has a signature
         return {}
     return {p.name: p for p in parameters if p.kind != p.VAR_KEYWORD}

@@ -62,15 +62,15 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
         )
 
 
-def check_all_met(names: Iterable[str], met: dict[str, Any]) -> None:
+def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
     """Constraints of parameters are known once the programs have come by them."""
-    missing = sorted(set(names) - met.keys())
+    missing = sorted(set(names) - found.keys())
     if missing:
         fail(
             ValueError,
             f"param sites {missing} of the state were not met when the programs ran",
             expected="programs that take all of their parameters",
-            found=f"param sites {sorted(met)}",
+            found=f"param sites {sorted(found)}",
             hint="pass the state that belongs to these programs; take parameters at their top, not in branches",
         )
 
@@ -172,7 +172,7 @@ def check_unscaled(guide_run: Trace, subsampling: float, option: str) -> None:
 
 
 def check_reparameterised(run: Trace) -> None:
-    """The pathwise gradient passes through every draw."""
+    """The reparameterised gradient passes through every draw."""
     for name, site in latent_sites(run).items():
         if not (site["fn"].has_rsample or isinstance(base_distribution(site["fn"]), dist.Delta)):
             fail(

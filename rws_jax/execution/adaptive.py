@@ -26,7 +26,7 @@ class Adaptive(Executor):
 
     @property
     def ragged(self) -> bool:
-        """Whether branching sites have been met."""
+        """Whether a branching site has been found so far."""
         return self._branches
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
@@ -34,7 +34,7 @@ class Adaptive(Executor):
         if not self._branches:
             try:
                 return self.mapped(particle, programs, num)
-            except BranchingSiteError:  # only a run of the programs tells
+            except BranchingSiteError:  # whether programs branch is known only once they run
                 self.branch()
         return self.by_paths(particle, programs, num)
 

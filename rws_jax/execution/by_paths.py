@@ -16,7 +16,7 @@ from rws_jax.core.errors import describe, fail
 from rws_jax.core.trees import is_traced, split_floats
 from rws_jax.execution.branching.errors import fail_traced
 from rws_jax.execution.branching.grouped_run import GroupedRun
-from rws_jax.execution.branching.handler import UnplannedBranch
+from rws_jax.execution.branching.handler import UnannotatedBranch
 from rws_jax.execution.branching.path_cache import Kind, PathCache
 from rws_jax.execution.data_axes import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn
@@ -59,7 +59,7 @@ class ByPaths(Executor):
                 try:
                     grouped = GroupedRun(cache, kind, inputs.with_params(with_floats(arrays)), pairs, self.max_size)
                     break
-                except UnplannedBranch as site:
+                except UnannotatedBranch as site:
                     cache.add_branching(site.name)
             structures.append(grouped.structure)
             return tuple(jnp.asarray(column.reshape(shape)) for column in grouped.results.T), grouped

@@ -54,7 +54,7 @@ class Executor(ABC):
         return None
 
     def metrics(self) -> dict[str, jax.Array]:
-        """What the info of a step tells of how its particles ran; scalars."""
+        """How particles have run since `begin`: fields of the step's info, scalars."""
         return {}
 
 

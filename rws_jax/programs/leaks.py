@@ -74,7 +74,7 @@ def _with_other_data(
     """
     try:
         bound = inspect.signature(program).bind_partial(*arguments.args, **arguments.kwargs)
-    except (TypeError, ValueError):  # not every callable tells
+    except (TypeError, ValueError):  # not every callable has a signature
         return
     for name, value in observed.items():
         is_value = lambda leaf, value=value: leaf is value

@@ -60,7 +60,7 @@ class Program:
     @property
     def seeded(self) -> ProgramFn:
         """The program, seeded."""
-        # The same randomness is used in several runs: JAX is told that this is meant.
+        # One key is used in several runs on purpose, which JAX's check of reuse has to know.
         return self.fn if self.is_seeded else seed(self.fn, jax.random.clone(self.rng_key), list(self.hide_types))
 
     def key_of(self, index: Index) -> jax.Array:

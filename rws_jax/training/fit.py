@@ -89,7 +89,7 @@ def fit(
                 size = min(block, num_steps - start)
                 try:
                     new_state, infos = run(state, size, args, kwargs)
-                except BranchingSiteError:  # only the run of a program tells
+                except BranchingSiteError:  # whether programs branch is known only once they run
                     run = partial(_one_by_one, step, itertools.repeat(()))
                     new_state, infos = run(state, size, args, kwargs)
                 if infos is None and blocks:

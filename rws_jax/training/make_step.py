@@ -64,7 +64,7 @@ def make_step(
       insomnia: share of wake-phi in the guide's loss, in [0, 1], or a schedule: a function of the step count.
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
       phi_steps: updates of the guide, with fresh particles each, for every one of the model. The last shares its
-        particles with the model's, and it is these that the info tells of.
+        particles with the model's, and these are what the info reports.
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.

@@ -42,7 +42,7 @@ class Trainer:
     kinds: StateKinds = field(default_factory=StateKinds)
     loop: Callable = lax.scan  # how several updates of the guide are made
     compiled: Callable[[Callable], Callable] = _as_it_is  # what updates are called through, if steps are not compiled
-    num_runs: int = 1  # of programs at most, until all of their parameters are met
+    num_runs: int = 1  # of programs at most, until all of their parameters are found
 
     def init(self, rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         """The first state, once it is clear that programs, options and arguments fit together."""
@@ -100,7 +100,7 @@ class Trainer:
                 params |= constrained_values(run)
             if params.keys() >= names:
                 break
-        sites.check_all_met(names, params)
+        sites.check_all_found(names, params)
         return params
 
     def _initial_params(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params]:
@@ -121,11 +121,11 @@ class Trainer:
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
         insomnia = self.loss.options.insomnia
-        share = insomnia(step) if callable(insomnia) else insomnia
-        check_scheduled_insomnia(share)
-        share = jnp.asarray(share, float)
-        # A schedule that leaves [0, 1] is told at run time only: as NaN it stops the update, and the info shows it.
-        return jnp.where((share >= 0.0) & (share <= 1.0), share, jnp.nan)
+        value = insomnia(step) if callable(insomnia) else insomnia
+        check_scheduled_insomnia(value)
+        value = jnp.asarray(value, float)
+        # A schedule that leaves [0, 1] shows at run time only: as NaN it stops the update, and the info reports it.
+        return jnp.where((value >= 0.0) & (value <= 1.0), value, jnp.nan)
 
     def _like_init(self, state: RWSState, arguments: Arguments) -> RWSState:
         """A state of the kind that `init` would make of these arguments."""

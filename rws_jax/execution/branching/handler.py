@@ -24,7 +24,7 @@ class TraceEnded(BaseException):
         self.name, self.value = name, value
 
 
-class UnplannedBranch(BaseException):
+class UnannotatedBranch(BaseException):
     """A site branches in this program, but not in the one that has drawn it, which has to stop there too."""
 
     def __init__(self, name: str) -> None:
@@ -60,7 +60,7 @@ class BranchHandler(Messenger):
         elif not is_known(msg):
             drawn = self.drawn(msg["name"])
             if drawn is None:
-                raise UnplannedBranch(msg["name"])
+                raise UnannotatedBranch(msg["name"])
             msg["value"] = drawn  # a constant, which a value that was kept within a support is not
 
     def choose(self, site: Site) -> Any:
@@ -107,7 +107,7 @@ class KnownValues(BranchHandler):
 
 
 class no_branching(Messenger):
-    """Refuses branching sites whose values are not known, as all is compiled at once, and tells who wants to know."""
+    """Refuses branching sites whose values are not known, as all is compiled at once; `when_met` is called at each."""
 
     def __init__(self, when_met: Callable[[], None] | None = None) -> None:
         self.when_met = when_met

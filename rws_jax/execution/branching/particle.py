@@ -1,4 +1,4 @@
-"""One particle along a branching trace: what programs compute there, and what their errors are told with."""
+"""One particle along a branching trace: what programs compute there, and how their errors are reported."""
 
 from typing import Any
 
