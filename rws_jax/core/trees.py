@@ -9,12 +9,12 @@ from jax import lax
 from jax.core import Tracer
 
 
-def is_float(x: Any) -> bool:
+def is_float(x: object) -> bool:
     """Whether a leaf holds floating point numbers."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-def is_traced(tree: Any) -> bool:
+def is_traced(tree: object) -> bool:
     """Whether any leaf is known only at run time."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
@@ -43,7 +43,7 @@ def trainable(tree: Any) -> Any:
     return strong(jax.tree.map(lambda x: x if is_float(x) else jnp.asarray(x, float), tree))
 
 
-def all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: object) -> jax.Array:
     """Whether every number of a tree is finite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ class PerUnit:
     def joint(self) -> Self:
         """All units as one: where sites differ from particle to particle, what the units are is not known."""
         num_axes = len(self.units.sizes)
-        summed = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(x.ndim - num_axes, x.ndim))), self)
-        return replace(summed, units=Units((), self.units.scale), sites=frozenset())  # type: ignore[type-var]
+        summed: Any = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(x.ndim - num_axes, x.ndim))), self)
+        return replace(summed, units=Units((), self.units.scale), sites=frozenset())
 
 
 @partial(

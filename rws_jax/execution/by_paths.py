@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rws_jax.core.errors import describe, fail
+from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced, split_floats
 from rws_jax.execution.branching.errors import fail_traced
 from rws_jax.execution.branching.grouped_run import GroupedRun
@@ -99,7 +100,7 @@ class _Held:
 
 
 @lru_cache(maxsize=16)
-def _cache_of(*fns: Any) -> PathCache:
+def _cache_of(*fns: ProgramFn) -> PathCache:
     """The cache of a loss that is called again with the same programs; `make_step` has its own."""
     return PathCache()
 

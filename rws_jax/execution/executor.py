@@ -1,8 +1,8 @@
 """The interface between what a particle computes and how all of them run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +58,21 @@ class Executor(ABC):
         return {}
 
 
-def side_by_side(results: list[Any], axis: int = 0) -> Any:
+def side_by_side(results: list[T], axis: int = 0) -> T:
     """Stack results that were computed one by one; where they differ in structure, each is taken as one unit."""
-    if len({jax.tree.structure(result) for result in results}) > 1 and hasattr(results[0], "joint"):
-        results = [result.joint() for result in results]
+    if len({jax.tree.structure(result) for result in results}) > 1:
+        results = [as_one_unit(result) for result in results]
     check_alike([jax.tree.structure(result) for result in results])
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=axis), *results)
 
 
-def check_alike(structures: Iterable[Any]) -> None:
+def as_one_unit(result: T) -> T:
+    """A result of which all units are one, if it has units."""
+    joint: Callable[[], T] = getattr(result, "joint", lambda: result)
+    return joint()
+
+
+def check_alike(structures: Iterable[Hashable]) -> None:
     """Only what has one structure can be laid side by side."""
     found = sorted({str(structure) for structure in structures})
     if len(found) > 1:

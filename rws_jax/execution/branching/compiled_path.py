@@ -1,7 +1,6 @@
 """One branching trace, compiled for a number of particles: what comes next on it, or results and their gradients."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ class CompiledPath:
     ) -> None:
         self.trace, self.size = trace, size
         self.stops_at: str | None = None  # known once it is traced
-        self.structure: Any = None  # of the results, likewise
+        self.structure: Hashable | None = None  # of the results, likewise
         self._shape: tuple[int, ...] | None = None
 
         def run(programs: Programs, datum: jax.Array, number: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ particles are grouped by it, and so on until the programs end. Then the function
 gives its part of the gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class GroupedRun:
         self._cache, self._kind, self._programs, self._pairs = cache, kind, programs, pairs
         self._grads = _zeros_like(split_floats(programs.params)[0])
         self.results = np.zeros((len(pairs), 0), jnp.result_type(float))  # the numbers that each particle computes
-        self.structure: Any = None  # the tree that these are the leaves of
+        self.structure: Hashable | None = None  # the tree that these are the leaves of
         self.groups: list[Group] = []
         frontier = [((), np.arange(len(pairs)))]
         while frontier:
@@ -82,7 +82,7 @@ class GroupedRun:
         datum, number = self._pairs[member].tolist()
         return run_along(handler, self._kind.particle, programs, self._kind.data, datum, number)
 
-    def _finish(self, group: Group, numbers: np.ndarray, structure: Any) -> None:
+    def _finish(self, group: Group, numbers: np.ndarray, structure: Hashable | None) -> None:
         if not self.groups:
             self.results = np.zeros((len(self._pairs), numbers.shape[1]), jnp.result_type(float))
             self.structure = structure

@@ -5,8 +5,8 @@ the values are constants of the run; where the trace ends, the run stops and han
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
+import jax
 from jax.core import Tracer
 
 from rws_jax.core.numpyro_internals import Messenger
@@ -19,7 +19,7 @@ from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 class TraceEnded(BaseException):
     """A branching trace has ended at a site, with what was drawn there. No program is to catch this."""
 
-    def __init__(self, name: str, value: Any) -> None:
+    def __init__(self, name: str, value: jax.Array) -> None:
         super().__init__(name)
         self.name, self.value = name, value
 
@@ -63,7 +63,7 @@ class BranchHandler(Messenger):
                 raise UnannotatedBranch(msg["name"])
             msg["value"] = drawn  # a constant, which a value that was kept within a support is not
 
-    def choose(self, site: Site) -> Any:
+    def choose(self, site: Site) -> jax.Array:
         """The value of the site that branches next."""
         position, name = len(self.taken), site["name"]
         if position < len(self.trace):
@@ -78,7 +78,7 @@ class BranchHandler(Messenger):
         self.taken.append(BranchingValue.of(name, drawn))
         return drawn
 
-    def drawn(self, name: str) -> Any:
+    def drawn(self, name: str) -> jax.Array | None:
         """The value that a site has been given, or None."""
         return next((value.array for value in self.taken if value.name == name), None)
 
@@ -96,12 +96,12 @@ class KnownValues(BranchHandler):
         self.values = {value.name: value.array for value in values}
         super().__init__((), set(self.values))
 
-    def choose(self, site: Site) -> Any:
+    def choose(self, site: Site) -> jax.Array:
         """The known value, or a draw."""
         name = site["name"]
         return self.values[name] if name in self.values else site["fn"](*site["args"], **site["kwargs"])
 
-    def drawn(self, name: str) -> Any:
+    def drawn(self, name: str) -> jax.Array | None:
         """The known value, or None."""
         return self.values.get(name)
 

@@ -1,27 +1,36 @@
 """One particle along a branching trace: what programs compute there, and how their errors are reported."""
 
-from typing import Any
+from typing import TypeVar
+
+import jax
 
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.errors import fail_located, fail_unannotated
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.data_axes import Data
-from rws_jax.execution.executor import ParticleFn
+from rws_jax.execution.executor import ParticleFn, as_one_unit
 from rws_jax.programs.program import Index, Programs
+
+T = TypeVar("T")
 
 
 def run_along(
-    handler: BranchHandler, particle: ParticleFn, programs: Programs, data: Data, datum: Any, number: Any
-) -> Any:
+    handler: BranchHandler,
+    particle: ParticleFn[T],
+    programs: Programs,
+    data: Data,
+    datum: jax.Array | int,
+    number: jax.Array | int,
+) -> T:
     """Run one particle of one datum within a handler; where programs branch, all of a datum is one unit."""
-    datum = None if data.axes is None else datum
-    programs = data.take(programs, datum)
+    index = Index(number, None if data.axes is None else datum, alone=True)
+    programs = data.take(programs, index.datum)
     try:
         with handler:
-            result = particle(programs, Index(number, datum, alone=True))
+            result = particle(programs, index)
         handler.check_ended()
     except CONCRETIZATION_ERRORS as error:
         fail_unannotated(error, list(dict.fromkeys(handler.unknown)), tuple(handler.taken))
     except Exception as error:
         fail_located(error, tuple(handler.taken))
-    return result.joint()
+    return as_one_unit(result)

@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter, OrderedDict
-from typing import Any, NamedTuple
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Kind(NamedTuple):
 
     particle: ParticleFn
     data: Data
-    structure: Any
+    structure: Hashable
     avals: tuple
 
 

@@ -16,7 +16,7 @@ class BranchingValue(NamedTuple):
     dtype: str
 
     @classmethod
-    def of(cls, name: str, value: Any) -> "BranchingValue":
+    def of(cls, name: str, value: jax.Array | np.ndarray) -> "BranchingValue":
         """Of an array that is known."""
         value = np.asarray(value)
         return cls(name, _frozen(value.tolist()), str(value.dtype))
