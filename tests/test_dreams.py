@@ -228,9 +228,10 @@ def test_data_given_by_condition_are_data(model, guide, x):
     """In wake they are scored, as with obs=; in sleep they are dreamt."""
     conditioned = numpyro.handlers.condition(partial(model, observed=False), data={"x": x})
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    losses = [rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x) for program in (model, conditioned)]
-    assert jnp.allclose(*losses)
-    _, data = dream(Call(seed(conditioned, 0), "model", params[0], (x,), {}), jnp.arange(3), ())
+    loss = lambda program: rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x)
+    assert jnp.allclose(*jax.jit(lambda: [loss(program) for program in (model, conditioned)])())
+    call = Call(seed(conditioned, 0), "model", params[0], (x,), {})
+    data = jax.jit(lambda: dream(call, jnp.arange(3), ())[1])()
     assert data["x"].shape == (3, *x.shape)
     assert not jnp.any(data["x"] == x[None])
 
@@ -241,7 +242,7 @@ def test_the_outer_of_two_conditions_holds_in_scan():
     both = numpyro.handlers.condition(inner, data={"x": x})
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
     loss = lambda model: rws_jax.wake_theta_loss(*params, seed(model, 0), seed(programs.scan_guide, 1), x)
-    assert jnp.allclose(loss(both), loss(programs.scan_model))
+    assert jnp.allclose(*jax.jit(lambda: (loss(both), loss(programs.scan_model)))())
 
 
 @pytest.mark.usefixtures("allow_rank_promotion")

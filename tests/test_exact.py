@@ -103,7 +103,7 @@ def test_the_control_variate_leaves_the_expected_gradient_where_particles_can_di
             scored = Particles(log_p[states], jax.nn.log_softmax(phi)[states], 1.0)
             return estimators.phi_loss(scored, control_variate)
 
-        return jnp.tensordot(probs, jax.vmap(jax.grad(loss), (None, 0))(phi, tuples), 1)
+        return jnp.tensordot(probs, jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(phi, tuples), 1)
 
     assert jnp.allclose(expected(True), expected(False), atol=1e-6)
     dead = Particles(log_p[jnp.array([1, 3])], jax.nn.log_softmax(phi)[jnp.array([1, 3])], 1.0)
@@ -149,7 +149,7 @@ def test_particles_are_drawn_from_their_proposal(proposal):
     model, guide = calls(*BINARY, x)
     uniform = Call(seed(uniform_guide, 9), "defensive guide", None, (x,), {}) if proposal == "uniform" else None
     defence = None if proposal == "guide" else Defence(DELTA, model, uniform)
-    z = draw_particles(guide, jnp.arange(num), defence).latents
+    z = jax.jit(lambda: draw_particles(guide, jnp.arange(num), defence).latents)()
     states = 2 * z["z1"] + z["z2"]
     r = [jnp.exp(log_proposal(programs.BINARY_PHI, programs.BINARY_THETA, v, proposal)) for v in x]
     for n in range(3):
@@ -161,7 +161,7 @@ def test_particles_are_drawn_from_their_proposal(proposal):
 def test_dreams_are_drawn_from_the_model():
     num = 20_000
     model, _ = calls(*BINARY, programs.BINARY_DATA)
-    draws, data = dream(model, jnp.arange(num), ())
+    draws, data = jax.jit(lambda: dream(model, jnp.arange(num), ()))()
     state = 2 * draws.latents["z1"] + draws.latents["z2"]
     for value in (0.0, 1.0):
         probs = jnp.exp(programs.binary_log_p(programs.BINARY_THETA, value))
@@ -310,7 +310,7 @@ def test_the_reparameterised_gradient_is_that_of_the_formula(name, path):
     """Along the path of the same draws, with the parameters of the densities fixed; units weigh for themselves."""
     model, guide, x, log_p, log_q, _, scale = programs.BY_HAND[name]
     theta, phi, num = programs.BY_HAND_THETA, programs.BY_HAND_PHI, 5
-    z = draw_particles(calls(model, guide, theta, phi, x)[1], jnp.arange(num)).latents
+    z = jax.jit(lambda: draw_particles(calls(model, guide, theta, phi, x)[1], jnp.arange(num)).latents)()
     noise = {"z1": z["z1"] - phi["a"], "z2": z["z2"] - phi["c"] * z["z1"]} if name == "two latents" else {}
     noise |= {"z": z["z"] - path_of_minibatch(phi, {"z": 0.0})["z"]} if name == "subsampled" else {}
 
@@ -320,9 +320,9 @@ def test_the_reparameterised_gradient_is_that_of_the_formula(name, path):
         w = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=0))
         return -scale * jnp.sum(w * (1 - w) * log_w)
 
-    loss = lambda *p: rws_jax.wake_phi_loss(*p, *seeded(model, guide), x, num_particles=num, gradient="dreg")
-    value, grads = value_and_grads(loss)(theta, phi)
-    chex.assert_trees_all_close(grads[1], jax.grad(by_hand)(phi), rtol=1e-4)
+    loss = lambda *p, **how: rws_jax.wake_phi_loss(*p, *seeded(model, guide), x, num_particles=num, **how)
+    value, grads = value_and_grads(partial(loss, gradient="dreg"))(theta, phi)
+    chex.assert_trees_all_close(grads[1], jax.jit(jax.grad(by_hand))(phi), rtol=1e-4)
     assert grads[0]["mu"] == 0.0
-    plain = rws_jax.wake_phi_loss(theta, phi, *seeded(model, guide), x, num_particles=num, control_variate=False)
+    plain = jax.jit(partial(loss, control_variate=False))(theta, phi)
     assert jnp.allclose(value, plain, rtol=1e-6)

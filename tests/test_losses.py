@@ -28,7 +28,7 @@ DELTA = 0.3
 
 def drawn(model, guide, phi, *args, num_particles):
     """Latents that the losses draw from these programs."""
-    return draw_particles(calls(model, guide, {}, phi, *args)[1], jnp.arange(num_particles)).latents
+    return jax.jit(lambda: draw_particles(calls(model, guide, {}, phi, *args)[1], jnp.arange(num_particles)).latents)()
 
 
 # The same draws, densities written out by hand
@@ -54,10 +54,16 @@ def test_wake_equals_hand_computation_from_detached_values(name):
     model, guide, x, num = by_hand.model, by_hand.guide, by_hand.x, 7
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
     model_call, guide_call = calls(model, guide, *params, x)
-    draws = {
-        0.0: draw_particles(guide_call, jnp.arange(num)).latents,
-        DELTA: draw_particles(guide_call, jnp.arange(num), Defence(DELTA, model_call, None)).latents,
-    }
+
+    @jax.jit
+    def draw():
+        defence = Defence(DELTA, model_call, None)
+        return {
+            0.0: draw_particles(guide_call, jnp.arange(num)).latents,
+            DELTA: draw_particles(guide_call, jnp.arange(num), defence).latents,
+        }
+
+    draws = draw()
     changed = [jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items()]
     assert any(changed)
 
@@ -91,14 +97,16 @@ def test_sleep_equals_hand_computation_from_dreams(name):
     by_hand = programs.BY_HAND[name]
     model, guide, x = by_hand.model, by_hand.guide, by_hand.x
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    draws, data = dream(calls(model, guide, params[0], {}, x)[0], jnp.arange(7), ())
+    draws, data = jax.jit(lambda: dream(calls(model, guide, params[0], {}, x)[0], jnp.arange(7), ()))()
 
     def hand(theta, phi):
         one = lambda s: by_hand.log_q(phi, {n: v[s][None] for n, v in draws.latents.items()}, data["x"][s])
         return -by_hand.scale * sum(jnp.sum(one(s)) for s in range(7)) / 7 + 0.0 * theta["mu"]
 
-    found = value_and_grads(lambda *p: rws_jax.sleep_phi_loss(*p, *seeded(model, guide), x, num_particles=7))(*params)
-    chex.assert_trees_all_close(found, value_and_grads(hand)(*params), rtol=2e-5)
+    package = lambda *p: rws_jax.sleep_phi_loss(*p, *seeded(model, guide), x, num_particles=7)
+    both = jax.jit(lambda *p: [jax.value_and_grad(loss, argnums=(0, 1))(*p) for loss in (package, hand)])
+    found, expected = both(*params)
+    chex.assert_trees_all_close(found, expected, rtol=2e-5)
     assert found[1][0]["mu"] == 0.0
     assert not jnp.any(data["x"][0] == x)
 
@@ -355,8 +363,7 @@ def test_a_particle_depends_on_the_seed_and_its_index_alone():
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "legacy"])
 def test_typed_and_legacy_keys_give_the_same_loss(key):
     model, guide = seed(programs.binary_model, key(1)), seed(programs.binary_guide, key(2))
-    loss = rws_jax.wake_theta_loss(programs.BINARY_THETA, programs.BINARY_PHI, model, guide, programs.BINARY_DATA)
     reference = seed(programs.binary_model, 1), seed(programs.binary_guide, 2)
-    chex.assert_trees_all_equal(
-        loss, rws_jax.wake_theta_loss(programs.BINARY_THETA, programs.BINARY_PHI, *reference, programs.BINARY_DATA)
-    )
+    params = programs.BINARY_THETA, programs.BINARY_PHI
+    loss = lambda *programs_: rws_jax.wake_theta_loss(*params, *programs_, programs.BINARY_DATA)
+    chex.assert_trees_all_equal(*jax.jit(lambda: (loss(model, guide), loss(*reference)))())
