@@ -308,6 +308,7 @@ def test_rare_paths_are_run_unjitted_until_they_are_not():
     assert info.num_compiled > 0
 
 
+@pytest.mark.floors
 def test_the_last_recently_used_function_is_dropped():
     rws, bounded = make(), make(max_compiled=1)
     (state, _), (bounded_state, info) = after(rws, 2), after(bounded, 2)
@@ -359,6 +360,7 @@ def test_parameters_are_arrays_to_programs_on_paths(compile_after, monkeypatch):
     chex.assert_trees_all_equal(values[0], *values[1:])
 
 
+@pytest.mark.floors
 def test_what_is_compiled_for_committed_parameters_is_compiled_once(caplog):
     rws = make()
     state = jax.device_put(rws.init(jax.random.key(0), X), jax.devices()[0])

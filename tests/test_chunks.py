@@ -91,6 +91,7 @@ def wide_guide(x):
         numpyro.sample("z", dist.Normal(loc, 1.0))
 
 
+@pytest.mark.floors
 def test_dead_particles_chunks_and_units_are_counted_and_train_nothing():
     """A chunk of one particle is often dead where its unit is not; the last unit is dead in all of them."""
     x = jnp.array([0.3, -0.2, 0.5])
@@ -143,6 +144,7 @@ def test_chunks_are_differentiated_like_any_function(way):
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.floors
 def test_second_derivatives_are_refused():
     """They would be wrong in silence: the weights are known where the gradient is taken."""
     with pytest.raises(ValueError, match="differentiated twice") as error:

@@ -115,6 +115,7 @@ def test_a_draw_depends_on_seed_datum_and_particle_alone():
     chex.assert_trees_all_close(draw(X[:2], jnp.array([3, 5])), z[jnp.array([3, 5]), :2])
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize(
     "options", [{"defensive": 0.3}, {"gradient": "dreg"}, {"insomnia": 0.0}, {"phi_steps": 2}], ids=str
 )

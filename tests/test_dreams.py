@@ -76,6 +76,7 @@ def test_shapes_of_dreams_and_data_agree(given):
         show_data(guide, DREAMT, args, kwargs, None)
 
 
+@pytest.mark.floors
 def test_signatures_are_seen_through_handlers():
     wrapped = numpyro.handlers.scale(seed(by_name, 0), scale=2.0)
     assert show_data(wrapped, DREAMT, (COVARIATE, REAL["x"]), {}, None)[0][1] is DREAMT["x"]
@@ -92,6 +93,7 @@ def autoregressive(x):
     scan(step, 0.0, x)
 
 
+@pytest.mark.floors
 def test_dreams_of_scan_carry_no_real_data():
     real = jnp.array([1e3, 2e3, 3e3])
     draws, data = dream(Call(seed(autoregressive, 0), "model", {}, (real,), {}), jnp.arange(2000), ())
@@ -216,6 +218,7 @@ def normal_guide(x):
     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0), 1.0))
 
 
+@pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse")
 @pytest.mark.parametrize(
     ("model", "guide", "x"),

@@ -90,6 +90,7 @@ def test_expected_wake_gradients_equal_enumeration(proposal):
     assert jnp.allclose(expected(package, mean_weight)[0], evidence, atol=1e-6)
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("num_particles", [2, 3])
 def test_the_control_variate_leaves_the_expected_gradient_where_particles_can_die(num_particles):
     """Two of four states are impossible, so some tuples are dead as a whole, and some have one live particle."""
@@ -110,6 +111,7 @@ def test_the_control_variate_leaves_the_expected_gradient_where_particles_can_di
     assert jnp.all(jax.grad(lambda log_q: estimators.phi_loss(Particles(dead.log_p, log_q, 1.0)))(dead.log_q) == 0.0)
 
 
+@pytest.mark.floors
 def test_expected_sleep_gradient_equals_enumeration():
     """Dreams are (z1, z2, x); their exact expectation is a sum over eight states."""
     dreams = jnp.array(list(itertools.product([0, 1], repeat=3)))

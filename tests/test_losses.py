@@ -20,7 +20,10 @@ from tests.oracles import calls, seeded, value_and_grads, wake
 
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
-by_program = pytest.mark.parametrize("name", programs.BY_HAND)
+IN_FLOORS = "one latent", "scan", "cond", "masked"  # what rests on NumPyro's own handlers
+by_program = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.floors if name in IN_FLOORS else ()) for name in programs.BY_HAND]
+)
 allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")
 allow_as_numpyro_does = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 DELTA = 0.3
@@ -196,6 +199,7 @@ def test_weights_joint_over_the_data_would_decay(n, decayed):
     assert jnp.abs(grads.mean() - decayed) < 0.02
 
 
+@pytest.mark.floors
 @allow_key_reuse
 @by_loss
 def test_subsampling_scales_the_loss_and_leaves_the_weights(loss):
@@ -271,6 +275,7 @@ def test_global_latent_makes_one_unit_and_nested_plates_make_many():
     assert jnp.allclose(scored.log_p, by_hand, rtol=1e-5)
 
 
+@pytest.mark.floors
 def test_mask_and_scale_handlers_count_as_written():
     mask = jnp.array([True, False, True])
 
@@ -360,6 +365,7 @@ def test_a_particle_depends_on_the_seed_and_its_index_alone():
     assert len({float(z[0]) for z in ten}) == 10
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "legacy"])
 def test_typed_and_legacy_keys_give_the_same_loss(key):
     model, guide = seed(programs.binary_model, key(1)), seed(programs.binary_guide, key(2))

@@ -65,6 +65,7 @@ def test_options_are_passed_on_to_the_losses(name):
     assert not jnp.allclose(gradients_of(plain, state, DATA)[1]["a"], phi_grad["a"], rtol=1e-3)
 
 
+@pytest.mark.floors
 def test_dreg_is_passed_on_to_wake_phi():
     rws = rws_jax.make_step(programs.one_model, programs.one_guide, num_particles=4, gradient="dreg", **SCALE)
     state = rws.init(jax.random.key(0), 1.3)
@@ -207,6 +208,7 @@ def test_programs_may_have_arguments_named_as_those_of_the_package():
     assert jax.jit(loss)(**by_name) == jax.jit(loss)(x, 0.5, 2.0)
 
 
+@pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 @pytest.mark.parametrize("autoguide", [AutoNormal, AutoDiagonalNormal])
 def test_automatic_guides_train_in_wake_by_either_gradient(autoguide):
