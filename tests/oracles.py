@@ -37,26 +37,28 @@ def programs_of(model, guide, theta, phi, *args, defensive_guide=None):
 def draw(programs, particles, delta=0.0, data_axes=None):
     """What the guide, or a defensive mixture, draws as these particles: so many, or those of an array of numbers."""
     particles = jnp.arange(particles) if isinstance(particles, int) else particles
-    return Vectorized(Data(data_axes))(WakeParticle(delta).draw, programs, len(particles), particles)
+    run = lambda programs: Vectorized(Data(data_axes))(WakeParticle(delta).draw, programs, len(particles), particles)
+    return jax.jit(run)(programs)
 
 
 def score(programs, latents, delta=0.0):
     """Log densities of given latents, with the particles in front."""
     one = lambda number, latents: WakeParticle(delta).score(programs, Index(number), Draws(latents, {}))
-    return jax.vmap(one)(jnp.arange(len(jax.tree.leaves(latents)[0])), latents)
+    return jax.jit(jax.vmap(one))(jnp.arange(len(jax.tree.leaves(latents)[0])), latents)
 
 
 def dream(model, num, *args, params=None):
     """Latents and data that a model dreams up."""
     programs = programs_of(model, lambda *args: None, {} if params is None else params, {}, *args)
-    dreams = Vectorized()(lambda programs, index: DreamParticle().dream(programs, index)[1], programs, num)
+    of_one = lambda programs, index: DreamParticle().dream(programs, index)[1]
+    dreams = jax.jit(lambda programs: Vectorized()(of_one, programs, num))(programs)
     return dreams.draws.latents, dreams.data
 
 
 def score_dreams(programs, latents, data):
     """Log densities of given dreams by the guide."""
     one = lambda latents, data: DreamParticle().score(programs, Index(0), Dream(Draws(latents, {}), data))
-    return jax.vmap(one)(latents, data)
+    return jax.jit(jax.vmap(one))(latents, data)
 
 
 def scored(log_p, log_q, log_r=None, log_path=None, scale=1.0):
@@ -67,7 +69,8 @@ def scored(log_p, log_q, log_r=None, log_path=None, scale=1.0):
 
 def wake(model, guide, *args, num_particles, params=({}, {})):
     """Scored particles of programs, which are seeded here unless they are already."""
-    return Vectorized()(WakeParticle(), programs_of(model, guide, *params, *args), num_particles)
+    run = lambda programs: Vectorized()(WakeParticle(), programs, num_particles)
+    return jax.jit(run)(programs_of(model, guide, *params, *args))
 
 
 def value_and_grads(loss):

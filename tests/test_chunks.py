@@ -1,5 +1,7 @@
 """Particles in chunks: the same results, in the memory of one chunk and of a few numbers for each particle."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,7 @@ def wide_guide(x):
         numpyro.sample("z", dist.Normal(loc, 1.0))
 
 
+@pytest.mark.floors
 def test_dead_particles_chunks_and_units_are_counted_and_train_nothing():
     """A chunk of one particle is often dead where its unit is not; the last unit is dead in all of them."""
     x = jnp.array([0.3, -0.2, 0.5])
@@ -135,12 +138,12 @@ WAYS = {
 )
 def test_chunks_are_differentiated_like_any_function(way):
     params = programs.BY_HAND_THETA
-    found, expected = (
-        WAYS[way](lambda p, size=size, **kwargs: two_latents_loss(size, p, **kwargs))(params) for size in (2, None)
-    )
+    differentiate = lambda size: WAYS[way](lambda p, **kwargs: two_latents_loss(size, p, **kwargs))
+    found, expected = differentiate(2)(params), jax.jit(differentiate(None))(params)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.floors
 def test_second_derivatives_are_those_of_all_particles_at_once():
     found, expected = (
         jax.hessian(lambda p, size=size: two_latents_loss(size, p))(programs.BY_HAND_THETA) for size in (2, None)
@@ -204,11 +207,10 @@ def test_a_program_that_is_not_trained_has_no_gradient_were_it_infinite():
     def guide(x):
         numpyro.sample("z", dist.Normal(jnp.sqrt(numpyro.param("a", 0.0)), 1.0))
 
-    gradient = lambda chunk_size: jax.grad(
-        lambda phi: rws_jax.wake_theta_loss(
-            programs.BY_HAND_THETA, phi, *seeded(programs.one_model, guide), 1.3, num_particles=5, chunk_size=chunk_size
-        )
-    )({"a": jnp.array(0.0)})
+    loss = lambda phi, chunk_size: rws_jax.wake_theta_loss(
+        programs.BY_HAND_THETA, phi, *seeded(programs.one_model, guide), 1.3, num_particles=5, chunk_size=chunk_size
+    )
+    gradient = lambda chunk_size: jax.jit(jax.grad(partial(loss, chunk_size=chunk_size)))({"a": jnp.array(0.0)})
     assert gradient(2) == gradient(None) == {"a": 0.0}
 
 

@@ -27,6 +27,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_outside_of_the_support_the_log_density_is_minus_infinity(name):
     fn, outside, inside = OUTSIDE[name]
@@ -75,6 +76,7 @@ def test_an_event_is_outside_if_any_element_is():
     assert jnp.all(feasible(fn, value, None)[0] == value[0])
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("order", ["mask outside", "mask inside"])
 def test_masked_elements_count_neither_as_inside_nor_as_outside(order):
     mask = jnp.array([[True, False]])
@@ -107,6 +109,7 @@ def traced(program):
     return trace(seed(program, 0)).get_trace()
 
 
+@pytest.mark.floors
 def test_units_are_the_plates_common_to_all_sites():
     def model():
         with numpyro.plate("a", 4, dim=-2):
@@ -137,6 +140,7 @@ def test_plates_in_sequence_that_share_a_dim_are_no_units():
     assert Units.of(traced(model)) == Units((), 1.0)
 
 
+@pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_the_scale_of_subsampling_is_taken_out_and_that_of_handlers_stays():
     def model():

@@ -134,6 +134,7 @@ def collectives(mesh_shape, **options):
     return [re.findall(r"[a-z]+\d*\[([\d,]*)\]", shapes) for shapes, _ in found]
 
 
+@pytest.mark.floors
 def test_data_over_devices_cost_one_reduction_of_gradients():
     reductions = collectives((8, 1))
     gradients = [shapes for shapes in reductions if any(shapes)]
@@ -160,6 +161,7 @@ def test_particles_over_devices_cost_reductions_of_units_and_of_gradients():
     assert sum(bool(gradients & set(shapes)) for shapes in reductions) <= 2
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_a_step_on_many_devices_is_compiled_once(axis_type, caplog):
     """`init` puts the state where the step will."""
@@ -216,6 +218,7 @@ def test_losses_refuse_them_too():
         check(error, ValueError, "multiple of 4", "num_particles=8")
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("value", ["particles", P("particles"), 8, "two axes", "none", "any", "abstract"])
 def test_other_shardings_are_refused(value):
     mesh = mesh_of(2, 4)

@@ -46,8 +46,8 @@ def test_the_two_optimizers_of_the_migration_page_update_at_their_own_rates():
     page = {}
     exec(own_block + optimizers, page)
     svi, data = page["svi"], {"x": jnp.array(0.3)}
-    state = svi.init(page["jax"].random.key(0), observations=data)
+    state, update = svi.init(page["jax"].random.key(0), observations=data), page["jax"].jit(svi.update)
     before = svi.optim.get_params(state.optim_state)
-    after = svi.optim.get_params(svi.update(state, observations=data)[0].optim_state)
+    after = svi.optim.get_params(update(state, observations=data)[0].optim_state)
     moved = {name: float(jnp.abs(after[name] - before[name])) for name in before}
     assert moved == pytest.approx({"weight": 1e-3, "slope": 1e-2, "bias": 1e-2}, rel=1e-3)  # Adam's first step

@@ -75,6 +75,7 @@ def test_shapes_of_dreams_and_data_agree(given):
         show_data(guide, DREAMT, args, kwargs, None)
 
 
+@pytest.mark.floors
 def test_signatures_are_seen_through_handlers():
     wrapped = numpyro.handlers.scale(seed(by_name, 0), scale=2.0)
     assert show_data(wrapped, DREAMT, (COVARIATE, REAL["x"]), {}, None)[0][1] is DREAMT["x"]
@@ -91,6 +92,7 @@ def autoregressive(x):
     scan(step, 0.0, x)
 
 
+@pytest.mark.floors
 def test_dreams_of_scan_carry_no_real_data():
     real = jnp.array([1e3, 2e3, 3e3])
     latents, data = dream(autoregressive, 2000, real)
@@ -215,6 +217,7 @@ def normal_guide(x):
     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0), 1.0))
 
 
+@pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse")
 @pytest.mark.parametrize(
     ("model", "guide", "x"),
@@ -227,8 +230,8 @@ def test_data_given_by_condition_are_data(model, guide, x):
     """In wake they are scored, as with obs=; in sleep they are dreamt."""
     conditioned = numpyro.handlers.condition(partial(model, observed=False), data={"x": x})
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    losses = [rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x) for program in (model, conditioned)]
-    assert jnp.allclose(*losses)
+    loss = lambda program: rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x)
+    assert jnp.allclose(*jax.jit(lambda: [loss(program) for program in (model, conditioned)])())
     _, data = dream(conditioned, 3, x, params=params[0])
     assert data["x"].shape == (3, *x.shape)
     assert not jnp.any(data["x"] == x[None])
@@ -240,7 +243,7 @@ def test_the_outer_of_two_conditions_holds_in_scan():
     both = numpyro.handlers.condition(inner, data={"x": x})
     params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
     loss = lambda model: rws_jax.wake_theta_loss(*params, seed(model, 0), seed(programs.scan_guide, 1), x)
-    assert jnp.allclose(loss(both), loss(programs.scan_model))
+    assert jnp.allclose(*jax.jit(lambda: (loss(both), loss(programs.scan_model)))())
 
 
 @pytest.mark.usefixtures("allow_rank_promotion")

@@ -135,6 +135,7 @@ def test_one_particle_is_too_few_where_the_model_has_parameters():
     check(error, ValueError, "'num_particles'")
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("key", [0, jnp.zeros(3), None, jax.random.split(jax.random.key(0))])
 def test_init_takes_one_key(key):
     with pytest.raises(TypeError) as error:
@@ -703,6 +704,7 @@ def test_a_defensive_guide_is_seeded_for_losses_and_bare_for_make_step():
         rws_jax.make_step(model, guide, defensive=0.2, defensive_guide="prior")
 
 
+@pytest.mark.floors
 def test_python_branches_on_draws_are_told_of_the_alternatives():
     def branching_guide(x):
         z = numpyro.sample("z", NORMAL)
@@ -715,6 +717,7 @@ def test_python_branches_on_draws_are_told_of_the_alternatives():
         check(error, TypeError, "control_flow.cond", "handlers.mask", "vectorize_particles=False")
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("by", ["init", "loss"])
 def test_dreg_names_the_site_that_is_not_reparameterised(by):
     discrete_model, discrete_guide = (

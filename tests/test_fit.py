@@ -42,6 +42,7 @@ def assert_close(found, expected):
     chex.assert_trees_all_close((without_key(found), found_infos), (without_key(expected), infos), rtol=1e-5)
 
 
+@pytest.mark.floors
 def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
     """One compiled block, also for the last one, which has fewer steps, and for later fits."""
     expected = scan(start, 23)
@@ -98,6 +99,7 @@ def test_batches_come_before_what_all_steps_share():
     chex.assert_trees_all_equal(found, expected)
 
 
+@pytest.mark.floors
 def test_steps_that_cannot_be_jitted_are_taken_one_by_one():
     def model(x):
         z = numpyro.sample("z", dist.Bernoulli(0.5))
@@ -243,6 +245,7 @@ def test_one_seed_that_is_lost_does_not_stop_the_others():
 # the bar
 
 
+@pytest.mark.floors
 def test_the_bar_counts_steps_and_shows_means(start, capsys):
     _, infos = fit(start, 20, X, steps_per_block=10, progress_bar=True)
     shown = capsys.readouterr().err

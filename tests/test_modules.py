@@ -47,6 +47,7 @@ def autoencoder(library):
     return model, guide
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("library", [linen, flax_nnx, equinox])
 def test_networks_train_on_both_sides(library):
     model, guide = autoencoder(library)

@@ -164,7 +164,7 @@ def geometric_log_q(phi, n, x):
     return before + jax.nn.log_sigmoid(phi["a"] + 0.5 * n - 0.2 * x)
 
 
-@pytest.mark.parametrize("delta", [0.0, 0.4])
+@pytest.mark.parametrize("delta", [0.0, pytest.param(0.4, marks=pytest.mark.floors)])
 def test_a_geometric_number_of_sites_is_scored_as_by_hand(delta):
     x, num, theta, phi = 2.0, 6, {"p": jnp.array(0.4)}, {"a": jnp.array(-0.5)}
     n = numbers_of(draws_alone(programs_of(geometric_model, geometric_guide, theta, phi, x), num, delta))

@@ -118,6 +118,7 @@ def test_a_state_of_other_programs_or_optimizers_is_refused_with_the_paths_that_
     check(error, ValueError, *words)
 
 
+@pytest.mark.floors
 def test_trees_that_lost_their_types_are_refused(saved):
     """As orbax restores them without a tree to restore into."""
     plain = saved._replace(phi_opt_state=[{"trace": saved.phi_opt_state[0].trace}, None])
@@ -144,6 +145,7 @@ def test_states_of_several_seeds_need_a_step_that_is_mapped_over(saved):
     check(error, ValueError, "theta['loc'] float32[2, 2]", "jax.vmap(rws.step, in_axes=(0, None))")
 
 
+@pytest.mark.floors
 def test_a_state_goes_on_where_init_was_never_called(saved):
     """Options that leave no trace in the state may change, and so may the kind of key."""
     state, info = make(insomnia=0.5, num_particles=7).step(saved, 1.0)

@@ -190,6 +190,7 @@ def test_every_optimizer_is_traced_once_and_updates_as_by_hand(name):
         chex.assert_trees_all_close(new, optax.apply_updates(old, updates), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.floors
 def test_theta_and_phi_have_optimizers_of_their_own():
     rws = make(theta_optimizer=optax.set_to_zero(), phi_optimizer=optax.sgd(0.1))
     state = rws.init(jax.random.key(0), DATA)
@@ -213,6 +214,7 @@ def newcomer_guide(x):
         numpyro.sample("z", dist.Normal(x @ weight, scale).to_event(1))
 
 
+@pytest.mark.floors
 def test_python_loop_scan_and_jit_give_equal_results():
     rws = rws_jax.make_step(newcomer_model, newcomer_guide, num_particles=5, insomnia=0.5)
     x = jax.random.normal(jax.random.key(1), (10, 5))
@@ -243,6 +245,7 @@ def test_init_and_step_can_be_vmapped_over_seeds():
     assert infos.wake_theta_loss.shape == (3,)
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "legacy"])
 def test_state_goes_into_a_step_made_anew(key):
     """Nothing is stored on the side, as when a checkpoint is restored in a new process."""
@@ -265,6 +268,7 @@ def test_state_has_strong_float_types_from_python_numbers():
     assert state.phi["a"].dtype == jnp.asarray(0.0).dtype
 
 
+@pytest.mark.floors
 def test_step_lowers_for_three_platforms():
     rws = make(insomnia=0.5)
     state = rws.init(jax.random.PRNGKey(0), DATA)
@@ -279,6 +283,7 @@ def test_step_lowers_for_three_platforms():
 # Parameters
 
 
+@pytest.mark.floors
 def test_constrained_parameters_train_in_unconstrained_space():
     rws = make(theta_optimizer=optax.sgd(1.0))
     state = rws.init(jax.random.key(0), DATA)
@@ -290,6 +295,7 @@ def test_constrained_parameters_train_in_unconstrained_space():
     assert 0.0 < rws.get_params(state, DATA)["p1"] < 1.0
 
 
+@pytest.mark.floors
 def test_get_params_is_what_predictive_takes():
     rws = make()
     params = rws.get_params(rws.init(jax.random.key(0), DATA), DATA)
@@ -299,6 +305,7 @@ def test_get_params_is_what_predictive_takes():
     assert draws["x"].shape == (7, 3)
 
 
+@pytest.mark.floors
 def test_a_parameter_fixed_by_a_handler_is_not_trained():
     frozen = numpyro.handlers.substitute(programs.binary_model, data={"p1": jnp.array(0.6)})
     rws = rws_jax.make_step(frozen, programs.binary_guide)
@@ -415,6 +422,7 @@ def test_non_finite_steps_leave_the_state_and_the_next_draws_anew(where):
     assert bool(info.finite)
 
 
+@pytest.mark.floors
 def test_an_update_that_overflows_is_not_taken():
     rws = make(theta_optimizer=optax.chain(*[optax.scale(1e38)] * 9))
     state = rws.init(jax.random.key(0), DATA)

@@ -60,10 +60,15 @@ def proposal_program(proposal, x):
         numpyro.sample("z", proposal(f))
 
 
-def draws_of_step(state, guide):
-    """What the guide draws in the next step."""
-    rng_key = jax.random.split(jax.random.split(jax.random.clone(state.rng_key))[1], 4)[1]
-    return oracles.draw(oracles.programs_of(guide, seed(guide, rng_key), {}, state.phi, X), NUM_PARTICLES)
+def draws_of_steps(guide):
+    """What the guide draws in the step from a state, as a compiled function of that state."""
+
+    @jax.jit
+    def draws_of_step(state):
+        rng_key = jax.random.split(jax.random.split(jax.random.clone(state.rng_key))[1], 4)[1]
+        return oracles.draw(oracles.programs_of(guide, seed(guide, rng_key), {}, state.phi, X), NUM_PARTICLES)
+
+    return draws_of_step
 
 
 FAST = "exponential", "gamma", "categorical"
@@ -78,10 +83,10 @@ def test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted(nam
         model, guide, num_particles=NUM_PARTICLES, theta_optimizer=optax.scale(1.0), phi_optimizer=optax.scale(1.0)
     )
     # A start at which every datum has particles both inside and outside.
-    state = rws.init(jax.random.key(0), X)
+    state, draws_of_step = rws.init(jax.random.key(0), X), draws_of_steps(guide)
     for number in range(50):
         state = state._replace(rng_key=jax.random.key(number))
-        z = draws_of_step(state, guide).latents["z"]
+        z = draws_of_step(state).latents["z"]
         inside = is_inside(z)
         if jnp.all(jnp.sum(inside, axis=0) >= 2) and not jnp.all(inside):
             break
@@ -96,10 +101,10 @@ def test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted(nam
         return loss(jnp.where(inside, log_p, -jnp.inf), proposal(phi["f"]).log_prob(z), **options)
 
     params = state.theta, state.phi
-    theta_loss, expected = jax.value_and_grad(partial(by_hand, loss=oracles.theta_loss))(*params)
+    theta_loss, expected = jax.jit(jax.value_and_grad(partial(by_hand, loss=oracles.theta_loss)))(*params)
     chex.assert_trees_all_close((info.wake_theta_loss, theta_grad), (theta_loss, expected), rtol=2e-5, atol=1e-6)
     with_baseline = partial(oracles.phi_loss, control_variate=True)
-    phi_loss, expected = jax.value_and_grad(partial(by_hand, loss=with_baseline), argnums=1)(*params)
+    phi_loss, expected = jax.jit(jax.value_and_grad(partial(by_hand, loss=with_baseline), argnums=1))(*params)
     chex.assert_trees_all_close((info.wake_phi_loss, phi_grad), (phi_loss, expected), rtol=2e-5, atol=1e-6)
 
 
@@ -123,7 +128,7 @@ def test_draws_of_a_simplex_that_rule_out_the_data_weigh_nothing():
     )  # fmt: skip
     x = jnp.array([0.3, 0.999])  # the second rules out almost every draw
     state = rws.init(jax.random.key(0), x)
-    z = draws_of_step(state, dirichlet_guide).latents["z"]
+    z = draws_of_steps(dirichlet_guide)(state).latents["z"]
     inside = z[..., 0] >= x[None]
     assert 2 <= int(inside[:, 0].sum()) < NUM_PARTICLES
     assert int(inside[:, 1].sum()) == 0
@@ -136,10 +141,10 @@ def test_draws_of_a_simplex_that_rule_out_the_data_weigh_nothing():
         log_q = dist.Dirichlet(jnp.exp(phi["f"])).log_prob(z)
         return loss(jnp.where(inside, log_p, -jnp.inf)[:, 0], log_q[:, 0], **options)  # the second unit is dead
 
-    expected = jax.grad(partial(by_hand, loss=oracles.theta_loss))(state.theta, state.phi)
+    expected = jax.jit(jax.grad(partial(by_hand, loss=oracles.theta_loss)))(state.theta, state.phi)
     chex.assert_trees_all_close(theta_grad, expected, rtol=1e-4)
     with_baseline = partial(oracles.phi_loss, control_variate=True)
-    expected = jax.grad(partial(by_hand, loss=with_baseline), argnums=1)(state.theta, state.phi)
+    expected = jax.jit(jax.grad(partial(by_hand, loss=with_baseline), argnums=1))(state.theta, state.phi)
     chex.assert_trees_all_close(phi_grad, expected, rtol=1e-4)
 
 

@@ -150,6 +150,7 @@ def test_shared_parameters_are_trained_on_both_losses():
     check(error, ValueError, "['both']", "shared_params=True")
 
 
+@pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_losses_come_as_a_pair_with_the_gradients_of_both():
     params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
@@ -199,6 +200,7 @@ def test_sites_that_are_not_said_to_be_data_are_not_dreamt():
 # What SVI does with it
 
 
+@pytest.mark.floors
 def test_the_progress_bar_changes_nothing(capsys):
     run = lambda bar: binary_svi(num_particles=5, insomnia=0.5).run(jax.random.key(0), 20, DATA, progress_bar=bar)
     with_bar, without = run(True), run(False)
@@ -241,7 +243,7 @@ def test_stable_updates_do_not_learn_from_particles_outside_of_the_support():
     """The loss is infinite, not made up; and no gradient is NaN, if only `update` is called."""
     svi = SVI(narrow_model, wide_guide, optax.adam(0.1), loss=ReweightedWakeSleep(num_particles=5))
     result = svi.run(jax.random.key(0), 3, DATA, progress_bar=False, stable_update=True)
-    state, loss = svi.update(svi.init(jax.random.key(0), DATA), DATA)
+    state, loss = jax.jit(svi.update)(svi.init(jax.random.key(0), DATA), DATA)
     assert jnp.all(jnp.isnan(result.losses))  # as SVI reports updates that it does not take
     assert loss == jnp.inf
     for params in (result.params, svi.get_params(state)):
@@ -284,6 +286,7 @@ def test_programs_are_traced_once():
     assert len(traces) == num_traces
 
 
+@pytest.mark.floors
 def test_predictive_takes_the_parameters():
     params = binary_svi().run(jax.random.key(0), 2, DATA, progress_bar=False).params
     draws = Predictive(programs.binary_guide, params=params, num_samples=7)(jax.random.key(1), DATA)
@@ -419,6 +422,7 @@ def test_programs_that_branch_in_python_are_updated_one_by_one():
     chex.assert_trees_all_close(svi.get_params(svi_state), {**state.theta, **state.phi}, rtol=1e-5)
 
 
+@pytest.mark.floors
 def test_particles_one_by_one_are_the_same_particles():
     params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
     call = lambda vectorize: ReweightedWakeSleep(num_particles=3, vectorize_particles=vectorize).losses(
