@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
@@ -213,8 +212,7 @@ def warn_of_auxiliary(guide_run: Trace, model_run: Trace) -> None:
 def check_initial(params: dict[str, Any]) -> None:
     """A parameter cannot be trained from where its unconstrained value is infinite."""
     for name, value in params.items():
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(value)]
-        if not all(isinstance(leaf, Tracer) or bool(leaf) for leaf in finite):
+        if not all(isinstance(leaf, Tracer) or np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value)):
             fail(
                 ValueError,
                 f"param site {name!r} starts at the edge of its constraint, or is not finite",

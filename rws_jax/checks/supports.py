@@ -4,7 +4,6 @@ import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
@@ -60,7 +59,7 @@ def check_same_support(name: str, guide_fn: Distribution, fn: Distribution) -> N
 
 def check_fixed(name: str, tangents: Any) -> None:
     """`tangents` say how the bounds of a guide's support move with its parameters."""
-    if any(bool(jnp.any(t != 0.0)) for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0):
+    if any(np.any(np.asarray(t) != 0.0) for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0):
         fail(
             ValueError,
             f"the support of the guide at latent site {name!r} depends on its parameters",

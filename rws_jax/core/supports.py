@@ -15,7 +15,7 @@ from rws_jax.core.numpyro_internals import mask_of
 def feasible(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> jax.Array:
     """`value`, with events outside of the support of `fn` replaced by some point inside of it."""
     inside = in_support(fn, value, proposal_dist)
-    if inside is None:
+    if inside is None or is_all_known(inside):
         return value
     inside = jnp.reshape(inside, jnp.shape(inside) + (1,) * fn.event_dim)
     support: Any = fn.support
@@ -31,7 +31,7 @@ def in_support(fn: Distribution, value: Any, proposal_dist: Distribution | None)
         return in_support(fn.base_dist, value, proposal_dist)
     if isinstance(fn, dist.Independent):
         inside = in_support(fn.base_dist, value, proposal_dist)
-        return None if inside is None else jnp.all(inside, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+        return None if inside is None else inside.all(axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
     element, support = elementwise(fn), fn.support
     if support is None or isinstance(fn, dist.Unit):  # numpyro.factor: an empty value
         return None
@@ -42,14 +42,20 @@ def in_support(fn: Distribution, value: Any, proposal_dist: Distribution | None)
         known = proposal_dist is not None and not isinstance(proposal_dist, dist.Delta)
         if type(elementwise(proposal_dist)) is type(element) if known else element.event_dim > 0:
             return None
-    return support(value)
+    # Values that are known are tested by numpy, where JAX would compile each comparison.
+    return support(np.asarray(value) if isinstance(value, jax.Array) and not isinstance(value, Tracer) else value)
+
+
+def is_all_known(inside: Any) -> bool:
+    """Whether it is known, and not traced, that all of some events are inside."""
+    return not isinstance(inside, Tracer) and bool(np.all(inside))
 
 
 def count_outside(fn: Distribution, value: Any) -> Any:
     """How many values are NaN, or outside of a support that does not depend on the distribution's parameters."""
     fixed = any(elementwise(fn) is support for support in _FIXED_SUPPORTS)
     inside = in_support(fn, value, fn) if fixed else None
-    return 0 if inside is None else jnp.sum(jnp.logical_not(inside))
+    return 0 if inside is None or is_all_known(inside) else jnp.sum(jnp.logical_not(inside))
 
 
 _FIXED_SUPPORTS = [

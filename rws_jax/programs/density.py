@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution
 
 from rws_jax.checks import matching
 from rws_jax.core.sites import Site, Trace, latent_sites, plate_size
-from rws_jax.core.supports import feasible, in_support
+from rws_jax.core.supports import feasible, in_support, is_all_known
 
 # Which distribution the value of a site was drawn from; None where that is not known.
 ProposalDists = Callable[[Site], Distribution | None]
@@ -101,7 +101,7 @@ def log_density(fn: Distribution, value: Any, proposal_dist: Distribution | None
     """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
     inside = in_support(fn, value, proposal_dist)
     with numpyro.validation_enabled(False):  # its test of the support would overrule the trust of this one
-        if inside is None:
+        if inside is None or is_all_known(inside):
             return fn.log_prob(value)
         # Double-where: log_prob is evaluated inside the support only, so that no NaN can come back as a gradient.
         return jnp.where(inside, fn.log_prob(feasible(fn, value, proposal_dist)), -jnp.inf)

@@ -138,8 +138,14 @@ def _check_fixed_support(programs: Programs, index: Index, run: Trace) -> None:
         again = replay(guide, programs.arguments, index, draws)
         return {name: bounds(site["fn"]) for name, site in latent_sites(again).items()}
 
-    direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) + 1.1, phi)
-    _, tangents = jax.jvp(edges, (phi,), (direction,))
+    def moves_of(phi: Params) -> dict[str, tuple]:
+        direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) + 1.1, phi)
+        return jax.jvp(edges, (phi,), (direction,))[1]
+
+    try:  # compiled, of the programs only what the bounds depend on is left
+        tangents = (moves_of if index.alone else jax.jit(moves_of))(phi)
+    except TypeError:  # programs that cannot be traced are refused later on, by `check_compiles`, which says why
+        tangents = moves_of(phi)
     for name, moves in tangents.items():
         if not is_traced(moves):
             check_fixed(name, moves)
