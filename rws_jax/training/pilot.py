@@ -92,7 +92,8 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
         warn_of_narrower(name, runs.guide[name]["fn"], site["fn"])
     _check_data(runs.model)
     if particle.delta:
-        particle.run(programs, index(), draws)  # whose errors name what the defensive proposal misses
+        if index().alone:
+            particle.run(programs, index(), draws)  # the guide's draws, too, as one of the two draws a particle
         particle(programs, index())
     return PilotRuns(runs.model, runs.guide)
 
