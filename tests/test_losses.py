@@ -14,14 +14,14 @@ from rws_jax.estimators import dreg, score, sleep, vimco
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.scored import ScoredDreams
 from rws_jax.programs.density import Units
-from tests import oracles, programs
+from tests import models, oracles
 from tests.oracles import draw, dream, programs_of, scored, seeded, value_and_grads, wake
 
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 IN_FLOORS = "one latent", "scan", "cond", "masked"  # what rests on NumPyro's own handlers
 by_program = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.floors if name in IN_FLOORS else ()) for name in programs.BY_HAND]
+    "name", [pytest.param(name, marks=pytest.mark.floors if name in IN_FLOORS else ()) for name in models.BY_HAND]
 )
 allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")
 allow_as_numpyro_does = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
@@ -54,9 +54,9 @@ def test_wake_equals_hand_computation_from_detached_values(name):
 
     The gradient of the other program's parameters must be exactly zero.
     """
-    by_hand = programs.BY_HAND[name]
+    by_hand = models.BY_HAND[name]
     model, guide, x, num = by_hand.model, by_hand.guide, by_hand.x, 7
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
     draws = {delta: draw(programs_of(model, guide, *params, x), num, delta).latents for delta in (0.0, DELTA)}
     changed = [jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items()]
     assert any(changed)
@@ -90,9 +90,9 @@ def test_wake_equals_hand_computation_from_detached_values(name):
 @by_program
 def test_sleep_equals_hand_computation_from_dreams(name):
     """Dreams of scan and cond are those of the model, and are scored as densities written out by hand do."""
-    by_hand = programs.BY_HAND[name]
+    by_hand = models.BY_HAND[name]
     model, guide, x = by_hand.model, by_hand.guide, by_hand.x
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
     latents, data = dream(model, 7, x, params=params[0])
 
     def hand(theta, phi):
@@ -335,10 +335,10 @@ def test_grad_jit_vmap_and_scan_give_the_numbers_of_eager_mode(loss):
     keys = jax.random.split(jax.random.key(0), 2)
 
     def value(phi, key, x):
-        model, guide = seed(programs.gaussian_model, key), seed(programs.gaussian_guide, jax.random.fold_in(key, 1))
-        return loss(programs.BY_HAND_THETA, phi, model, guide, x, num_particles=3)
+        model, guide = seed(models.gaussian_model, key), seed(models.gaussian_guide, jax.random.fold_in(key, 1))
+        return loss(models.BY_HAND_THETA, phi, model, guide, x, num_particles=3)
 
-    phi = programs.BY_HAND_PHI
+    phi = models.BY_HAND_PHI
     value_and_grad = jax.value_and_grad(value)
     eager = [value_and_grad(phi, k, x) for k, x in zip(keys, data_sets, strict=True)]
     eager = jax.tree.map(lambda *leaves: jnp.stack(leaves), *eager)
@@ -350,8 +350,8 @@ def test_grad_jit_vmap_and_scan_give_the_numbers_of_eager_mode(loss):
 
 
 def test_a_particle_depends_on_the_seed_and_its_index_alone():
-    model, guide, x = programs.BY_HAND["scan"][:3]
-    z_of = lambda particles: draw(programs_of(model, guide, {}, programs.BY_HAND_PHI, x), particles).latents["z"]
+    model, guide, x = models.BY_HAND["scan"][:3]
+    z_of = lambda particles: draw(programs_of(model, guide, {}, models.BY_HAND_PHI, x), particles).latents["z"]
     ten = z_of(10)
     chex.assert_trees_all_equal(z_of(4), ten[:4])
     chex.assert_trees_all_equal(z_of(jnp.array([7, 3])), ten[jnp.array([7, 3])])
@@ -361,8 +361,8 @@ def test_a_particle_depends_on_the_seed_and_its_index_alone():
 @pytest.mark.floors
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "legacy"])
 def test_typed_and_legacy_keys_give_the_same_loss(key):
-    model, guide = seed(programs.binary_model, key(1)), seed(programs.binary_guide, key(2))
-    reference = seed(programs.binary_model, 1), seed(programs.binary_guide, 2)
-    params = programs.BINARY_THETA, programs.BINARY_PHI
-    loss = lambda *programs_: rws_jax.wake_theta_loss(*params, *programs_, programs.BINARY_DATA)
+    model, guide = seed(models.binary_model, key(1)), seed(models.binary_guide, key(2))
+    reference = seed(models.binary_model, 1), seed(models.binary_guide, 2)
+    params = models.BINARY_THETA, models.BINARY_PHI
+    loss = lambda *programs_: rws_jax.wake_theta_loss(*params, *programs_, models.BINARY_DATA)
     chex.assert_trees_all_equal(*jax.jit(lambda: (loss(model, guide), loss(*reference)))())

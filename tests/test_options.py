@@ -11,10 +11,10 @@ from numpyro.handlers import seed
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import rws_jax
-from tests import programs
-from tests.test_step import again, gradients_of
+from tests import models
+from tests.training.test_step import again, gradients_of
 
-DATA = programs.BINARY_DATA
+DATA = models.BINARY_DATA
 SCALE = {"theta_optimizer": optax.scale(1.0), "phi_optimizer": optax.scale(1.0)}
 
 
@@ -46,7 +46,7 @@ OPTIONS = {
 def test_options_are_passed_on_to_the_losses(name):
     """The same keys are remade here, so the comparison is exact; and each option makes a difference."""
     options = OPTIONS[name]
-    rws = rws_jax.make_step(programs.binary_model, programs.binary_guide, num_particles=4, **SCALE, **options)
+    rws = rws_jax.make_step(models.binary_model, models.binary_guide, num_particles=4, **SCALE, **options)
     state = rws.init(jax.random.key(0), DATA)
     theta_grad, phi_grad, info = gradients_of(rws, state, DATA)
 
@@ -54,24 +54,24 @@ def test_options_are_passed_on_to_the_losses(name):
     common = {"num_particles": 4} | {k: v for k, v in options.items() if k.startswith("defensive")}
     if "defensive_guide" in options:
         common["defensive_guide"] = seed(uniform_guide, keys[4])
-    programs_ = seed(programs.binary_model, keys[0]), seed(programs.binary_guide, keys[1])
+    programs_ = seed(models.binary_model, keys[0]), seed(models.binary_guide, keys[1])
     own = {k: v for k, v in options.items() if k == "control_variate"}
     theta_loss = lambda theta: rws_jax.wake_theta_loss(constrained(theta), state.phi, *programs_, DATA, **common)
     phi_loss = lambda phi: rws_jax.wake_phi_loss(constrained(state.theta), phi, *programs_, DATA, **common, **own)
     expected = jax.jit(jax.value_and_grad(theta_loss))(state.theta), jax.jit(jax.value_and_grad(phi_loss))(state.phi)
     found = (info.wake_theta_loss, theta_grad), (info.wake_phi_loss, phi_grad)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
-    plain = rws_jax.make_step(programs.binary_model, programs.binary_guide, num_particles=4, **SCALE)
+    plain = rws_jax.make_step(models.binary_model, models.binary_guide, num_particles=4, **SCALE)
     assert not jnp.allclose(gradients_of(plain, state, DATA)[1]["a"], phi_grad["a"], rtol=1e-3)
 
 
 @pytest.mark.floors
 def test_dreg_is_passed_on_to_wake_phi():
-    rws = rws_jax.make_step(programs.one_model, programs.one_guide, num_particles=4, gradient="dreg", **SCALE)
+    rws = rws_jax.make_step(models.one_model, models.one_guide, num_particles=4, gradient="dreg", **SCALE)
     state = rws.init(jax.random.key(0), 1.3)
     theta_grad, phi_grad, info = gradients_of(rws, state, 1.3)
     keys = step_keys(state, 4)[0]
-    programs_ = seed(programs.one_model, keys[0]), seed(programs.one_guide, keys[1])
+    programs_ = seed(models.one_model, keys[0]), seed(models.one_guide, keys[1])
     loss = lambda t, f: rws_jax.wake_phi_loss(t, f, *programs_, 1.3, num_particles=4, gradient="dreg")
     bound = lambda t, f: rws_jax.wake_theta_loss(t, f, *programs_, 1.3, num_particles=4)
     expected = jax.jit(lambda *params: (jax.value_and_grad(loss, argnums=1)(*params), jax.grad(bound)(*params)))
@@ -88,11 +88,11 @@ def test_several_guide_updates_are_those_of_as_many_steps():
     def model(x):
         nonlocal count
         count += 1
-        programs.binary_model(x)
+        models.binary_model(x)
 
     phi_optimizer = optax.adam(0.05)
     rws = rws_jax.make_step(
-        model, programs.binary_guide, num_particles=4, insomnia=0.7, phi_steps=3,
+        model, models.binary_guide, num_particles=4, insomnia=0.7, phi_steps=3,
         theta_optimizer=optax.sgd(0.1), phi_optimizer=phi_optimizer,
     )  # fmt: skip
     state = rws.init(jax.random.key(0), DATA)
@@ -107,8 +107,8 @@ def test_several_guide_updates_are_those_of_as_many_steps():
 
         def loss(phi, keys=keys):
             theta, options = constrained(state.theta), {"num_particles": 4}
-            wake = seed(programs.binary_model, keys[0]), seed(programs.binary_guide, keys[1])
-            sleep = seed(programs.binary_model, keys[2]), seed(programs.binary_guide, keys[3])
+            wake = seed(models.binary_model, keys[0]), seed(models.binary_guide, keys[1])
+            sleep = seed(models.binary_model, keys[2]), seed(models.binary_guide, keys[3])
             wake_loss = rws_jax.wake_phi_loss(theta, phi, *wake, DATA, **options)
             return 0.7 * wake_loss + 0.3 * rws_jax.sleep_phi_loss(theta, phi, *sleep, DATA, **options)
 
@@ -118,7 +118,7 @@ def test_several_guide_updates_are_those_of_as_many_steps():
     chex.assert_trees_all_close((after.phi, after.phi_opt_state), (phi, opt_state), rtol=1e-4, atol=1e-5)
     assert jnp.allclose(info.phi_loss, value, rtol=1e-5)
     assert int(after.phi_opt_state[0].count) == 3
-    wake = seed(programs.binary_model, keys[0]), seed(programs.binary_guide, keys[1])
+    wake = seed(models.binary_model, keys[0]), seed(models.binary_guide, keys[1])
     bound = lambda theta: rws_jax.wake_theta_loss(constrained(theta), before, *wake, DATA, num_particles=4)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.theta, jax.jit(jax.grad(bound))(state.theta))
     chex.assert_trees_all_close(after.theta, expected, rtol=1e-5, atol=1e-6)
@@ -130,7 +130,7 @@ def test_one_bad_guide_update_undoes_all_of_the_step(where):
     """The update is NaN where the guide's own count of updates says so."""
     bad_count = {"first": 0, "last": 2}[where]
     counting = optax.scale_by_schedule(lambda count: jnp.where(count == bad_count, jnp.nan, 0.1))
-    rws = rws_jax.make_step(programs.binary_model, programs.binary_guide, phi_steps=3, phi_optimizer=counting)
+    rws = rws_jax.make_step(models.binary_model, models.binary_guide, phi_steps=3, phi_optimizer=counting)
     state = rws.init(jax.random.key(0), DATA)
     after, info = rws.step(state, DATA)
     assert not bool(info.finite)

@@ -11,18 +11,11 @@ from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.programs import density, handlers
 from rws_jax.training import svi, updates
-from tests import (
-    test_branching,
-    test_chunks,
-    test_data,
-    test_devices,
-    test_exact,
-    test_losses,
-    test_options,
-    test_step,
-    test_support,
-    test_svi,
-)
+from tests import test_losses, test_options
+from tests.core import test_support
+from tests.estimators import test_exact
+from tests.execution import test_branching, test_chunks, test_data, test_devices
+from tests.training import test_step, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 

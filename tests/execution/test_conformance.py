@@ -23,11 +23,11 @@ from rws_jax.execution.data_axes import Data
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
-from tests import programs
+from tests import models
 from tests.oracles import programs_of
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
-NUM, PARAMS = 8, (programs.BY_HAND_THETA, programs.BY_HAND_PHI)
+NUM, PARAMS = 8, (models.BY_HAND_THETA, models.BY_HAND_PHI)
 REPARAMETERISED = {"one latent", "two latents", "transformed", "hierarchical", "nested plates", "sequential plates"}
 REPARAMETERISED |= {"subsampled", "scan", "reversed scan"}
 
@@ -80,13 +80,13 @@ def check(found, expected):
 
 FAST = {"one latent", "subsampled"}
 by_class = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in programs.BY_HAND]
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in models.BY_HAND]
 )
 
 
 @by_class
 def test_every_executor_gives_the_numbers_of_the_vectorised_one(name):
-    model, guide, x = programs.BY_HAND[name][:3]
+    model, guide, x = models.BY_HAND[name][:3]
 
     @jax.jit
     def all_of():
@@ -104,13 +104,13 @@ def single_units():
     """Model classes of one unit: by paths, all of a datum is one."""
     several = {"mixed", "nested plates", "subsampled", "masked", "scaled"}
     marks = lambda name: () if name == "one latent" else pytest.mark.slow
-    return [pytest.param(name, marks=marks(name)) for name in programs.BY_HAND if name not in several]
+    return [pytest.param(name, marks=marks(name)) for name in models.BY_HAND if name not in several]
 
 
 @pytest.mark.parametrize("name", single_units())
 def test_by_paths_gives_the_numbers_of_the_vectorised_one(name):
     """Programs without branches have one path, and with defensive proposals two."""
-    model, guide, x = programs.BY_HAND[name][:3]
+    model, guide, x = models.BY_HAND[name][:3]
     programs_ = programs_of(model, guide, *PARAMS, jnp.asarray(x))
     expected = jax.jit(lambda: values_and_gradients(Vectorized(), programs_, kinds_of(name)))()
     by_paths = ByPaths(cache=PathCache(compile_after=0))
@@ -120,7 +120,7 @@ def test_by_paths_gives_the_numbers_of_the_vectorised_one(name):
 def test_programs_of_one_datum_run_in_every_way():
     """The data axis is the executor's: values and gradients are those of the vectorised one over it."""
     data, kinds = Data(0), [kind for kind in ESTIMATORS if not getattr(kind, "delta", 0.0)]
-    programs_ = programs_of(programs.one_model, programs.one_guide, *PARAMS, programs.PLATE_X)
+    programs_ = programs_of(models.one_model, models.one_guide, *PARAMS, models.PLATE_X)
 
     @jax.jit
     def all_of():
@@ -164,7 +164,7 @@ class Wrong(Executor):
 )
 def test_an_executor_that_is_wrong_is_seen(fault):
     """Not even the loss of one gradient, the smallest of these, is within the tolerance."""
-    model, guide, x = programs.BY_HAND["subsampled"][:3]
+    model, guide, x = models.BY_HAND["subsampled"][:3]
     kinds = [WakeParticle(), DreamParticle()]
 
     @jax.jit

@@ -17,12 +17,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import rws_jax
 from rws_jax import __main__ as demo
-from tests import programs, two_processes
+from tests import models
+from tests.checks.test_errors import check
+from tests.execution import two_processes
 from tests.oracles import seeded
-from tests.test_errors import check
 
 P = PartitionSpec
-X = jnp.tile(programs.BINARY_DATA, 8)
+X = jnp.tile(models.BINARY_DATA, 8)
 NUM_PARTICLES = 8
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 
@@ -39,8 +40,8 @@ def train(mesh, num_steps=3, by_keyword=False, **options):
         x = jax.device_put(X, NamedSharding(mesh, P("data")))
         options["particle_sharding"] = NamedSharding(mesh, P("particles"))
     rws = rws_jax.make_step(
-        programs.binary_model,
-        programs.binary_guide,
+        models.binary_model,
+        models.binary_guide,
         **{"num_particles": NUM_PARTICLES, "theta_optimizer": sgd, "phi_optimizer": sgd, "insomnia": 0.5, **options},
     )
     call = (lambda function, first: function(first, x=x)) if by_keyword else lambda function, first: function(first, x)
@@ -82,13 +83,13 @@ def test_states_on_many_devices_can_be_made_by_vmap_and_jit(axis_type, in_contex
     x = jax.device_put(X, NamedSharding(mesh, P("data")))
     keys = jax.random.split(jax.random.key(0), 2)
     with jax.set_mesh(mesh) if in_context else nullcontext():
-        rws = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+        rws = rws_jax.make_step(models.binary_model, models.binary_guide)
         states = jax.vmap(lambda rng_key: rws.init(rng_key, x))(keys)
         _, infos = jax.jit(jax.vmap(rws.step, in_axes=(0, None)))(states, x)
         # JAX asks for the context where nothing that a function returns depends on the arguments on a mesh.
         init = jax.jit(rws.init) if in_context or axis_type == AxisType.Auto else rws.init
         state = init(keys[1], x)
-        _, info = rws_jax.make_step(programs.binary_model, programs.binary_guide).step(state, x)
+        _, info = rws_jax.make_step(models.binary_model, models.binary_guide).step(state, x)
     assert jnp.allclose(jax.device_get(infos.phi_loss)[1], jax.device_get(info.phi_loss), rtol=1e-5)
 
 
@@ -106,7 +107,7 @@ def test_two_processes_each_with_half_of_the_data_train_as_one(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     path = tmp_path / "x.npy"
     np.save(path, X)
-    command = [sys.executable, "-m", "tests.two_processes"]
+    command = [sys.executable, "-m", "tests.execution.two_processes"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device in each
     workers = [subprocess.Popen([*command, str(i), address, str(path)], env=environment) for i in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
@@ -167,7 +168,7 @@ def test_a_step_on_many_devices_is_compiled_once(axis_type, caplog):
     """`init` puts the state where the step will."""
     mesh = mesh_of(2, 2, axis_type)
     x = jax.device_put(X, NamedSharding(mesh, P("data")))
-    rws = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+    rws = rws_jax.make_step(models.binary_model, models.binary_guide)
     state = rws.init(jax.random.key(0), x)
     with jax.log_compiles():
         for _ in range(3):
@@ -181,7 +182,7 @@ def test_a_step_on_many_devices_is_compiled_once(axis_type, caplog):
 def make(num_particles=8, mesh_shape=(2, 4), **options):
     sharding = NamedSharding(mesh_of(*mesh_shape), P("particles"))
     options = {"num_particles": num_particles, "particle_sharding": sharding, **options}
-    return rws_jax.make_step(programs.binary_model, programs.binary_guide, **options)
+    return rws_jax.make_step(models.binary_model, models.binary_guide, **options)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_losses_refuse_them_too():
             loss(
                 {},
                 {},
-                *seeded(programs.binary_model, programs.binary_guide),
+                *seeded(models.binary_model, models.binary_guide),
                 X,
                 num_particles=6,
                 particle_sharding=sharding,

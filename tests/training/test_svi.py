@@ -28,11 +28,12 @@ from numpyro.infer.autoguide import (
 import rws_jax
 from rws_jax import ReweightedWakeSleep
 from rws_jax import __main__ as demo
-from tests import programs, test_errors
-from tests.test_errors import check
+from tests import models
+from tests.checks import test_errors
+from tests.checks.test_errors import check
 from tests.test_options import uniform_guide
 
-DATA = programs.BINARY_DATA
+DATA = models.BINARY_DATA
 ADAMS = {"theta": optax.adam(0.03), "phi": optax.adam(0.1)}
 
 
@@ -43,7 +44,7 @@ def two_optimizers(*theta):
 
 def binary_svi(**options):
     optimizer = two_optimizers("p1", "t2", "tx")
-    return SVI(programs.binary_model, programs.binary_guide, optimizer, loss=ReweightedWakeSleep(**options))
+    return SVI(models.binary_model, models.binary_guide, optimizer, loss=ReweightedWakeSleep(**options))
 
 
 def train_both(model, guide, theta, options, *args, num_steps=3, **step_options):
@@ -73,8 +74,8 @@ def blind_guide(x=None):
         numpyro.sample("z", dist.Normal(0.0 if x is None else slope * x, 1.0))  # SVI.init has no dream to show
 
 
-BINARY = programs.binary_model, programs.binary_guide, ("p1", "t2", "tx"), (DATA,)
-NORMAL = programs.one_model, programs.one_guide, ("mu",), (1.3,)
+BINARY = models.binary_model, models.binary_guide, ("p1", "t2", "tx"), (DATA,)
+NORMAL = models.one_model, models.one_guide, ("mu",), (1.3,)
 BLIND = blind_model, blind_guide, (), ()
 shown = lambda data, *args: ((data["y"],), {})
 negated = lambda data, x: ((1.0 - data["x"],), {})
@@ -153,11 +154,11 @@ def test_shared_parameters_are_trained_on_both_losses():
 @pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_losses_come_as_a_pair_with_the_gradients_of_both():
-    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    params = {**models.BINARY_THETA, **models.BINARY_PHI}
     loss = ReweightedWakeSleep(num_particles=4, insomnia=0.3, num_sleep_particles=5)
     keys = jax.random.split(jax.random.key(3), 4)
     wake, sleep = (
-        lambda i=i: (seed(programs.binary_model, keys[i]), seed(programs.binary_guide, keys[i + 1])) for i in (0, 2)
+        lambda i=i: (seed(models.binary_model, keys[i]), seed(models.binary_guide, keys[i + 1])) for i in (0, 2)
     )
 
     def by_losses(params):
@@ -169,7 +170,7 @@ def test_losses_come_as_a_pair_with_the_gradients_of_both():
 
     @jax.jit
     def found():
-        args = params, programs.binary_model, programs.binary_guide, DATA
+        args = params, models.binary_model, models.binary_guide, DATA
         return [method(jax.random.key(3), *args) for method in (loss.loss, loss.losses, loss.loss_and_grads)]
 
     (total, pair), gradients = jax.jit(jax.value_and_grad(by_losses, has_aux=True))(params)
@@ -221,7 +222,7 @@ def test_training_starts_from_init_params_also_where_programs_have_no_values():
     def guide(x):
         numpyro.sample("z", dist.Normal(numpyro.param("a") + numpyro.param("c", 0.5) * x, 0.8))
 
-    svi = SVI(programs.one_model, guide, optax.sgd(0.0), loss=ReweightedWakeSleep(num_particles=5))
+    svi = SVI(models.one_model, guide, optax.sgd(0.0), loss=ReweightedWakeSleep(num_particles=5))
     start = {"a": jnp.array(0.7), "c": jnp.array(-0.2)}
     result = svi.run(jax.random.key(0), 2, 1.3, progress_bar=False, init_params=start)
     assert {name: float(result.params[name]) for name in start} == pytest.approx({"a": 0.7, "c": -0.2})
@@ -260,12 +261,12 @@ def test_stable_updates_learn_from_dreams_where_no_particle_is_alive():
 
 def test_the_value_of_svi_is_that_of_a_parameter_also_under_substitute():
     """As with NumPyro's own losses; `make_step` takes a parameter that a handler has set as fixed."""
-    model = substitute(programs.one_model, {"mu": jnp.array(2.0)})
-    svi = SVI(model, programs.one_guide, optax.sgd(0.01), loss=ReweightedWakeSleep(num_particles=5))
+    model = substitute(models.one_model, {"mu": jnp.array(2.0)})
+    svi = SVI(model, models.one_guide, optax.sgd(0.01), loss=ReweightedWakeSleep(num_particles=5))
     start = svi.init(jax.random.key(0), 1.3)
     assert svi.get_params(start)["mu"] == 2.0
     loss = lambda mu: ReweightedWakeSleep(num_particles=5).losses(
-        jax.random.key(0), {"mu": mu, "a": 0.5, "c": 0.7}, model, programs.one_guide, 1.3
+        jax.random.key(0), {"mu": mu, "a": 0.5, "c": 0.7}, model, models.one_guide, 1.3
     )[0]
     assert jax.grad(loss)(2.0) > 0.1
 
@@ -275,9 +276,9 @@ def test_programs_are_traced_once():
 
     def counted(x):
         traces.append(x)
-        programs.binary_model(x)
+        models.binary_model(x)
 
-    svi = SVI(counted, programs.binary_guide, optax.adam(0.1), loss=ReweightedWakeSleep(insomnia=0.5))
+    svi = SVI(counted, models.binary_guide, optax.adam(0.1), loss=ReweightedWakeSleep(insomnia=0.5))
     state, update = svi.init(jax.random.key(0), DATA), jax.jit(svi.update)
     state, _ = update(state, DATA)
     num_traces = len(traces)
@@ -289,7 +290,7 @@ def test_programs_are_traced_once():
 @pytest.mark.floors
 def test_predictive_takes_the_parameters():
     params = binary_svi().run(jax.random.key(0), 2, DATA, progress_bar=False).params
-    draws = Predictive(programs.binary_guide, params=params, num_samples=7)(jax.random.key(1), DATA)
+    draws = Predictive(models.binary_guide, params=params, num_samples=7)(jax.random.key(1), DATA)
     assert draws["z1"].shape == (7, 3)
 
 
@@ -317,8 +318,8 @@ def test_automatic_guides_reach_a_gaussian_posterior_in_wake(autoguide):
 @pytest.mark.usefixtures("allow_key_reuse")
 @pytest.mark.parametrize("autoguide", [AutoDelta, AutoLaplaceApproximation])
 def test_guides_that_are_points_are_refused(autoguide):
-    guide = autoguide(programs.one_model)
-    svi = SVI(programs.one_model, guide, optax.adam(0.1), loss=ReweightedWakeSleep())
+    guide = autoguide(models.one_model)
+    svi = SVI(models.one_model, guide, optax.adam(0.1), loss=ReweightedWakeSleep())
     with pytest.raises(ValueError, match="is a Delta") as error:
         svi.run(jax.random.key(0), 2, 1.3, progress_bar=False)
     check(error, ValueError, "AutoNormal")
@@ -424,9 +425,9 @@ def test_programs_that_branch_in_python_are_updated_one_by_one():
 
 @pytest.mark.floors
 def test_particles_one_by_one_are_the_same_particles():
-    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    params = {**models.BINARY_THETA, **models.BINARY_PHI}
     call = lambda vectorize: ReweightedWakeSleep(num_particles=3, vectorize_particles=vectorize).losses(
-        jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA
+        jax.random.key(0), params, models.binary_model, models.binary_guide, DATA
     )
     assert jnp.allclose(jnp.array(call(True)), jnp.array(call(False)), rtol=1e-5)
 
@@ -489,10 +490,10 @@ def test_bad_options_are_refused_when_the_loss_is_made(options, kind, word):
 
 
 def test_the_bound_on_plates_is_accepted():
-    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    params = {**models.BINARY_THETA, **models.BINARY_PHI}
     call = lambda **options: jax.jit(
         lambda: ReweightedWakeSleep(**options).losses(
-            jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA
+            jax.random.key(0), params, models.binary_model, models.binary_guide, DATA
         )
     )()
     assert call(max_plate_nesting=1) == call()
@@ -532,9 +533,9 @@ def test_values_are_checked_before_training(bad, method):
 
 
 def test_seeded_programs_are_refused():
-    seeded = seed(programs.binary_guide, 0)
+    seeded = seed(models.binary_guide, 0)
     with pytest.raises(ValueError, match="seeded already") as error:
-        ReweightedWakeSleep().losses(jax.random.key(0), {}, programs.binary_model, seeded, DATA)
+        ReweightedWakeSleep().losses(jax.random.key(0), {}, models.binary_model, seeded, DATA)
     check(error, ValueError, "the guide is seeded already")
 
 
@@ -565,8 +566,8 @@ def test_the_key_goes_first():
 
 
 def test_model_has_params_must_be_true_to_its_word():
-    params = {**programs.BINARY_THETA, **programs.BINARY_PHI}
+    params = {**models.BINARY_THETA, **models.BINARY_PHI}
     loss = ReweightedWakeSleep(insomnia=0.0, model_has_params=False)
     with pytest.raises(ValueError, match="'model_has_params' is False") as error:
-        loss.losses(jax.random.key(0), params, programs.binary_model, programs.binary_guide, DATA)
+        loss.losses(jax.random.key(0), params, models.binary_model, models.binary_guide, DATA)
     check(error, ValueError, "['p1', 't2', 'tx']", "set_to_zero")

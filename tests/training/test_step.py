@@ -12,14 +12,14 @@ from numpyro.handlers import seed
 from numpyro.infer import Predictive
 
 import rws_jax
-from tests import programs
+from tests import models
 from tests.oracles import draw, programs_of
 
-DATA = programs.BINARY_DATA
+DATA = models.BINARY_DATA
 
 
 def make(**options):
-    return rws_jax.make_step(programs.binary_model, programs.binary_guide, **{"num_particles": 4, **options})
+    return rws_jax.make_step(models.binary_model, models.binary_guide, **{"num_particles": 4, **options})
 
 
 def gradients_of(rws, state, *args):
@@ -49,8 +49,8 @@ def test_a_step_takes_the_gradients_of_the_three_losses(insomnia):
     theta_grad, phi_grad, info = gradients_of(rws, state, DATA)
 
     keys = step_keys(state)
-    wake = lambda: (seed(programs.binary_model, keys(0)), seed(programs.binary_guide, keys(1)))
-    sleep = lambda: (seed(programs.binary_model, keys(2)), seed(programs.binary_guide, keys(3)))
+    wake = lambda: (seed(models.binary_model, keys(0)), seed(models.binary_guide, keys(1)))
+    sleep = lambda: (seed(models.binary_model, keys(2)), seed(models.binary_guide, keys(3)))
     constrain = lambda theta: {**theta, "p1": jax.nn.sigmoid(theta["p1"])}
 
     def theta_loss(theta):
@@ -165,10 +165,10 @@ def test_every_optimizer_is_traced_once_and_updates_as_by_hand(name):
     def model(x):
         nonlocal count
         count += 1
-        programs.binary_model(x)
+        models.binary_model(x)
 
     optimizer = OPTIMIZERS[name]()
-    rws = rws_jax.make_step(model, programs.binary_guide, theta_optimizer=optimizer, phi_optimizer=optimizer)
+    rws = rws_jax.make_step(model, models.binary_guide, theta_optimizer=optimizer, phi_optimizer=optimizer)
     state = rws.init(jax.random.key(0), DATA)
     state, _ = rws.step(state, DATA)
     traced = count
@@ -263,7 +263,7 @@ def test_state_has_strong_float_types_from_python_numbers():
             numpyro.sample("z1", dist.Bernoulli(logits=a * x + b))
             numpyro.sample("z2", dist.Bernoulli(0.5))
 
-    state = rws_jax.make_step(programs.binary_model, guide).init(jax.random.key(0), DATA)
+    state = rws_jax.make_step(models.binary_model, guide).init(jax.random.key(0), DATA)
     assert all(not leaf.weak_type for leaf in jax.tree.leaves((state.theta, state.phi, state.step)))
     assert state.phi["a"].dtype == jnp.asarray(0.0).dtype
 
@@ -289,7 +289,7 @@ def test_constrained_parameters_train_in_unconstrained_space():
     state = rws.init(jax.random.key(0), DATA)
     assert jnp.allclose(state.theta["p1"], jnp.log(0.3 / 0.7))
     params = rws.get_params(state, DATA)
-    chex.assert_trees_all_close(params, programs.BINARY_THETA | programs.BINARY_PHI, rtol=1e-6)
+    chex.assert_trees_all_close(params, models.BINARY_THETA | models.BINARY_PHI, rtol=1e-6)
     for _ in range(50):
         state, _ = rws.step(state, DATA)
     assert 0.0 < rws.get_params(state, DATA)["p1"] < 1.0
@@ -299,26 +299,26 @@ def test_constrained_parameters_train_in_unconstrained_space():
 def test_get_params_is_what_predictive_takes():
     rws = make()
     params = rws.get_params(rws.init(jax.random.key(0), DATA), DATA)
-    posterior = Predictive(programs.binary_guide, params=params, num_samples=7)(jax.random.key(1), DATA)
+    posterior = Predictive(models.binary_guide, params=params, num_samples=7)(jax.random.key(1), DATA)
     assert posterior["z1"].shape == (7, 3)
-    draws = Predictive(programs.binary_model, posterior, params=params)(jax.random.key(2), DATA)
+    draws = Predictive(models.binary_model, posterior, params=params)(jax.random.key(2), DATA)
     assert draws["x"].shape == (7, 3)
 
 
 @pytest.mark.floors
 def test_a_parameter_fixed_by_a_handler_is_not_trained():
-    frozen = numpyro.handlers.substitute(programs.binary_model, data={"p1": jnp.array(0.6)})
-    rws = rws_jax.make_step(frozen, programs.binary_guide)
+    frozen = numpyro.handlers.substitute(models.binary_model, data={"p1": jnp.array(0.6)})
+    rws = rws_jax.make_step(frozen, models.binary_guide)
     state = rws.init(jax.random.key(0), DATA)
     assert set(state.theta) == {"t2", "tx"}
     _, info = rws.step(again(state), DATA)
     keys = step_keys(state)
-    theta = programs.BINARY_THETA | {"p1": jnp.array(0.6)}
-    fixed = seed(programs.binary_model, keys(0)), seed(programs.binary_guide, keys(1))
-    expected = rws_jax.wake_theta_loss(theta, programs.BINARY_PHI, *fixed, DATA)
+    theta = models.BINARY_THETA | {"p1": jnp.array(0.6)}
+    fixed = seed(models.binary_model, keys(0)), seed(models.binary_guide, keys(1))
+    expected = rws_jax.wake_theta_loss(theta, models.BINARY_PHI, *fixed, DATA)
     assert jnp.allclose(info.wake_theta_loss, expected, rtol=1e-5)
-    seeded = seed(frozen, keys(0)), seed(programs.binary_guide, keys(1))
-    assert jnp.allclose(rws_jax.wake_theta_loss({**theta, "p1": 0.1}, programs.BINARY_PHI, *seeded, DATA), expected)
+    seeded = seed(frozen, keys(0)), seed(models.binary_guide, keys(1))
+    assert jnp.allclose(rws_jax.wake_theta_loss({**theta, "p1": 0.1}, models.BINARY_PHI, *seeded, DATA), expected)
 
 
 # Support and non-finite steps

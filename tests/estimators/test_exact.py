@@ -21,10 +21,10 @@ from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.sleep import dream_loss
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.programs.run import Draws
-from tests import oracles, programs
+from tests import models, oracles
 from tests.oracles import draw, programs_of, scored, seeded, value_and_grads
 
-BINARY = programs.binary_model, programs.binary_guide, programs.BINARY_THETA, programs.BINARY_PHI
+BINARY = models.binary_model, models.binary_guide, models.BINARY_THETA, models.BINARY_PHI
 DELTA = 0.3
 
 
@@ -43,17 +43,17 @@ TUPLES = jnp.array(list(itertools.product(range(4), repeat=4))).reshape(-1, 2, 2
 
 def log_proposal(phi, theta, x, proposal):
     """log r of one datum for each of the four states."""
-    log_q = programs.binary_log_q(phi, x)
+    log_q = models.binary_log_q(phi, x)
     if proposal == "guide":
         return log_q
-    joint = jnp.stack([programs.binary_log_p(theta, v) for v in (0.0, 1.0)])
+    joint = jnp.stack([models.binary_log_p(theta, v) for v in (0.0, 1.0)])
     return oracles.mixture(log_q, logsumexp(joint, axis=0) if proposal == "prior" else jnp.log(0.25), DELTA)
 
 
 def defended(proposal, theta, phi, x):
     """Programs and the share of what defends them."""
     uniform = seed(uniform_guide, 9) if proposal == "uniform" else None
-    programs_ = programs_of(programs.binary_model, programs.binary_guide, theta, phi, x, defensive_guide=uniform)
+    programs_ = programs_of(models.binary_model, models.binary_guide, theta, phi, x, defensive_guide=uniform)
     return programs_, 0.0 if proposal == "guide" else DELTA
 
 
@@ -63,19 +63,19 @@ def test_expected_wake_gradients_equal_enumeration(proposal):
 
     The control variate leaves the expected gradient as it is, at K = 2; and the mean weight is the evidence.
     """
-    x = programs.BINARY_DATA[:2]
-    params = programs.BINARY_THETA, programs.BINARY_PHI
+    x = models.BINARY_DATA[:2]
+    params = models.BINARY_THETA, models.BINARY_PHI
 
     def package(theta, phi, states, loss):
         programs_, delta = defended(proposal, theta, phi, x)
-        z1, z2 = programs.BINARY_STATES[states, 0], programs.BINARY_STATES[states, 1]
+        z1, z2 = models.BINARY_STATES[states, 0], models.BINARY_STATES[states, 1]
         return loss(oracles.score(programs_, {"z1": z1, "z2": z2}, delta))
 
     def by_hand(theta, phi, states, loss):
         at_states = lambda log_density: jnp.stack([log_density(x[n])[states[:, n]] for n in range(2)], axis=1)
-        log_p = at_states(partial(programs.binary_log_p, theta))
+        log_p = at_states(partial(models.binary_log_p, theta))
         log_r = at_states(partial(log_proposal, phi, theta, proposal=proposal))
-        return loss(log_p, at_states(partial(programs.binary_log_q, phi)), log_r)
+        return loss(log_p, at_states(partial(models.binary_log_q, phi)), log_r)
 
     log_r = jnp.stack([log_proposal(params[1], params[0], x[n], proposal) for n in range(2)])
     probs = jnp.exp(sum(log_r[n][TUPLES[:, k, n]] for k in range(2) for n in range(2)))
@@ -92,20 +92,20 @@ def test_expected_wake_gradients_equal_enumeration(proposal):
     close(expected(package, score.plain_phi_loss), plain)
     close(expected(package, score.phi_loss), plain)
     mean_weight = lambda particles: jnp.sum(jnp.mean(jnp.exp(particles.log_weights), axis=0))
-    evidence = sum(jnp.exp(logsumexp(programs.binary_log_p(params[0], v))) for v in x)
+    evidence = sum(jnp.exp(logsumexp(models.binary_log_p(params[0], v))) for v in x)
     assert jnp.allclose(expected(package, mean_weight)[0], evidence, atol=1e-6)
 
 
 @pytest.mark.parametrize("proposal", ["guide", "prior", "uniform"])
 def test_the_expected_gradient_of_vimco_is_that_of_the_expected_bound(proposal):
     """At K = 2, where the expectation itself is differentiated: densities, weights and all."""
-    x, theta = programs.BINARY_DATA[:2], programs.BINARY_THETA
+    x, theta = models.BINARY_DATA[:2], models.BINARY_THETA
 
     def log_r_of(phi):
         return jnp.stack([log_proposal(phi, theta, x[n], proposal) for n in range(2)])
 
     def expected_loss(phi):
-        log_p = jnp.stack([programs.binary_log_p(theta, value) for value in x])
+        log_p = jnp.stack([models.binary_log_p(theta, value) for value in x])
         probability, total = 1.0, 0.0
         for n in range(2):
             log_r = log_r_of(phi)[n]
@@ -116,14 +116,14 @@ def test_the_expected_gradient_of_vimco_is_that_of_the_expected_bound(proposal):
 
     def loss(phi, states):
         programs_, delta = defended(proposal, theta, phi, x)
-        z1, z2 = programs.BINARY_STATES[states, 0], programs.BINARY_STATES[states, 1]
+        z1, z2 = models.BINARY_STATES[states, 0], models.BINARY_STATES[states, 1]
         return vimco.phi_loss(oracles.score(programs_, {"z1": z1, "z2": z2}, delta))
 
-    log_r = log_r_of(programs.BINARY_PHI)
+    log_r = log_r_of(models.BINARY_PHI)
     probs = jnp.exp(sum(log_r[n][TUPLES[:, k, n]] for k in range(2) for n in range(2)))
-    leaves = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(programs.BINARY_PHI, TUPLES)
+    leaves = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(models.BINARY_PHI, TUPLES)
     found = jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), leaves)
-    expected = jax.jit(jax.value_and_grad(expected_loss))(programs.BINARY_PHI)
+    expected = jax.jit(jax.value_and_grad(expected_loss))(models.BINARY_PHI)
     assert all(jnp.any(jnp.abs(leaf) > 1e-3) for leaf in jax.tree.leaves(expected))
     chex.assert_trees_all_close(found, expected, atol=2e-6, rtol=1e-5)
 
@@ -188,17 +188,17 @@ def test_expected_sleep_gradient_equals_enumeration():
     def package(phi, dream):
         latents = {"z1": dream[None, :1], "z2": dream[None, 1:2]}
         data = {"x": dream[None, 2:].astype(float)}
-        programs_ = programs_of(programs.binary_model, programs.binary_guide, {}, phi, jnp.zeros(1))
+        programs_ = programs_of(models.binary_model, models.binary_guide, {}, phi, jnp.zeros(1))
         return dream_loss(oracles.score_dreams(programs_, latents, data))
 
     def by_hand(phi, dream):
-        return -programs.binary_log_q(phi, dream[2])[2 * dream[0] + dream[1]]
+        return -models.binary_log_q(phi, dream[2])[2 * dream[0] + dream[1]]
 
-    log_p = jnp.stack([programs.binary_log_p(programs.BINARY_THETA, x)[2 * z1 + z2] for z1, z2, x in dreams])
+    log_p = jnp.stack([models.binary_log_p(models.BINARY_THETA, x)[2 * z1 + z2] for z1, z2, x in dreams])
     assert jnp.allclose(jnp.exp(log_p).sum(), 1.0, atol=1e-6)
 
     def expected(loss):
-        values_and_grads = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(programs.BINARY_PHI, dreams)
+        values_and_grads = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(models.BINARY_PHI, dreams)
         return jax.tree.map(lambda leaf: jnp.tensordot(jnp.exp(log_p), leaf, 1), values_and_grads)
 
     chex.assert_trees_all_close(expected(package), expected(by_hand), atol=1e-6)
@@ -216,11 +216,11 @@ def assert_drawn_from(frequency, probs, num):
 @pytest.mark.parametrize("proposal", ["guide", "prior", "uniform"])
 def test_particles_are_drawn_from_their_proposal(proposal):
     """Also jointly for two data: the component is chosen for each unit on its own."""
-    x, num = programs.BINARY_DATA, 20_000
-    programs_, delta = defended(proposal, programs.BINARY_THETA, programs.BINARY_PHI, x)
+    x, num = models.BINARY_DATA, 20_000
+    programs_, delta = defended(proposal, models.BINARY_THETA, models.BINARY_PHI, x)
     z = draw(programs_, num, delta).latents
     states = 2 * z["z1"] + z["z2"]
-    r = [jnp.exp(log_proposal(programs.BINARY_PHI, programs.BINARY_THETA, v, proposal)) for v in x]
+    r = [jnp.exp(log_proposal(models.BINARY_PHI, models.BINARY_THETA, v, proposal)) for v in x]
     for n in range(3):
         assert_drawn_from(frequencies(states[:, n]), r[n], num)
     joint = jnp.bincount(4 * states[:, 0] + states[:, 1], length=16) / num
@@ -229,10 +229,10 @@ def test_particles_are_drawn_from_their_proposal(proposal):
 
 def test_dreams_are_drawn_from_the_model():
     num = 20_000
-    latents, data = oracles.dream(programs.binary_model, num, programs.BINARY_DATA, params=programs.BINARY_THETA)
+    latents, data = oracles.dream(models.binary_model, num, models.BINARY_DATA, params=models.BINARY_THETA)
     state = 2 * latents["z1"] + latents["z2"]
     for value in (0.0, 1.0):
-        probs = jnp.exp(programs.binary_log_p(programs.BINARY_THETA, value))
+        probs = jnp.exp(models.binary_log_p(models.BINARY_THETA, value))
         assert_drawn_from(frequencies(state, data["x"] == value), probs, state.size)
 
 
@@ -240,13 +240,13 @@ def test_dreams_are_drawn_from_the_model():
 
 
 def binary_posterior():
-    joint = jnp.stack([programs.binary_log_p(programs.BINARY_THETA, v) for v in (0.0, 1.0)])
+    joint = jnp.stack([models.binary_log_p(models.BINARY_THETA, v) for v in (0.0, 1.0)])
     posterior = jax.nn.softmax(joint)
     q1 = posterior[:, 2] + posterior[:, 3]
     q2 = jnp.stack([posterior[:, 1] / (1 - q1), posterior[:, 3] / q1], axis=1)
     logit = lambda p: jnp.log(p) - jnp.log1p(-p)
-    evidence = sum(logsumexp(joint[int(v)]) for v in programs.BINARY_DATA)
-    return *BINARY[:3], {"a": logit(q1), "b": logit(q2)}, programs.BINARY_DATA, evidence
+    evidence = sum(logsumexp(joint[int(v)]) for v in models.BINARY_DATA)
+    return *BINARY[:3], {"a": logit(q1), "b": logit(q2)}, models.BINARY_DATA, evidence
 
 
 def gaussian_posterior():
@@ -257,9 +257,9 @@ def gaussian_posterior():
         z1 = numpyro.sample("z1", dist.Normal((2 * a + x) / 3, jnp.sqrt(2 / 3)))
         numpyro.sample("z2", dist.Normal((z1 + x) / 2, jnp.sqrt(0.5)))
 
-    x = programs.GAUSSIAN_X
+    x = models.GAUSSIAN_X
     evidence = norm.logpdf(x, 0.2, jnp.sqrt(3.0))
-    return programs.gaussian_model, guide, programs.BY_HAND_THETA, {"a": jnp.array(0.2)}, x, evidence
+    return models.gaussian_model, guide, models.BY_HAND_THETA, {"a": jnp.array(0.2)}, x, evidence
 
 
 def kalman_posterior():
@@ -267,7 +267,7 @@ def kalman_posterior():
 
     z_t ~ N(0.8 z_{t-1} + mu, 1), x_t ~ N(z_t, 1/4), z_0 = 0.
     """
-    mu, x = 0.2, programs.SCAN_X
+    mu, x = 0.2, models.SCAN_X
     mean, var, evidence, moments = 0.0, 0.0, 0.0, []
     for value in np.asarray(x):
         mean, var = 0.8 * mean + mu, 0.64 * var + 1.0
@@ -289,7 +289,7 @@ def kalman_posterior():
 
         scan(backward, 0.0, (means, variances, jnp.arange(len(x)) == len(x) - 1), reverse=True)
 
-    return programs.scan_model, guide, programs.BY_HAND_THETA, {"a": jnp.array(mu)}, x, evidence
+    return models.scan_model, guide, models.BY_HAND_THETA, {"a": jnp.array(mu)}, x, evidence
 
 
 POSTERIORS = {"binary": binary_posterior, "Gaussian": gaussian_posterior, "Kalman smoother": kalman_posterior}
@@ -331,7 +331,7 @@ def gradients(noise, monkeypatch):
 
     def draw(particle, programs_, index):
         phi = programs_.guide.params
-        z = phi["a"] + phi["c"] * programs.GAUSSIAN_X + 0.8 * current["noise"][index.particle]
+        z = phi["a"] + phi["c"] * models.GAUSSIAN_X + 0.8 * current["noise"][index.particle]
         return Draws({"z": z if particle.reparameterised else jax.lax.stop_gradient(z)}, {})
 
     monkeypatch.setattr(WakeParticle, "draw", draw)
@@ -339,12 +339,12 @@ def gradients(noise, monkeypatch):
     def moments(**options):
         def loss(phi, pair):
             current["noise"] = pair
-            model, guide, x = programs.BY_HAND["one latent"][:3]
-            theta = programs.BY_HAND_THETA
+            model, guide, x = models.BY_HAND["one latent"][:3]
+            theta = models.BY_HAND_THETA
             return rws_jax.wake_phi_loss(theta, phi, *seeded(model, guide), x, num_particles=2, **options)
 
         pairs, probs = noise
-        grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(programs.BY_HAND_PHI, pairs)
+        grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(models.BY_HAND_PHI, pairs)
         mean = jax.tree.map(lambda g: jnp.tensordot(probs, g, 1), grads)
         return mean, jax.tree.map(lambda g, m: jnp.sqrt(jnp.tensordot(probs, (g - m) ** 2, 1)), grads, mean)
 
@@ -370,15 +370,15 @@ def path_of_two(phi, e):
 
 def path_of_minibatch(phi, e):
     """z = a + c x + e for each datum."""
-    return {"z": phi["a"] + phi["c"] * programs.PLATE_X[None] + e["z"]}
+    return {"z": phi["a"] + phi["c"] * models.PLATE_X[None] + e["z"]}
 
 
 @pytest.mark.usefixtures("allow_key_reuse")
 @pytest.mark.parametrize(("name", "path"), [("two latents", path_of_two), ("subsampled", path_of_minibatch)])
 def test_the_reparameterised_gradient_is_that_of_the_formula(name, path):
     """Along the path of the same draws, with the parameters of the densities fixed; units weigh for themselves."""
-    model, guide, x, log_p, log_q, _, scale = programs.BY_HAND[name]
-    theta, phi, num = programs.BY_HAND_THETA, programs.BY_HAND_PHI, 5
+    model, guide, x, log_p, log_q, _, scale = models.BY_HAND[name]
+    theta, phi, num = models.BY_HAND_THETA, models.BY_HAND_PHI, 5
     z = draw(programs_of(model, guide, theta, phi, x), num).latents
     noise = {"z1": z["z1"] - phi["a"], "z2": z["z2"] - phi["c"] * z["z1"]} if name == "two latents" else {}
     noise |= {"z": z["z"] - path_of_minibatch(phi, {"z": 0.0})["z"]} if name == "subsampled" else {}

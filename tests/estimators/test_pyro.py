@@ -18,7 +18,7 @@ import pyro.distributions as pyro_dist
 
 from rws_jax.estimators import score
 from rws_jax.estimators.bound import theta_loss
-from tests import oracles, programs
+from tests import models, oracles
 from tests.oracles import programs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,11 +26,11 @@ NUM_PARTICLES = 7
 
 
 def param(name):
-    value = {**programs.BY_HAND_THETA, **programs.BY_HAND_PHI}[name]
+    value = {**models.BY_HAND_THETA, **models.BY_HAND_PHI}[name]
     return pyro.param(name, torch.tensor(np.array(value)))
 
 
-# The programs of `tests.programs`, for Pyro
+# The programs of `tests.models`, for Pyro
 
 
 def one_model(x):
@@ -102,8 +102,8 @@ def run_pyro(model, guide, x):
 
 def run_ours(name, draws):
     """Scored particles, losses and gradients of the same draws."""
-    model, guide, x = programs.BY_HAND[name][:3]
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    model, guide, x = models.BY_HAND[name][:3]
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
 
     def scored(theta, phi):
         return oracles.score(programs_of(model, guide, theta, phi, x), draws)
@@ -122,7 +122,7 @@ def run_ours(name, draws):
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_log_weights_losses_and_gradients_are_those_of_pyro(name, model, guide):
     """One datum; the sites do not depend on one another through reparameterised draws."""
-    draws, (log_p, log_q), losses, grads = run_pyro(model, guide, programs.GAUSSIAN_X)
+    draws, (log_p, log_q), losses, grads = run_pyro(model, guide, models.GAUSSIAN_X)
     if name == "cond":
         draws = {"branch": draws["branch"].astype(int), "z": draws["z"]}
         assert set(draws["branch"].tolist()) == {0, 1}
@@ -137,18 +137,18 @@ def test_log_weights_losses_and_gradients_are_those_of_pyro(name, model, guide):
 
 def test_pyro_leaks_a_gradient_through_dependent_reparameterised_sites():
     """Pyro detaches the finished trace, when z2's distribution has been built from the z1 that was not."""
-    draws, (log_p, log_q), losses, grads = run_pyro(gaussian_model, gaussian_guide, programs.GAUSSIAN_X)
+    draws, (log_p, log_q), losses, grads = run_pyro(gaussian_model, gaussian_guide, models.GAUSSIAN_X)
     particles, our_losses, our_grads = run_ours("two latents", draws)
     assert jnp.allclose(particles.log_p - particles.log_q, log_p - log_q, rtol=1e-4, atol=1e-5)
     assert jnp.allclose(our_losses, losses, rtol=1e-5)  # values agree, gradients do not
 
     def by_hand(phi):
-        x = programs.GAUSSIAN_X
+        x = models.GAUSSIAN_X
         return oracles.phi_loss(
-            programs.gaussian_log_p(programs.BY_HAND_THETA, draws, x), programs.gaussian_log_q(phi, draws, x)
+            models.gaussian_log_p(models.BY_HAND_THETA, draws, x), models.gaussian_log_q(phi, draws, x)
         )
 
-    exact = jax.grad(by_hand)(programs.BY_HAND_PHI)
+    exact = jax.grad(by_hand)(models.BY_HAND_PHI)
     assert jnp.allclose(our_grads["a"], exact["a"], rtol=1e-4)
     assert jnp.abs(grads["a"] - exact["a"]) > 0.1
     assert jnp.allclose(grads["mu"], our_grads["mu"], rtol=1e-4)  # the model's gradient is right
@@ -156,12 +156,12 @@ def test_pyro_leaks_a_gradient_through_dependent_reparameterised_sites():
 
 def test_pyro_weighs_all_data_of_a_plate_jointly():
     """Its losses are those of one unit; here each datum has weights of its own."""
-    x = programs.PLATE_X
+    x = models.PLATE_X
     draws, _, losses, grads = run_pyro(plate_model, plate_guide, x)
-    theta, phi = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    theta, phi = models.BY_HAND_THETA, models.BY_HAND_PHI
 
     def densities(phi):
-        return programs.plate_log_p(theta, draws, x), programs.plate_log_q(phi, draws, x)
+        return models.plate_log_p(theta, draws, x), models.plate_log_q(phi, draws, x)
 
     def one_unit(phi):
         return [log_density.sum(axis=1) for log_density in densities(phi)]
@@ -170,7 +170,7 @@ def test_pyro_weighs_all_data_of_a_plate_jointly():
     assert jnp.allclose(losses[1], oracles.phi_loss(*one_unit(phi)), rtol=1e-5)
     assert jnp.allclose(grads["a"], jax.grad(lambda phi: oracles.phi_loss(*one_unit(phi)))(phi)["a"], rtol=1e-4)
 
-    particles = oracles.score(programs_of(numpyro_plate_model, programs.plate_guide, theta, phi, x), draws)
+    particles = oracles.score(programs_of(numpyro_plate_model, models.plate_guide, theta, phi, x), draws)
     ours = theta_loss(particles), score.phi_loss(particles)
     assert jnp.allclose(jnp.array(ours), jnp.array([loss(*densities(phi)) for loss in BY_HAND]), rtol=1e-5)
     assert all(jnp.abs(losses[i] - ours[i]) > 0.01 for i in (0, 1))
@@ -181,4 +181,4 @@ BY_HAND = oracles.theta_loss, oracles.phi_loss
 
 def numpyro_plate_model(x):
     with numpyro.plate("data", len(x)):
-        programs.one_model(x)
+        models.one_model(x)

@@ -19,11 +19,11 @@ from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.executor import side_by_side
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.programs.program import Index
-from tests import oracles, programs
+from tests import models, oracles
 from tests.oracles import programs_of, seeded
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
-THETA, PHI = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+THETA, PHI = models.BY_HAND_THETA, models.BY_HAND_PHI
 
 
 @pytest.mark.parametrize("name", ["mixed", "subsampled", "cond"])
@@ -32,7 +32,7 @@ def test_one_by_one_and_mapped_over_are_the_same_numbers(name):
 
     Compiled here, to save time: a program that does not branch in Python can be.
     """
-    model, guide, x = programs.BY_HAND[name][:3]
+    model, guide, x = models.BY_HAND[name][:3]
 
     def losses(theta, phi, vectorize):
         options = {"num_particles": 2, "vectorize_particles": vectorize}
@@ -233,7 +233,7 @@ def test_parameters_of_branches_are_all_found_by_init():
 
 
 def test_parameters_that_are_never_met_are_named():
-    rws = rws_jax.make_step(programs.one_model, programs.one_guide)
+    rws = rws_jax.make_step(models.one_model, models.one_guide)
     state = rws.init(jax.random.key(0), 1.3)
     with pytest.raises(ValueError, match=r"param sites \['other'\] of the state were not met"):
         rws.get_params(state._replace(phi=state.phi | {"other": jnp.zeros(())}), 1.3)
@@ -251,7 +251,7 @@ def test_the_state_is_the_same_with_and_without_mapping_over_particles():
     steps = {}
     for vectorize in (True, False):
         rws = rws_jax.make_step(
-            programs.one_model, programs.one_guide, insomnia=0.5, phi_steps=2, defensive=0.5,
+            models.one_model, models.one_guide, insomnia=0.5, phi_steps=2, defensive=0.5,
             vectorize_particles=vectorize,
             theta_optimizer=optax.sgd(0.1), phi_optimizer=optax.sgd(0.1),
         )  # fmt: skip

@@ -14,9 +14,9 @@ from numpyro.infer.autoguide import AutoNormal
 
 import rws_jax
 from rws_jax.programs.observations import show_data
-from tests import programs
+from tests import models
+from tests.checks.test_errors import check
 from tests.oracles import dream
-from tests.test_errors import check
 
 REAL = {"x": jnp.zeros(3), "y": jnp.ones(3)}
 DREAMT = {"x": jnp.full(3, 7.0), "y": jnp.full(3, 8.0)}
@@ -222,14 +222,14 @@ def normal_guide(x):
 @pytest.mark.parametrize(
     ("model", "guide", "x"),
     [
-        pytest.param(programs.scan_model, programs.scan_guide, programs.SCAN_X, id="scan"),
+        pytest.param(models.scan_model, models.scan_guide, models.SCAN_X, id="scan"),
         pytest.param(model_with_data_in_cond, normal_guide, jnp.array(1.3), id="cond"),
     ],
 )
 def test_data_given_by_condition_are_data(model, guide, x):
     """In wake they are scored, as with obs=; in sleep they are dreamt."""
     conditioned = numpyro.handlers.condition(partial(model, observed=False), data={"x": x})
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
     loss = lambda program: rws_jax.wake_theta_loss(*params, seed(program, 0), seed(guide, 1), x)
     assert jnp.allclose(*jax.jit(lambda: [loss(program) for program in (model, conditioned)])())
     _, data = dream(conditioned, 3, x, params=params[0])
@@ -238,12 +238,12 @@ def test_data_given_by_condition_are_data(model, guide, x):
 
 
 def test_the_outer_of_two_conditions_holds_in_scan():
-    x = programs.SCAN_X
-    inner = numpyro.handlers.condition(partial(programs.scan_model, observed=False), data={"x": x + 1.0})
+    x = models.SCAN_X
+    inner = numpyro.handlers.condition(partial(models.scan_model, observed=False), data={"x": x + 1.0})
     both = numpyro.handlers.condition(inner, data={"x": x})
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
-    loss = lambda model: rws_jax.wake_theta_loss(*params, seed(model, 0), seed(programs.scan_guide, 1), x)
-    assert jnp.allclose(*jax.jit(lambda: (loss(both), loss(programs.scan_model)))())
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
+    loss = lambda model: rws_jax.wake_theta_loss(*params, seed(model, 0), seed(models.scan_guide, 1), x)
+    assert jnp.allclose(*jax.jit(lambda: (loss(both), loss(models.scan_model)))())
 
 
 @pytest.mark.usefixtures("allow_rank_promotion")

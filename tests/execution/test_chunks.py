@@ -12,7 +12,7 @@ import pytest
 
 import rws_jax
 from rws_jax import __main__ as demo
-from tests import programs
+from tests import models
 from tests.oracles import seeded
 from tests.test_losses import DELTA
 from tests.test_options import uniform_guide
@@ -34,8 +34,8 @@ slow = lambda *names: [pytest.param(name, marks=pytest.mark.slow) for name in na
 @pytest.mark.parametrize("name", ["subsampled", *slow("one latent", "two latents", "hierarchical", "cond")])
 def test_losses_and_gradients_do_not_depend_on_the_size_of_chunks(name):
     """Chunks of 3, 3 and 1."""
-    by_hand = programs.BY_HAND[name]
-    params = programs.BY_HAND_THETA, programs.BY_HAND_PHI
+    by_hand = models.BY_HAND[name]
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
     losses = LOSSES | (DREG if name in ("one latent", "two latents") else {})
 
     @jax.jit
@@ -69,9 +69,9 @@ def test_steps_and_infos_do_not_depend_on_the_size_of_chunks(name):
     options = {"num_particles": NUM_PARTICLES, "phi_optimizer": optax.adam(0.1), "chunk_size": 3, **OPTIONS[name]}
 
     def train(**others):
-        rws = rws_jax.make_step(programs.binary_model, programs.binary_guide, **{**options, **others})
-        state = rws.init(jax.random.key(0), programs.BINARY_DATA)
-        return jax.lax.scan(lambda state, _: rws.step(state, programs.BINARY_DATA), state, length=3)
+        rws = rws_jax.make_step(models.binary_model, models.binary_guide, **{**options, **others})
+        state = rws.init(jax.random.key(0), models.BINARY_DATA)
+        return jax.lax.scan(lambda state, _: rws.step(state, models.BINARY_DATA), state, length=3)
 
     (state, infos), (chunked_state, chunked_infos) = train(chunk_size=None), train()
     chex.assert_trees_all_close(chunked_infos, infos, rtol=1e-4, atol=1e-5)
@@ -110,15 +110,15 @@ def test_dead_particles_chunks_and_units_are_counted_and_train_nothing():
 
 @pytest.mark.slow
 def test_chunked_steps_can_be_vmapped_over_seeds():
-    rws = rws_jax.make_step(programs.one_model, programs.one_guide, num_particles=5, chunk_size=2, insomnia=0.5)
+    rws = rws_jax.make_step(models.one_model, models.one_guide, num_particles=5, chunk_size=2, insomnia=0.5)
     run = lambda key: rws.step(rws.init(key, 1.3), 1.3)[1].phi_loss
     keys = jax.random.split(jax.random.key(0), 3)
     assert jnp.allclose(jax.vmap(run)(keys), jnp.stack([run(key) for key in keys]), rtol=1e-5)
 
 
 def two_latents_loss(chunk_size, params, x=1.3, loss=rws_jax.wake_theta_loss):
-    two = seeded(*programs.BY_HAND["two latents"][:2])
-    return loss(params, programs.BY_HAND_PHI, *two, x, num_particles=5, chunk_size=chunk_size)
+    two = seeded(*models.BY_HAND["two latents"][:2])
+    return loss(params, models.BY_HAND_PHI, *two, x, num_particles=5, chunk_size=chunk_size)
 
 
 # How a loss is differentiated: what is closed over is traced by then, and with respect to what.
@@ -137,7 +137,7 @@ WAYS = {
     "way", ["jit inside", *slow("jit outside", "checkpoint", "cond"), "scan over data", "forward mode", "an argument"]
 )
 def test_chunks_are_differentiated_like_any_function(way):
-    params = programs.BY_HAND_THETA
+    params = models.BY_HAND_THETA
     differentiate = lambda size: WAYS[way](lambda p, **kwargs: two_latents_loss(size, p, **kwargs))
     found, expected = differentiate(2)(params), jax.jit(differentiate(None))(params)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -146,7 +146,7 @@ def test_chunks_are_differentiated_like_any_function(way):
 @pytest.mark.floors
 def test_second_derivatives_are_those_of_all_particles_at_once():
     found, expected = (
-        jax.hessian(lambda p, size=size: two_latents_loss(size, p))(programs.BY_HAND_THETA) for size in (2, None)
+        jax.hessian(lambda p, size=size: two_latents_loss(size, p))(models.BY_HAND_THETA) for size in (2, None)
     )
     assert jnp.abs(expected["mu"]["mu"]) > 0.01
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
@@ -208,7 +208,7 @@ def test_a_program_that_is_not_trained_has_no_gradient_were_it_infinite():
         numpyro.sample("z", dist.Normal(jnp.sqrt(numpyro.param("a", 0.0)), 1.0))
 
     loss = lambda phi, chunk_size: rws_jax.wake_theta_loss(
-        programs.BY_HAND_THETA, phi, *seeded(programs.one_model, guide), 1.3, num_particles=5, chunk_size=chunk_size
+        models.BY_HAND_THETA, phi, *seeded(models.one_model, guide), 1.3, num_particles=5, chunk_size=chunk_size
     )
     gradient = lambda chunk_size: jax.jit(jax.grad(partial(loss, chunk_size=chunk_size)))({"a": jnp.array(0.0)})
     assert gradient(2) == gradient(None) == {"a": 0.0}

@@ -12,11 +12,11 @@ import rws_jax
 
 def train(x):
     """Parameters after 20 steps."""
-    from tests import programs  # which makes arrays, and processes have to meet before
+    from tests import models
 
     adam = optax.adam(0.01)
     rws = rws_jax.make_step(
-        programs.binary_model, programs.binary_guide, theta_optimizer=adam, phi_optimizer=adam, num_particles=5
+        models.binary_model, models.binary_guide, theta_optimizer=adam, phi_optimizer=adam, num_particles=5
     )
     state = rws.init(jax.random.key(0), x)
     for _ in range(20):

@@ -16,9 +16,9 @@ from rws_jax.execution import by_paths
 from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.branching.trace import BranchingValue
+from tests.checks.test_errors import check
+from tests.core.test_support import enable_x64
 from tests.oracles import seeded
-from tests.test_errors import check
-from tests.test_support import enable_x64
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 STEERS = {"branching": True}

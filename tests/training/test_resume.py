@@ -16,8 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 import rws_jax
-from tests import programs, resumed
-from tests.test_errors import check
+from tests import models
+from tests.checks.test_errors import check
+from tests.training import resumed
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse")
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("allow_key_reuse")
 @pytest.mark.slow
 def test_a_new_process_goes_on_bit_for_bit(tmp_path):
     """Both optimizers, the key, a schedule of insomnia and one of the learning rate; 4 steps and 4 more are 8."""
-    rws, x = resumed.make(), programs.BINARY_DATA
+    rws, x = resumed.make(), models.BINARY_DATA
     state, _ = resumed.train(rws, rws.init(jax.random.key(0), x))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "orbax", state)
@@ -34,7 +35,7 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path):
     np.savez(tmp_path / "leaves.npz", *leaves)
 
     environment = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"]}
-    subprocess.run([sys.executable, "-m", "tests.resumed", str(tmp_path)], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "tests.training.resumed", str(tmp_path)], check=True, env=environment)
     state, infos = resumed.train(rws, state)
     expected = [np.asarray(leaf) for leaf in jax.tree.leaves((resumed.without_key(state), infos))]
     for how in ("orbax", "pickle", "leaves"):

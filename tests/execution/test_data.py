@@ -10,8 +10,8 @@ import pytest
 from jax.scipy.stats import norm
 
 import rws_jax
+from tests.checks.test_errors import check
 from tests.oracles import draw, phi_loss, programs_of, seeded, theta_loss
-from tests.test_errors import check
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 X, SCALE = jnp.array([-0.5, 0.4, 1.0, 2.2]), jnp.array(0.8)

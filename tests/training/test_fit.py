@@ -13,11 +13,11 @@ import numpyro.distributions as dist
 import pytest
 
 import rws_jax
-from tests import programs
-from tests.test_errors import check
+from tests import models
+from tests.checks.test_errors import check
 
-X = programs.BINARY_DATA
-RWS = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+X = models.BINARY_DATA
+RWS = rws_jax.make_step(models.binary_model, models.binary_guide)
 pytestmark = pytest.mark.usefixtures("allow_key_reuse")  # the same start for all
 
 
@@ -58,7 +58,7 @@ def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
 
 
 def test_nothing_of_a_step_is_kept_when_it_is_gone(start):
-    rws = rws_jax.make_step(programs.binary_model, programs.binary_guide)
+    rws = rws_jax.make_step(models.binary_model, models.binary_guide)
     rws_jax.fit(rws.step, start, 2, X, progress_bar=False)
     step = weakref.ref(rws.step)
     del rws

@@ -16,7 +16,7 @@ import rws_jax
 from rws_jax.estimators import score
 from rws_jax.estimators.bound import theta_loss
 from tests import oracles
-from tests.test_step import again, gradients_of
+from tests.training.test_step import again, gradients_of
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion")  # as NumPyro's Uniform and Dirichlet do
 X = jnp.array([0.4, 0.9])

@@ -10,13 +10,13 @@ import optax
 import orbax.checkpoint as ocp
 
 import rws_jax
-from tests import programs
+from tests import models
 
 
 def make():
     return rws_jax.make_step(
-        programs.binary_model,
-        programs.binary_guide,
+        models.binary_model,
+        models.binary_guide,
         theta_optimizer=optax.adam(optax.exponential_decay(0.1, 2, 0.5)),
         phi_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(0.05, momentum=0.9)),
         insomnia=optax.linear_schedule(1.0, 0.0, 10),
@@ -24,7 +24,7 @@ def make():
 
 
 def train(rws, state):
-    return rws_jax.fit(rws.step, state, 4, programs.BINARY_DATA, progress_bar=False)
+    return rws_jax.fit(rws.step, state, 4, models.BINARY_DATA, progress_bar=False)
 
 
 def without_key(state):
@@ -34,7 +34,7 @@ def without_key(state):
 def main(path):
     """Go on from each file, and save all that comes of it."""
     rws = make()
-    like = rws.init(jax.random.key(1), programs.BINARY_DATA)
+    like = rws.init(jax.random.key(1), models.BINARY_DATA)
     with ocp.StandardCheckpointer() as checkpointer:
         states = {"orbax": checkpointer.restore(path / "orbax", like)}
     states["pickle"] = pickle.loads((path / "pickle").read_bytes())
