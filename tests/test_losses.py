@@ -20,9 +20,9 @@ from tests.oracles import draw, dream, programs_of, scored, seeded, value_and_gr
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 IN_FLOORS = "one latent", "scan", "cond", "masked"  # what rests on NumPyro's own handlers
-by_program = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.floors if name in IN_FLOORS else ()) for name in models.BY_HAND]
-)
+FAST = "two latents", "subsampled", "masked", "cond in scan"  # leaks, scales, masks and control flow
+marks_of = lambda name: [pytest.mark.floors] * (name in IN_FLOORS) + [pytest.mark.slow] * (name not in FAST)
+by_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in models.BY_HAND])
 allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")
 allow_as_numpyro_does = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 DELTA = 0.3
@@ -57,11 +57,8 @@ def test_wake_equals_hand_computation_from_detached_values(name):
     by_hand = models.BY_HAND[name]
     model, guide, x, num = by_hand.model, by_hand.guide, by_hand.x, 7
     params = models.BY_HAND_THETA, models.BY_HAND_PHI
-    draws = {delta: draw(programs_of(model, guide, *params, x), num, delta).latents for delta in (0.0, DELTA)}
-    changed = [jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items()]
-    assert any(changed)
 
-    def hand(theta, phi, loss, options):
+    def hand(theta, phi, loss, options, draws):
         delta = options.get("defensive", 0.0)
         z = draws[delta]
         log_p, log_q = by_hand.log_p(theta, z, x), by_hand.log_q(phi, z, x)
@@ -72,13 +69,20 @@ def test_wake_equals_hand_computation_from_detached_values(name):
             return by_hand.scale * oracles.vimco_loss(log_p, log_q, log_r)
         return by_hand.scale * oracles.phi_loss(log_p, log_q, log_r, options.get("control_variate", True))
 
-    def all_of(evaluate):
-        """One compilation for all estimators."""
-        run = lambda kind: jax.value_and_grad(lambda *p: evaluate(*p, *ESTIMATORS[kind]), argnums=(0, 1))(*params)
-        return jax.jit(lambda: {kind: run(kind) for kind in ESTIMATORS})()
+    def package(theta, phi, loss, options, draws):
+        return loss(theta, phi, *seeded(model, guide), x, num_particles=num, **options)
 
-    found = all_of(lambda t, f, loss, options: loss(t, f, *seeded(model, guide), x, num_particles=num, **options))
-    expected = all_of(hand)
+    @jax.jit
+    def all_of():
+        """One compilation for all estimators."""
+        draws = {delta: draw(programs_of(model, guide, *params, x), num, delta).latents for delta in (0.0, DELTA)}
+        run = lambda evaluate, kind: jax.value_and_grad(
+            lambda *p: evaluate(*p, *ESTIMATORS[kind], draws), argnums=(0, 1)
+        )(*params)
+        return draws, *({kind: run(evaluate, kind) for kind in ESTIMATORS} for evaluate in (package, hand))
+
+    draws, found, expected = all_of()
+    assert any(jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items())
     chex.assert_trees_all_close(found, expected, rtol=5e-5, atol=2e-6)
     for kind, (_, grads) in found.items():
         trained, frozen = grads if kind.startswith("theta") else grads[::-1]

@@ -27,7 +27,7 @@ from tests import models
 from tests.oracles import programs_of
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
-NUM, PARAMS = 8, (models.BY_HAND_THETA, models.BY_HAND_PHI)
+PARAMS = models.BY_HAND_THETA, models.BY_HAND_PHI
 REPARAMETERISED = {"one latent", "two latents", "transformed", "hierarchical", "nested plates", "sequential plates"}
 REPARAMETERISED |= {"subsampled", "scan", "reversed scan"}
 
@@ -43,28 +43,35 @@ ESTIMATORS = {
     WakeParticle(reparameterised=True): {"phi, dreg": dreg.phi_loss},
     DreamParticle(): {"sleep": dream_loss},
 }
+ALL_AT_ONCE = [kind for kind in ESTIMATORS if not getattr(kind, "delta", 0.0)]
 
 
 def over_devices():
     return Vectorized(particle_sharding=NamedSharding(jax.make_mesh((8,), ("p",)), PartitionSpec("p")))
 
 
+# name -> an executor, and how many particles it is given: of chunks of 3, 3 and 2; one for each device; few
 EXECUTORS = {
-    "chunked": lambda: Chunked(Vectorized(), 3),  # chunks of 3, 3 and 2
-    "over devices": over_devices,
-    "one by one": OneByOne,
+    "chunked": (lambda: Chunked(Vectorized(), 3), 8),
+    "over devices": (over_devices, 8),
+    "one by one": (OneByOne, 2),
 }
 
 
-def values_and_gradients(executor, programs_, kinds):
-    """Of all estimators of these kinds of particles."""
+def values_and_gradients(executor, programs_, num, kinds, *, one_by_one=False):
+    """Of all estimators of these kinds of particles; the pullback is mapped over them, where it can be."""
     results = {}
     for particle in kinds:
-        run = lambda params, particle=particle: executor(particle, programs_.with_params(params), NUM)
+        run = lambda params, particle=particle: executor(particle, programs_.with_params(params), num)
         scored, pullback = jax.vjp(run, programs_.params)
-        for name, loss in ESTIMATORS[particle].items():
-            value, cotangent = jax.value_and_grad(loss)(scored)
-            results[name] = value, pullback(cotangent)[0]
+        pairs = [jax.value_and_grad(loss)(scored) for loss in ESTIMATORS[particle].values()]
+        values, cotangents = [value for value, _ in pairs], [cotangent for _, cotangent in pairs]
+        if one_by_one:
+            gradients = [pullback(cotangent)[0] for cotangent in cotangents]
+        else:
+            stacked = jax.vmap(pullback)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *cotangents))[0]
+            gradients = [jax.tree.map(lambda leaf, row=row: leaf[row], stacked) for row in range(len(pairs))]
+        results |= dict(zip(ESTIMATORS[particle], zip(values, gradients, strict=True), strict=True))
     return results
 
 
@@ -78,60 +85,59 @@ def check(found, expected):
     chex.assert_trees_all_close(found, {name: expected[name] for name in found}, rtol=5e-5, atol=2e-6)
 
 
-FAST = {"one latent", "subsampled"}
-by_class = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in models.BY_HAND]
-)
+def slow_but(fast, names):
+    """All names as parameters, marked as slow but one."""
+    return [pytest.param(name, marks=() if name == fast else pytest.mark.slow) for name in names]
 
 
-@by_class
+@pytest.mark.parametrize("name", slow_but("subsampled", models.BY_HAND))
 def test_every_executor_gives_the_numbers_of_the_vectorised_one(name):
     model, guide, x = models.BY_HAND[name][:3]
 
     @jax.jit
     def all_of():
         programs_ = programs_of(model, guide, *PARAMS, x)
-        run = lambda make, kinds: values_and_gradients(make(), programs_, kinds)
-        found = {executor: run(make, kinds_of(name, executor)) for executor, make in EXECUTORS.items()}
-        return run(Vectorized, kinds_of(name)), found
+        expected = {num: values_and_gradients(Vectorized(), programs_, num, kinds_of(name)) for num in (2, 8)}
+        return expected, {
+            executor: values_and_gradients(make(), programs_, num, kinds_of(name, executor))
+            for executor, (make, num) in EXECUTORS.items()
+        }
 
     expected, found = all_of()
-    for executor in EXECUTORS:
-        check(found[executor], expected)
+    for executor, (_, num) in EXECUTORS.items():
+        check(found[executor], expected[num])
 
 
-def single_units():
-    """Model classes of one unit: by paths, all of a datum is one."""
-    several = {"mixed", "nested plates", "subsampled", "masked", "scaled"}
-    marks = lambda name: () if name == "one latent" else pytest.mark.slow
-    return [pytest.param(name, marks=marks(name)) for name in models.BY_HAND if name not in several]
+SEVERAL_UNITS = {"mixed", "nested plates", "subsampled", "masked", "scaled"}
+SINGLE_UNITS = [name for name in models.BY_HAND if name not in SEVERAL_UNITS]
 
 
-@pytest.mark.parametrize("name", single_units())
+@pytest.mark.parametrize("name", slow_but("one latent", SINGLE_UNITS))
 def test_by_paths_gives_the_numbers_of_the_vectorised_one(name):
-    """Programs without branches have one path, and with defensive proposals two."""
+    """By paths, all of a datum is one unit. Programs without branches have one path, with defensive proposals two."""
     model, guide, x = models.BY_HAND[name][:3]
     programs_ = programs_of(model, guide, *PARAMS, jnp.asarray(x))
-    expected = jax.jit(lambda: values_and_gradients(Vectorized(), programs_, kinds_of(name)))()
+    expected = jax.jit(lambda: values_and_gradients(Vectorized(), programs_, 4, kinds_of(name)))()
     by_paths = ByPaths(cache=PathCache(compile_after=0))
-    check(values_and_gradients(by_paths, programs_, kinds_of(name)), expected)
+    check(values_and_gradients(by_paths, programs_, 4, kinds_of(name), one_by_one=True), expected)
 
 
+@pytest.mark.slow
 def test_programs_of_one_datum_run_in_every_way():
     """The data axis is the executor's: values and gradients are those of the vectorised one over it."""
-    data, kinds = Data(0), [kind for kind in ESTIMATORS if not getattr(kind, "delta", 0.0)]
+    data = Data(0)
     programs_ = programs_of(models.one_model, models.one_guide, *PARAMS, models.PLATE_X)
 
     @jax.jit
     def all_of():
         executors = Vectorized(data), Chunked(Vectorized(data), 3), OneByOne(data)
-        return [values_and_gradients(executor, programs_, kinds) for executor in executors]
+        return [values_and_gradients(executor, programs_, 4, ALL_AT_ONCE) for executor in executors]
 
     expected, *found = all_of()
     for one in found:
         check(one, expected)
     by_paths = ByPaths(data, cache=PathCache(compile_after=0))
-    check(values_and_gradients(by_paths, programs_, kinds), expected)
+    check(values_and_gradients(by_paths, programs_, 4, ALL_AT_ONCE, one_by_one=True), expected)
 
 
 # The table can fail
@@ -159,20 +165,21 @@ class Wrong(Executor):
         return result
 
 
-@pytest.mark.parametrize(
-    "fault", ["repeats an index", "shifts the indices", "drops a particle", "loses a scale", "loses a gradient"]
-)
-def test_an_executor_that_is_wrong_is_seen(fault):
-    """Not even the loss of one gradient, the smallest of these, is within the tolerance."""
+FAULTS = ["repeats an index", "shifts the indices", "drops a particle", "loses a scale", "loses a gradient"]
+
+
+def test_an_executor_that_is_wrong_is_seen():
+    """By every estimator: not even the loss of one gradient, the smallest of these, is within the tolerance."""
     model, guide, x = models.BY_HAND["subsampled"][:3]
     kinds = [WakeParticle(), DreamParticle()]
 
     @jax.jit
     def all_of():
         programs_ = programs_of(model, guide, *PARAMS, x)
-        return [values_and_gradients(executor, programs_, kinds) for executor in (Vectorized(), Wrong(fault))]
+        return [values_and_gradients(executor, programs_, 8, kinds) for executor in (Vectorized(), *map(Wrong, FAULTS))]
 
-    expected, found = all_of()
-    for name in found:
-        with pytest.raises(AssertionError):
-            check({name: found[name]}, expected)
+    expected, *found = all_of()
+    for results in found:
+        for name in results:
+            with pytest.raises(AssertionError):
+                check({name: results[name]}, expected)
