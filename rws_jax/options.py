@@ -7,6 +7,7 @@ computed.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from rws_jax.checks import matching
 from rws_jax.checks import options as checks
 from rws_jax.checks.arguments import check_flag, check_int, check_program
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import ProgramFn
+from rws_jax.core.layers import ProgramFn, hashable
 from rws_jax.core.sites import Trace
 from rws_jax.estimators import dreg, score, vimco
 from rws_jax.estimators.scored import Scored
@@ -26,7 +27,7 @@ from rws_jax.execution.adaptive import Adaptive
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
-from rws_jax.execution.data_axes import Axes, Data
+from rws_jax.execution.data import Axes, Data
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
@@ -41,13 +42,14 @@ class Gradient(NamedTuple):
     phi_loss: Callable[[Scored], jax.Array]
     guides: str  # which guides it is for
     reparameterised: bool = False  # whether it passes through the draws, which then cannot be defensive ones
+    needs_density: bool = False  # whether draws have to come from the guide's density as it is, free of scales
     without_control_variate: Callable[[Scored], jax.Array] | None = None  # None: option `control_variate` plays no part
 
 
 GRADIENTS = {
     "score": Gradient(score.phi_loss, "guides of any kind", without_control_variate=score.plain_phi_loss),
-    "dreg": Gradient(dreg.phi_loss, "reparameterised guides", reparameterised=True),
-    "vimco": Gradient(vimco.phi_loss, "guides of any kind, which it trains on the bound"),
+    "dreg": Gradient(dreg.phi_loss, "reparameterised guides", reparameterised=True, needs_density=True),
+    "vimco": Gradient(vimco.phi_loss, "guides of any kind, which it trains on the bound", needs_density=True),
 }
 
 
@@ -132,18 +134,21 @@ class WakeOptions:
         checks.check_defensive_share(self.defensive, self.defensive_guide)
         checks.check_gradient(self.gradient, {name: gradient.guides for name, gradient in GRADIENTS.items()})
         if self.defensive and GRADIENTS[self.gradient].reparameterised:
-            checks.fail_defensive_draws(self.gradient, self.defensive)
+            others = [name for name, gradient in GRADIENTS.items() if not gradient.reparameterised]
+            checks.fail_defensive_draws(self.gradient, self.defensive, others)
 
     @property
     def needs_fixed_support(self) -> bool:
         """Whether the support of the guide must not move with its parameters: scores would not have mean zero."""
         return self.control_variate or GRADIENTS[self.gradient].without_control_variate is None
 
-    @property
+    @cached_property
     def estimator(self) -> Wake:
         """The estimator that these options ask for."""
         gradient = GRADIENTS[self.gradient]
-        particle = WakeParticle(float(self.defensive), gradient.reparameterised)
+        needs_density = "'defensive'" if self.defensive else None
+        needs_density = f"gradient={self.gradient!r}" if gradient.needs_density else needs_density
+        particle = WakeParticle(float(self.defensive), gradient.reparameterised, needs_density)
         plain = None if self.control_variate else gradient.without_control_variate
         return Wake(self.num_particles, particle, plain or gradient.phi_loss)
 
@@ -159,10 +164,11 @@ class SleepOptions:
     def __post_init__(self) -> None:
         checks.check_sleep_options(self.simulated_data_to_args, self.observed_sites)
 
-    @property
+    @cached_property
     def estimator(self) -> Sleep:
         """The estimator that these options ask for."""
-        return Sleep(self.num_dreams, DreamParticle(tuple(self.observed_sites), self.simulated_data_to_args))
+        rewrite = self.simulated_data_to_args and hashable(self.simulated_data_to_args)
+        return Sleep(self.num_dreams, DreamParticle(tuple(self.observed_sites), rewrite))
 
 
 @dataclass(frozen=True, kw_only=True)

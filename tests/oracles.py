@@ -9,7 +9,7 @@ from numpyro.handlers import seed
 from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import Dream, DreamParticle
 from rws_jax.estimators.wake import WakeParticle
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.execution.vectorized import Vectorized
 from rws_jax.programs.density import Units
 from rws_jax.programs.program import Arguments, Index, Program, Programs
@@ -37,7 +37,7 @@ def programs_of(model, guide, theta, phi, *args, defensive_guide=None):
 def draw(programs, particles, delta=0.0, data_axes=None):
     """What the guide, or a defensive mixture, draws as these particles: so many, or those of an array of numbers."""
     particles = jnp.arange(particles) if isinstance(particles, int) else particles
-    run = lambda programs: Vectorized(Data(data_axes))(WakeParticle(delta).draw, programs, len(particles), particles)
+    run = lambda programs: Vectorized(Data(data_axes)).over(particles, WakeParticle(delta).draw, programs)
     return jax.jit(run)(programs)
 
 
@@ -61,10 +61,10 @@ def score_dreams(programs, latents, data):
     return jax.jit(jax.vmap(one))(latents, data)
 
 
-def scored(log_p, log_q, log_r=None, log_path=None, scale=1.0):
+def scored(log_p, log_q, log_r=None, log_w_of_draw=None, scale=1.0):
     """Given log densities; half of the particles come from what makes the proposal r."""
     log_u, delta = (None, 0.0) if log_r is None else (jnp.log(2.0 * jnp.exp(log_r) - jnp.exp(log_q)), 0.5)
-    return Scored(log_p, log_q, Units((), scale), log_u=log_u, delta=delta, log_path=log_path)
+    return Scored(log_p, log_q, Units((), scale), log_u=log_u, delta=delta, log_w_of_draw=log_w_of_draw)
 
 
 def wake(model, guide, *args, num_particles, params=({}, {})):

@@ -129,7 +129,7 @@ def test_hand_numbers_on_three_particles():
     assert jnp.allclose(gradient(log_r, score.plain_phi_loss), -w)
     assert jnp.allclose(gradient(log_r), -(w - jnp.array([2.0, 1.0, 0.5]) / 3), atol=1e-6)
     # Draws that move by 1, 2, 3: minus the sum of w (1 - w) times these.
-    path = lambda t: scored(log_p, log_q, log_path=t * jnp.array([1.0, 2.0, 3.0]))
+    path = lambda t: scored(log_p, log_q, log_w_of_draw=t * jnp.array([1.0, 2.0, 3.0]))
     slope = jnp.array([1 / 4, 2 / 9, 5 / 36])
     found = jax.grad(lambda t: dreg.phi_loss(path(t)))(1.0)
     assert jnp.allclose(found, -jnp.sum(slope * jnp.array([1.0, 2.0, 3.0])))

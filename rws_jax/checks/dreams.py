@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -136,4 +137,5 @@ def fail_unbound(guide: Any, problem: str, signature: inspect.Signature) -> NoRe
 
 def name_of(guide: Any) -> str:
     """What messages call a guide."""
+    guide = guide.func if isinstance(guide, partial) else guide
     return repr(getattr(guide, "__name__", type(guide).__name__))

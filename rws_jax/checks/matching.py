@@ -97,9 +97,9 @@ def check_defensive_match(guide_run: Trace, run: Trace) -> None:
         check_covers(name, guide_latents[name]["fn"], site["fn"], role)
 
 
-def check_defensive_minibatch(run: Trace, plates: dict[str, Any]) -> None:
-    """A minibatch is the guide's, which has not been run where branches decide what runs next."""
-    branching = [name for name, site in latent_sites(run).items() if site["infer"].get("branching")]
+def check_defensive_minibatch(runs: Iterable[Trace], plates: dict[str, Any]) -> None:
+    """A minibatch is the guide's, which would have to run, and to branch, though its draws are not used."""
+    branching = [site for run in runs for site in latent_sites(run).values() if site["infer"].get("branching")]
     for name in plates if branching else ():
         fail(
             ValueError,

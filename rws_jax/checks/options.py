@@ -88,12 +88,13 @@ def check_gradient(value: Any, guides_of: Mapping[str, str]) -> None:
         )
 
 
-def fail_defensive_draws(gradient: str, defensive: float) -> NoReturn:
+def fail_defensive_draws(gradient: str, defensive: float, others: list[str]) -> NoReturn:
     """Some gradients pass through the draws."""
     fail(
         ValueError,
         "options 'gradient' and 'defensive' do not go together",
-        expected=f"gradient='score' with defensive proposals, or defensive=0.0 with gradient={gradient!r}",
+        expected=f"gradient={' or '.join(map(repr, others))} with defensive proposals, or defensive=0.0 with"
+        f" gradient={gradient!r}",
         found=f"gradient={gradient!r}, defensive={defensive}",
         hint="particles that do not come from the guide have no path to its parameters",
     )

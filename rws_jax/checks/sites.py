@@ -62,7 +62,7 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
 
 
 def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
-    """Constraints of parameters are known once the programs have come by them."""
+    """The constraints of parameters are known once programs have run that have them."""
     missing = sorted(set(names) - found.keys())
     if missing:
         fail(

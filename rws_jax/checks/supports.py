@@ -66,7 +66,7 @@ def check_fixed(name: str, tangents: Any) -> None:
             expected="a fixed support, or options control_variate=False and gradient='score':"
             " on a moving one the score does not have expectation zero",
             found="bounds that move with the guide's parameters",
-            hint="pass control_variate=False; or transform a distribution of fixed support",
+            hint="pass control_variate=False and gradient='score'; or transform a distribution of fixed support",
         )
 
 

@@ -69,7 +69,7 @@ _FIXED_SUPPORTS = [
 
 
 def kind_of_support(fn: Distribution) -> str:
-    """Of one element, whatever its bounds."""
+    """What kind of numbers one element is, whatever its bounds."""
     name = type(elementwise(fn)).__name__.lstrip("_").lower().replace("_", "")
     if fn.is_discrete:
         return "integers"

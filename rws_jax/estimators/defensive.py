@@ -78,9 +78,9 @@ def _draw_whole(programs: Programs, index: Index, delta: float, rng_key: jax.Arr
     draws = Draws.of(run)
     if not draws.plates:
         return draws
-    matching.check_defensive_minibatch(run, draws.plates)
-    plates = Draws.of(sample(programs.guide, programs.arguments, index)).plates  # all particles see one minibatch
-    return Draws.of(_sample_u(programs, index, plates))
+    guide_run = sample(programs.guide, programs.arguments, index)  # for its plates: all particles see one minibatch
+    matching.check_defensive_minibatch((run, guide_run), draws.plates)
+    return Draws.of(_sample_u(programs, index, Draws.of(guide_run).plates))
 
 
 def _sample_u(programs: Programs, index: Index, plates: dict[str, jax.Array] | None = None) -> Trace:

@@ -15,9 +15,9 @@ from rws_jax.estimators.scored import Scored
 
 def phi_loss(scored: Scored) -> jax.Array:
     """The value of wake-phi, with a gradient that comes through the draws alone."""
-    assert scored.log_path is not None
+    assert scored.log_w_of_draw is not None
     w = weights.normalise(lax.stop_gradient(scored.log_weights))  # weights train neither theta nor phi
     slope = w * (1.0 - w)
-    along = jnp.sum(slope * weights.masked(slope != 0.0, scored.log_path))
+    along = jnp.sum(slope * weights.masked(slope != 0.0, scored.log_w_of_draw))
     value = lax.stop_gradient(score.plain_phi_loss(scored))  # removes the score, which is in the draws already
     return value - scored.scale * weights.gradient_only(along)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.estimators import weights
+from rws_jax.estimators.weights import PerParticle
 from rws_jax.programs.density import Units
 
 
@@ -32,7 +33,7 @@ class PerUnit:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["log_p", "log_q", "log_u", "log_path"],
+    data_fields=["log_p", "log_q", "log_u", "log_w_of_draw"],
     meta_fields=["units", "sites", "delta"],
 )
 @dataclass(frozen=True)
@@ -40,20 +41,20 @@ class Scored(PerUnit):
     """Log densities of particles in nats, each of shape ``(particles, *units)``, or ``units`` for a single one.
 
     They were drawn from r, which is the guide's q itself unless a share `delta` of them comes from u, a defensive
-    proposal. `log_path` holds the log-weights as functions of the draws alone, through which the gradient of
+    proposal. `log_w_of_draw` holds the log-weights as functions of the draws alone, through which the gradient of
     reparameterised ones passes.
     """
 
-    log_p: jax.Array
-    log_q: jax.Array
+    log_p: PerParticle
+    log_q: PerParticle
     units: Units
     sites: frozenset[str] = frozenset()
-    log_u: jax.Array | None = None
+    log_u: PerParticle | None = None
     delta: float = 0.0
-    log_path: jax.Array | None = None
+    log_w_of_draw: PerParticle | None = None
 
     @property
-    def log_r(self) -> jax.Array:
+    def log_r(self) -> PerParticle:
         """Log density of what particles were drawn from; as a function of parameters, of those of the guide alone."""
         if self.log_u is None:
             return self.log_q
@@ -61,7 +62,7 @@ class Scored(PerUnit):
         return weights.log_mixture(self.log_q, log_u, self.delta)
 
     @property
-    def log_weights(self) -> jax.Array:
+    def log_weights(self) -> PerParticle:
         """``log p - log r``; all that phi is trained on beside log q, and constant to it."""
         return weights.log_weights(self.log_p, lax.stop_gradient(self.log_r))  # the bound does not train the guide
 
@@ -71,6 +72,6 @@ class Scored(PerUnit):
 class ScoredDreams(PerUnit):
     """The same for dreams, which are scored by the guide alone."""
 
-    log_q: jax.Array
+    log_q: PerParticle
     units: Units
     sites: frozenset[str] = frozenset()

@@ -7,12 +7,15 @@ Mnih and Rezende 2016, arXiv 1602.06725: the bound of a particle's unit minus a 
 make, with the geometric mean of their weights in place of the particle's own.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.estimators import weights
 from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.weights import PerParticle
 
 
 def phi_loss(scored: Scored) -> jax.Array:
@@ -32,23 +35,22 @@ def phi_loss(scored: Scored) -> jax.Array:
     return -scored.scale * (jnp.sum(bound) + weights.gradient_only(score))
 
 
-def baseline(log_w: jax.Array) -> jax.Array:
+def baseline(log_w: PerParticle) -> PerParticle:
     """The bound of each unit, as far as the other particles tell; shape ``(particles, *units)``, in nats.
 
     The geometric mean of weights is zero if one of them is. Where all others are dead the baseline is zero.
     """
     num, is_dead = log_w.shape[0], log_w == -jnp.inf
-    finite = jnp.where(is_dead, 0.0, log_w)
-    geometric_mean = (jnp.sum(finite, axis=0)[None] - finite) / (num - 1)
+    geometric_mean = _of_others(jnp.where(is_dead, 0.0, log_w), lax.cumsum, jnp.add, 0.0) / (num - 1)
     num_others_dead = num - 1 - weights.num_others_alive(log_w)
     own = jnp.where(num_others_dead > 0, -jnp.inf, geometric_mean)
-    total = jnp.logaddexp(_logsumexp_of_others(log_w), own) - jnp.log(num)
+    total = jnp.logaddexp(_of_others(log_w, lax.cumlogsumexp, jnp.logaddexp, -jnp.inf), own) - jnp.log(num)
     return jnp.where(weights.num_others_alive(log_w) > 0, total, 0.0)
 
 
-def _logsumexp_of_others(log_w: jax.Array) -> jax.Array:
-    """From both ends, as to take one term out of the sum of all would lose all digits where it is the largest."""
-    none = jnp.full_like(log_w[:1], -jnp.inf)
-    before = jnp.concatenate([none, lax.cumlogsumexp(log_w, axis=0)[:-1]])
-    after = jnp.concatenate([lax.cumlogsumexp(log_w, axis=0, reverse=True)[1:], none])
-    return jnp.logaddexp(before, after)
+def _of_others(x: PerParticle, cumulative: Callable, add: Callable, zero: float) -> PerParticle:
+    """Sums without each particle, from both ends: to take it out of the sum of all loses digits where it is large."""
+    none = jnp.full_like(x[:1], zero)
+    before = jnp.concatenate([none, cumulative(x, axis=0)[:-1]])
+    after = jnp.concatenate([cumulative(x, axis=0, reverse=True)[1:], none])
+    return add(before, after)

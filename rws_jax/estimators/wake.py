@@ -41,6 +41,7 @@ class WakeParticle:
 
     delta: float = 0.0  # share of defensive proposals
     reparameterised: bool = False  # whether draws are functions of the guide's parameters, as gradient="dreg" wants
+    needs_density: str | None = None  # the option that needs the guide's own density, free of `handlers.scale`
 
     def __call__(self, programs: Programs, index: Index) -> Scored:
         """Draw and score."""
@@ -50,7 +51,7 @@ class WakeParticle:
         scored = self.score(programs, index, lax.stop_gradient(draws))  # densities are those of fixed values
         # The log-weight as seen by the draw, which is all that the gradient may come through.
         along = self.score(programs.map(Program.stopped), index, draws)
-        return replace(scored, log_path=weights.log_weights(along.log_p, along.log_q))
+        return replace(scored, log_w_of_draw=weights.log_weights(along.log_p, along.log_q))
 
     def draw(self, programs: Programs, index: Index) -> Draws:
         """Draw latents: constants, unless particles are reparameterised."""
@@ -80,10 +81,9 @@ class WakeParticle:
         """The units of a particle; where the density itself is needed, the guide must not be scaled."""
         units = Units.of(*(run for run in runs if run is not None))
         if self.reparameterised:
-            sites.check_unscaled(runs.guide, units.scale, "gradient='dreg'")
             sites.check_unbranched(runs.model)
-        if self.delta:
-            sites.check_unscaled(runs.guide, units.scale, "'defensive'")
+        if self.needs_density is not None:
+            sites.check_unscaled(runs.guide, units.scale, self.needs_density)
         return units
 
     def score(self, programs: Programs, index: Index, draws: Draws) -> Scored:

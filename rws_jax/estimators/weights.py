@@ -8,15 +8,18 @@ it are exactly zero. A unit is dead if all its particles are. ``NaN`` and ``+inf
 are passed on, so that whoever takes the step sees them.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import logsumexp
 
+PerParticle = Annotated[jax.Array, "(particles, *units)"]
+OfUnits = Annotated[jax.Array, "units"]
 
-def log_weights(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+
+def log_weights(log_p: PerParticle, log_q: PerParticle) -> PerParticle:
     """Log importance weights ``log_p - log_q`` in nats, ``-inf`` where either density is zero.
 
     Args:
@@ -33,12 +36,12 @@ def log_weights(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.where(dead, -jnp.inf, log_p - log_q)
 
 
-def alive(log_w: jax.Array) -> jax.Array:
+def alive(log_w: PerParticle) -> OfUnits:
     """Which units have at least one particle of non-zero weight; shape ``units``."""
     return jnp.any(log_w != -jnp.inf, axis=0)
 
 
-def bound(log_w: jax.Array) -> jax.Array:
+def bound(log_w: PerParticle) -> OfUnits:
     """The importance-weighted bound on log p(x), ``logsumexp_k log_w - log K``, in nats.
 
     ``-inf``, with zero gradient, for a dead unit (Burda et al. 2016, arXiv 1509.00519).
@@ -57,12 +60,12 @@ def bound(log_w: jax.Array) -> jax.Array:
 class WeightSummary(NamedTuple):
     """How the weights of each unit are spread; arrays of shape ``units``."""
 
-    effective_sample_size: jax.Array  # Kish's, 1 / sum_k w_k^2: 1 to K, and 0 for a dead unit
-    num_alive: jax.Array
-    num_dead: jax.Array
+    effective_sample_size: OfUnits  # Kish's, 1 / sum_k w_k^2: 1 to K, and 0 for a dead unit
+    num_alive: OfUnits
+    num_dead: OfUnits
 
 
-def summarise(log_w: jax.Array) -> WeightSummary:
+def summarise(log_w: PerParticle) -> WeightSummary:
     """Summarise log-weights of shape ``(particles, *units)``."""
     w = _relative(log_w)
     num_alive = jnp.sum(log_w != -jnp.inf, axis=0)
@@ -72,7 +75,7 @@ def summarise(log_w: jax.Array) -> WeightSummary:
     return WeightSummary(ess, num_alive, log_w.shape[0] - num_alive)
 
 
-def normalise(log_w: jax.Array) -> jax.Array:
+def normalise(log_w: PerParticle) -> PerParticle:
     """Self-normalised weights, which sum to one over the particles of each live unit; all zero for a dead unit.
 
     Args:
@@ -85,7 +88,7 @@ def normalise(log_w: jax.Array) -> jax.Array:
     return jnp.where(live, w / jnp.where(live, jnp.sum(w, axis=0)[None], 1.0), 0.0)
 
 
-def log_mixture(log_q: jax.Array, log_u: jax.Array, delta: float) -> jax.Array:
+def log_mixture(log_q: PerParticle, log_u: PerParticle, delta: float) -> PerParticle:
     """Log density of the mixture ``(1 - delta) q + delta u`` in nats, ``-inf`` where both are zero.
 
     Args:
@@ -96,7 +99,7 @@ def log_mixture(log_q: jax.Array, log_u: jax.Array, delta: float) -> jax.Array:
     return jnp.logaddexp(jnp.log1p(-delta) + log_q, jnp.log(delta) + log_u)
 
 
-def num_others_alive(log_w: jax.Array) -> jax.Array:
+def num_others_alive(log_w: PerParticle) -> PerParticle:
     """How many of the other particles of its unit are alive, for each particle; shape ``(particles, *units)``.
 
     It does not depend on the particle itself, as the coefficient of a baseline must not.
@@ -105,7 +108,7 @@ def num_others_alive(log_w: jax.Array) -> jax.Array:
     return jnp.sum(live, axis=0)[None] - live
 
 
-def score_baseline(log_w: jax.Array, log_ratio: jax.Array) -> jax.Array:
+def score_baseline(log_w: PerParticle, log_ratio: PerParticle) -> PerParticle:
     r"""Coefficients :math:`b_k` for which :math:`\sum_k b_k \nabla \log q(z_k)` has expectation zero.
 
     .. math:: b_k = \frac1K \frac{q(z_k)}{r(z_k)} \, \mathbb 1[\text{some other particle of the unit is alive}]
@@ -134,7 +137,7 @@ def gradient_only(x: jax.Array) -> jax.Array:
     return x - lax.stop_gradient(x)  # takes away the value and leaves the gradient
 
 
-def _relative(log_w: jax.Array) -> jax.Array:
+def _relative(log_w: PerParticle) -> PerParticle:
     """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
     log_max = jnp.max(log_w, axis=0)
     return jnp.exp(log_w - jnp.where(log_max == -jnp.inf, 0.0, log_max)[None])

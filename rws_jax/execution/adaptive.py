@@ -55,7 +55,7 @@ class Adaptive(Executor):
         self._branches = True
 
     def begin(self) -> None:
-        """Count anew."""
+        """Begin to count paths and un-jitted runs anew, if there are any."""
         if self._branches:
             self.by_paths.begin()
 

@@ -19,7 +19,7 @@ from rws_jax.execution.branching.errors import fail_traced
 from rws_jax.execution.branching.grouped_run import GroupedRun
 from rws_jax.execution.branching.handler import UnannotatedBranch
 from rws_jax.execution.branching.path_cache import Kind, PathCache
-from rws_jax.execution.data_axes import ALL_DATA, Data
+from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
 
@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 
 class ByPaths(Executor):
-    """Particles grouped by their branching traces, at most `max_size` at a time."""
+    """Particles grouped by their branching traces, at most `max_size` at a time.
+
+    What a particle computes has to be a tree of floating point scalars, once all of its units are one.
+    """
 
     def __init__(self, data: Data = ALL_DATA, max_size: int | None = None, cache: PathCache | None = None) -> None:
         self.data, self.max_size = data, max_size
@@ -45,7 +48,7 @@ class ByPaths(Executor):
         inputs = programs.with_params((None, None))
         _check_known(inputs)
         _check_arrays(programs)
-        cache = self.cache or _cache_of(*(program.fn for program in programs.all))
+        cache = self.cache or _cache_of(particle, *(program.fn for program in programs.all))
         avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
         kind = Kind(particle, self.data, jax.tree.structure(programs), avals)
         num_data = self.data.count(programs)
@@ -82,7 +85,7 @@ class ByPaths(Executor):
         return jax.tree.unflatten(structures[0], results)
 
     def begin(self) -> None:
-        """Count anew."""
+        """Begin to count paths and un-jitted runs anew."""
         if self.cache is not None:
             self.cache.begin()
 
@@ -100,7 +103,7 @@ class _Held:
 
 
 @lru_cache(maxsize=16)
-def _cache_of(*fns: ProgramFn) -> PathCache:
+def _cache_of(particle: ParticleFn, *fns: ProgramFn) -> PathCache:
     """The cache of a loss that is called again with the same programs; `make_step` has its own."""
     return PathCache()
 
@@ -118,11 +121,11 @@ def _check_seeded(programs: Programs) -> None:
 
 
 def _check_arrays(programs: Programs) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(programs.arguments)):
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tuple(programs.arguments)):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number):
             fail(
                 TypeError,
-                f"programs have branching sites, and argument {jax.tree_util.keystr(path)} is no array",
+                f"programs have branching sites, and argument {jax.tree_util.keystr(keys)} is no array",
                 expected="arrays and numbers, as paths are compiled",
                 found=describe(leaf),
                 hint="bind static arguments by functools.partial(model, ...)",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.core.trees import split_floats
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.execution.vectorized import Vectorized
 from rws_jax.programs.program import Programs
@@ -42,7 +42,7 @@ class Chunked(Executor):
 
         def of_chunk(numbers: jax.Array) -> T:
             own = [x.astype(jnp.result_type(narrow)) for x, narrow in zip(wide, floats, strict=True)]
-            return self.mapped(particle, programs.with_params(with_floats(own)), self.size, numbers)
+            return self.mapped.over(numbers, particle, programs.with_params(with_floats(own)))
 
         # Inside of a loop XLA does not merge the two runs of a chunk, so it need not be kept from it.
         of_chunk = jax.checkpoint(of_chunk, prevent_cse=False)

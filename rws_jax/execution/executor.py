@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.execution.branching.handler import no_branching
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
@@ -74,12 +74,11 @@ def as_one_unit(result: T) -> T:
 
 def check_alike(structures: Iterable[Hashable]) -> None:
     """Only what has one structure can be laid side by side."""
-    found = sorted({str(structure) for structure in structures})
-    if len(found) > 1:
+    if len(set(structures)) > 1:
         fail(
             ValueError,
             "particles differ in what they compute, and cannot be laid side by side",
-            expected="one structure for all particles: equal subsampled plates, whatever the branch",
-            found=" and ".join(found),
+            expected="the same subsampled plates around all sites, whatever the branch",
+            found="plates with subsample_size around all sites of some particles, and not of others",
             hint="subsample outside of the programs: pass the minibatch, with data_axes=0",
         )

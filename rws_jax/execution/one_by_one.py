@@ -6,7 +6,7 @@ from typing import TypeVar
 from rws_jax.checks.control_flow import fail_jitted
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.handler import no_branching
-from rws_jax.execution.data_axes import ALL_DATA, Data
+from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn, side_by_side
 from rws_jax.programs.program import Index, Programs
 

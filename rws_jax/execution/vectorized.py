@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.handler import no_branching
-from rws_jax.execution.data_axes import ALL_DATA, Data
+from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.devices import automatic_sharding
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Index, Programs
@@ -26,9 +26,12 @@ class Vectorized(Executor):
     data: Data = ALL_DATA
     particle_sharding: NamedSharding | None = None
 
-    def __call__(self, particle: ParticleFn[T], programs: Programs, num: int, numbers: jax.Array | None = None) -> T:
-        """Map over all particles or, given their `numbers`, over some; each device runs its part of them."""
-        numbers = jnp.arange(num) if numbers is None else numbers
+    def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
+        """Map over all particles."""
+        return self.over(jnp.arange(num), particle, programs)
+
+    def over(self, numbers: jax.Array, particle: ParticleFn[T], programs: Programs) -> T:
+        """Map over the particles of these numbers; each device runs its part of them."""
         if self.particle_sharding is not None:
             numbers = lax.with_sharding_constraint(numbers, automatic_sharding(self.particle_sharding))
         try:

@@ -48,7 +48,7 @@ class Units:
         stacks = [set(site["cond_indep_stack"]) for run in runs for site in run.values() if site["type"] == "sample"]
         common = set.intersection(*stacks) if stacks else set()
         matching.check_subsampling(runs, set().union(*stacks) - common)
-        scale = math.prod(plate_size(runs, frame) / frame.size for frame in common)
+        scale = math.prod((plate_size(runs, frame) / frame.size for frame in common), start=1.0)
         return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale)
 
     @property

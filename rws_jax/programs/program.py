@@ -10,7 +10,7 @@ from jax import lax
 from numpyro.handlers import seed
 
 from rws_jax.checks.sites import fail_unseeded
-from rws_jax.core.layers import Params, ProgramFn, layers
+from rws_jax.core.layers import Params, ProgramFn, hashable, layers
 
 
 class Index(NamedTuple):
@@ -52,10 +52,10 @@ class Program:
         """Take the key out of ``numpyro.handlers.seed(fn, rng_key)``, if that is the outermost handler."""
         if isinstance(program, seed) and program.rng_key is not None and program.fn is not None:
             rng_key: Any = program.rng_key
-            return cls(_hashable(program.fn), role, rng_key, params, tuple(program.hide_types))
+            return cls(hashable(program.fn), role, rng_key, params, tuple(program.hide_types))
         inner: Iterator[Any] = (layer.rng_key for layer in layers(program) if isinstance(layer, seed))
         rng_key = next((rng_key for rng_key in inner if rng_key is not None), None)
-        return cls(_hashable(program), role, rng_key, params, is_seeded=True)
+        return cls(hashable(program), role, rng_key, params, is_seeded=True)
 
     @property
     def seeded(self) -> ProgramFn:
@@ -113,12 +113,3 @@ class Programs:
         """Change every program in the same way."""
         defensive_guide = self.defensive_guide and change(self.defensive_guide)
         return replace(self, model=change(self.model), guide=change(self.guide), defensive_guide=defensive_guide)
-
-
-def _hashable(fn: ProgramFn) -> ProgramFn:
-    """The same program, hashable as what is static in a tree has to be; modules of equinox, say, are not."""
-    try:
-        hash(fn)
-    except TypeError:
-        return partial(fn)
-    return fn

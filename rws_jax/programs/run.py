@@ -59,8 +59,8 @@ def replay(
 ) -> Trace:
     """Run with latents and minibatch fixed to `draws`.
 
-    A program that did not draw these values itself is given `proposal_dists`, which tells of each site what its value
-    was drawn from. It must not compute with a value outside of its support (a negative scale, say), lest NaN arise
+    A program that did not draw these values itself is given `proposal_dists`, the distribution that the value of each
+    site was drawn from. It must not compute with a value outside of its support (a negative scale, say), lest NaN arise
     downstream of a particle whose weight is zero, so it gets some other point in its place. A guide goes on with its
     own draws, as when drawing.
     """
@@ -90,7 +90,7 @@ def simulate(
             return None
         dreams.check_dreamable(site)
         if not site["is_observed"]:
-            site["is_observed"] = site["name"] in data_sites
+            site["is_data"] = site["name"] in data_sites
             return None
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
         value = site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
@@ -98,6 +98,8 @@ def simulate(
         return value.astype(real) if jnp.issubdtype(real, jnp.floating) else value  # counts come as floats if data do
 
     run = _run(program, arguments, index, value_of)
+    for site in run.values():
+        site["is_observed"] = site.get("is_observed", False) or site.get("is_data", False)
     dreams.check_dream(run, data_sites)
     return run, {name: s["value"] for name, s in run.items() if s["type"] == "sample" and s["is_observed"]}
 

@@ -14,7 +14,7 @@ from rws_jax.programs.handlers import unconstrained
 from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.training.state import RWS
 from rws_jax.training.step_loss import StepLoss
-from rws_jax.training.trainer import Trainer, functions_of
+from rws_jax.training.trainer import functions_of
 from rws_jax.training.updates import Updates
 
 _ADAM = optax.adam(1e-3)
@@ -137,4 +137,4 @@ def make_step(
     executor = options.execution.executor(PathCache(compile_after, max_compiled))
     loss = StepLoss(unconstrained(model), unconstrained(guide), options, executor)
     updates = Updates(theta_optimizer, phi_optimizer, has_dreams=options.sleep is not None)
-    return functions_of(Trainer(loss, updates, phi_steps))
+    return functions_of(loss, updates, phi_steps)

@@ -19,7 +19,7 @@ from rws_jax.core.errors import CONCRETIZATION_ERRORS, describe, fail
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.sites import Site, Trace, param_sites
 from rws_jax.core.trees import is_traced
-from rws_jax.execution.data_axes import Axes
+from rws_jax.execution.data import Axes
 from rws_jax.options import ExecutionOptions, StepOptions
 from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.observations import SimulatedDataToArgs
@@ -200,13 +200,14 @@ class ReweightedWakeSleep(ELBO):
         options = self._options
         loss, theta, phi = self._step_loss(model, guide)
         self._check(loss, rng_key, params, arguments)
+        options.check_params(theta, phi)
         trains_theta = bool(theta)
         if options.model_has_params and not options.execution.vectorize_particles:
             # Another particle may take another branch: what this one's guide has not taken may be the model's.
             trains_theta = trains_theta or params.keys() > phi.keys()
         insomnia = jnp.asarray(options.insomnia, float)
         result = loss((params, params), insomnia, rng_key, arguments, trains_theta=trains_theta)
-        options.check_params(theta, phi)
+        options.check_params(theta, phi)  # again, as branches may have come up with more
         return result
 
     def _step_loss(self, model: ProgramFn, guide: ProgramFn) -> tuple[StepLoss, Trace, Trace]:

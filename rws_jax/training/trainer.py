@@ -28,10 +28,6 @@ from rws_jax.training.updates import Trained, Updates
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only
 
 
-def _as_it_is(update: Callable) -> Callable:
-    return update
-
-
 @dataclass(frozen=True)
 class Trainer:
     """What is minimised, how it is updated, and which states belong to it. It holds no parameters and no keys."""
@@ -39,9 +35,10 @@ class Trainer:
     loss: StepLoss
     updates: Updates
     phi_steps: int
+    of_guide: Callable[..., tuple[Trained, jax.Array]]  # the updates, each compiled if the step is not
+    of_both: Callable[..., tuple[RWSState, RWSInfo]]
     kinds: StateKinds = field(default_factory=StateKinds)
     loop: Callable = lax.scan  # how several updates of the guide are made
-    compiled: Callable[[Callable], Callable] = _as_it_is  # what updates are called through, if steps are not compiled
     num_runs: int = 1  # of programs at most, until all of their parameters are found
 
     def init(self, rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
@@ -73,7 +70,6 @@ class Trainer:
         self.kinds.check(state, lambda: self._like_init(state, arguments))
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
         insomnia = self._insomnia(state.step)
-        of_guide, of_both = self.compiled(self.updates.of_guide), self.compiled(self.updates.of_both)
 
         def gradients(phi: Params, rng_key: jax.Array, *, trains_theta: bool) -> tuple[tuple[Params, Params], LossAux]:
             loss = partial(self.loss, trains_theta=trains_theta)
@@ -82,14 +78,14 @@ class Trainer:
         def guide_step(carry: tuple[Trained, jax.Array], rng_key: jax.Array) -> tuple[tuple[Trained, jax.Array], None]:
             guide, finite = carry
             grads, aux = gradients(guide.params, rng_key, trains_theta=False)
-            return of_guide(guide, grads[1], insomnia, aux, finite), None
+            return self.of_guide(guide, grads[1], insomnia, aux, finite), None
 
         guide, finite = Trained(state.phi, state.phi_opt_state), jnp.array(True)
         if self.phi_steps > 1:
             rng_keys = jax.random.split(guide_key[0], self.phi_steps - 1)
             (guide, finite), _ = self.loop(guide_step, (guide, finite), rng_keys)
         grads, aux = gradients(guide.params, step_key, trains_theta=True)
-        return of_both(state, rng_key, guide, grads, insomnia, aux, finite)
+        return self.of_both(state, rng_key, guide, grads, insomnia, aux, finite)
 
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
@@ -145,10 +141,11 @@ class Trainer:
         )
 
 
-def functions_of(trainer: Trainer) -> RWS:
+def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     """``init``, ``step`` and ``get_params``, the last two compiled as far as the programs can be."""
-    compiled = {update: jax.jit(update) for update in (trainer.updates.of_guide, trainer.updates.of_both)}
-    in_python = replace(trainer, loop=_python_loop, compiled=compiled.__getitem__, num_runs=_MAX_RUNS)
+    trainer = Trainer(loss, updates, phi_steps, updates.of_guide, updates.of_both)
+    compiled = {"of_guide": jax.jit(updates.of_guide), "of_both": jax.jit(updates.of_both)}
+    in_python = replace(trainer, loop=_python_loop, num_runs=_MAX_RUNS, **compiled)
     if not trainer.loss.options.execution.vectorize_particles:
         return RWS(trainer.init, NotJittable(in_python.step), in_python.get_params)
     step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))

@@ -1,5 +1,6 @@
 """Every message fires, is of the right kind, and names the site or option and the remedy."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -14,6 +15,7 @@ from numpyro.handlers import seed
 from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal
 
 import rws_jax
+from rws_jax.options import NAMES
 
 X = jnp.array([0.5, -1.0, 2.0])
 NORMAL = dist.Normal(0.0, 1.0)
@@ -751,6 +753,12 @@ UNFIT = {
         {"gradient": "dreg"},
         ["gradient='dreg'", "site 'z' of the guide is scaled"],
     ),
+    "scaled, vimco": (
+        dist.Normal(0.0, 1.0),
+        numpyro.handlers.scale(plain_guide(lambda m: dist.Normal(m, 1.0)), scale=2.0),
+        {"gradient": "vimco"},
+        ["gradient='vimco'", "site 'z' of the guide is scaled"],
+    ),
     "moving support": (
         dist.Uniform(0.0, 1.0),
         plain_guide(lambda m: dist.Uniform(0.0, 2.0 + m)),
@@ -803,6 +811,9 @@ def test_options_of_another_loss_are_not_passed_on_in_silence():
     with pytest.raises(TypeError, match="wake_theta_loss has no option 'gradient'") as error:
         rws_jax.wake_theta_loss({}, {"m": 0.0}, *programs, X, gradient="dreg")
     check(error, TypeError, "'defensive'", "help(rws_jax.make_step)")
+    for option in NAMES - set(inspect.signature(rws_jax.wake_phi_loss).parameters):
+        with pytest.raises(TypeError, match=f"wake_phi_loss has no option '{option}'"):
+            rws_jax.wake_phi_loss({}, {"m": 0.0}, *programs, X, **{option: None})
 
 
 # names and parameters that both sides have

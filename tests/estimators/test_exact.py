@@ -156,6 +156,8 @@ def test_vimco_by_hand_where_some_are_dead():
     log_w = jnp.array([float(jnp.log(3.0)), -jnp.inf, 0.0])
     expected = jnp.log(jnp.array([1.0, 4.0 + 3.0**0.5, 3.0]) / 3.0)
     assert jnp.allclose(vimco.baseline(log_w[:, None])[:, 0], expected)
+    far = jnp.array([[-1e7], [0.3], [-0.4]])  # one weight among ordinary ones costs the others no digit
+    assert jnp.allclose(vimco.baseline(far)[0, 0], jnp.log((jnp.exp(0.3) + jnp.exp(-0.4) + jnp.exp(-0.05)) / 3.0))
     assert vimco.baseline(jnp.array([[2.0], [-jnp.inf]])).ravel().tolist() == pytest.approx([0.0, 2.0])
 
 

@@ -1,5 +1,6 @@
 """Programs that branch in Python, by paths: what un-jitted particles compute, compiled."""
 
+import dataclasses
 import functools
 
 import chex
@@ -21,13 +22,13 @@ from tests.core.test_support import enable_x64
 from tests.oracles import seeded
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
-STEERS = {"branching": True}
+BRANCHES = {"branching": True}
 NUM_BRANCHES = 20
 
 
 def mixture_model(x):
     logits = numpyro.param("logits", jnp.linspace(0.0, 2.0, NUM_BRANCHES))
-    z = int(numpyro.sample("z", dist.Categorical(logits=logits), infer=STEERS))
+    z = int(numpyro.sample("z", dist.Categorical(logits=logits), infer=BRANCHES))
     if z % 2:
         numpyro.sample("x", dist.Normal(10.0 * z, 5.0), obs=x)
     else:
@@ -36,13 +37,13 @@ def mixture_model(x):
 
 def mixture_guide(x):
     slope, offset = numpyro.param("slope", jnp.linspace(-0.01, 0.01, NUM_BRANCHES)), numpyro.param("offset", 0.1)
-    numpyro.sample("z", dist.Categorical(logits=slope * x + offset), infer=STEERS)
+    numpyro.sample("z", dist.Categorical(logits=slope * x + offset), infer=BRANCHES)
 
 
 def universe_model(x):
     """One cluster or two, with different continuous latents."""
     p, spread = numpyro.param("p", 0.4), numpyro.param("spread", 2.0)
-    if numpyro.sample("two", dist.Bernoulli(p), infer=STEERS) == 0:
+    if numpyro.sample("two", dist.Bernoulli(p), infer=BRANCHES) == 0:
         loc = numpyro.sample("loc", dist.Normal(0.0, spread))
         numpyro.sample("x", dist.Normal(loc, 1.0), obs=x)
         return
@@ -54,7 +55,7 @@ def universe_model(x):
 
 def universe_guide(x):
     a, b = numpyro.param("a", 0.3), numpyro.param("b", 0.5)
-    if numpyro.sample("two", dist.Bernoulli(logits=a * x), infer=STEERS) == 0:
+    if numpyro.sample("two", dist.Bernoulli(logits=a * x), infer=BRANCHES) == 0:
         numpyro.sample("loc", dist.Normal(b * x, 0.8))
     else:
         low = numpyro.sample("low", dist.Normal(b * x - 2.0, 1.1))
@@ -64,7 +65,7 @@ def universe_guide(x):
 def geometric_model(x):
     p = numpyro.param("p", 0.5)
     number = 0
-    while numpyro.sample(f"heads_{number}", dist.Bernoulli(p), infer=STEERS) == 0:
+    while numpyro.sample(f"heads_{number}", dist.Bernoulli(p), infer=BRANCHES) == 0:
         number += 1
     numpyro.sample("x", dist.Normal(float(number), 1.0), obs=x)
 
@@ -72,14 +73,14 @@ def geometric_model(x):
 def geometric_guide(x):
     a = numpyro.param("a", -0.5)
     number = 0
-    while numpyro.sample(f"heads_{number}", dist.Bernoulli(logits=a + 0.8 * number - 0.2 * x), infer=STEERS) == 0:
+    while numpyro.sample(f"heads_{number}", dist.Bernoulli(logits=a + 0.8 * number - 0.2 * x), infer=BRANCHES) == 0:
         number += 1
 
 
 def kinds_model(x):
     """Branches differ in the kinds of sites, and in how many they have."""
     q, m = numpyro.param("q", jnp.array([0.2, -0.3, 0.1])), numpyro.param("m", 0.5)
-    kind = int(numpyro.sample("kind", dist.Categorical(logits=q), infer=STEERS))
+    kind = int(numpyro.sample("kind", dist.Categorical(logits=q), infer=BRANCHES))
     loc = m
     if kind == 1:
         loc = numpyro.sample("rate", dist.Gamma(2.0, jnp.exp(m)))
@@ -92,7 +93,7 @@ def kinds_model(x):
 
 def kinds_guide(x):
     r, s = numpyro.param("r", jnp.array([0.1, 0.2, 0.3])), numpyro.param("s", 0.2)
-    kind = int(numpyro.sample("kind", dist.Categorical(logits=r * x), infer=STEERS))
+    kind = int(numpyro.sample("kind", dist.Categorical(logits=r * x), infer=BRANCHES))
     if kind == 1:
         numpyro.sample("rate", dist.Gamma(2.0, jnp.exp(s)))
     if kind == 2:
@@ -102,8 +103,8 @@ def kinds_guide(x):
 
 def nested_model(x):
     p, m = numpyro.param("p", 0.6), numpyro.param("m", jnp.array([0.0, 1.0, 2.0]))
-    if numpyro.sample("outer", dist.Bernoulli(p), infer=STEERS):
-        inner = int(numpyro.sample("inner", dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), infer=STEERS))
+    if numpyro.sample("outer", dist.Bernoulli(p), infer=BRANCHES):
+        inner = int(numpyro.sample("inner", dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), infer=BRANCHES))
         loc = m[inner] + (numpyro.sample("shift", dist.Normal(0.0, 1.0)) if inner == 2 else 0.0)
     else:
         loc = numpyro.sample("loc", dist.Normal(m[0], 2.0))
@@ -112,8 +113,8 @@ def nested_model(x):
 
 def nested_guide(x):
     a, c = numpyro.param("a", 0.2), numpyro.param("c", jnp.array([0.1, 0.2, 0.3]))
-    if numpyro.sample("outer", dist.Bernoulli(logits=a * x), infer=STEERS):
-        if numpyro.sample("inner", dist.Categorical(logits=c * x), infer=STEERS) == 2:
+    if numpyro.sample("outer", dist.Bernoulli(logits=a * x), infer=BRANCHES):
+        if numpyro.sample("inner", dist.Categorical(logits=c * x), infer=BRANCHES) == 2:
             numpyro.sample("shift", dist.Normal(a * x, 1.0))
     else:
         numpyro.sample("loc", dist.Normal(a * x, 2.0))
@@ -121,7 +122,7 @@ def nested_guide(x):
 
 def grown(split, leaf, name="n", depth=0):
     """A tree with a latent value at each leaf, at most 8 of them; returns their sum."""
-    if depth < 3 and numpyro.sample(f"split_{name}", split, infer=STEERS):
+    if depth < 3 and numpyro.sample(f"split_{name}", split, infer=BRANCHES):
         return grown(split, leaf, name + "l", depth + 1) + grown(split, leaf, name + "r", depth + 1)
     return numpyro.sample(f"leaf_{name}", leaf)
 
@@ -227,14 +228,14 @@ def test_steps_by_paths_are_unjitted_steps(compile_after):
 
 def model(x):
     p = numpyro.param("p", 0.4)
-    if numpyro.sample("z", dist.Bernoulli(p), infer=STEERS) == 1:
+    if numpyro.sample("z", dist.Bernoulli(p), infer=BRANCHES) == 1:
         numpyro.sample("x", dist.Normal(2.0, 1.0), obs=x)
     else:
         numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
 
 def guide(x):
-    numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), infer=STEERS)
+    numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), infer=BRANCHES)
 
 
 def in_plate(program, **options):
@@ -328,12 +329,12 @@ def test_arguments_of_other_shapes_are_compiled_anew():
 
     def model_of_many(x):
         for number in range(len(x)):
-            z = numpyro.sample(f"z{number}", dist.Bernoulli(numpyro.param("p", 0.4)), infer=STEERS)
+            z = numpyro.sample(f"z{number}", dist.Bernoulli(numpyro.param("p", 0.4)), infer=BRANCHES)
             numpyro.sample(f"x{number}", dist.Normal(2.0 if z else 0.0, 1.0), obs=x[number])
 
     def guide_of_many(x):
         for number in range(len(x)):
-            numpyro.sample(f"z{number}", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x[number]), infer=STEERS)
+            numpyro.sample(f"z{number}", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x[number]), infer=BRANCHES)
 
     options = {"model": model_of_many, "guide": guide_of_many, "data_axes": None, "num_particles": 3}
     rws, unjitted = make(**options), make(**options, vectorize_particles=False)
@@ -347,13 +348,13 @@ def test_arguments_of_other_shapes_are_compiled_anew():
 def test_parameters_are_arrays_to_programs_on_paths(compile_after, monkeypatch):
     def model(x):
         p = numpyro.param("p", 0.3)
-        if numpyro.sample("z", dist.Bernoulli(p.astype(float)), infer=STEERS):  # as arrays can
+        if numpyro.sample("z", dist.Bernoulli(p.astype(float)), infer=BRANCHES):  # as arrays can
             numpyro.sample("x", dist.Normal(1.0, 1.0), obs=x)
         else:
             numpyro.sample("x", dist.Normal(p, 1.0), obs=x)
 
     def guide(x):
-        numpyro.sample("z", dist.Bernoulli(0.5), infer=STEERS)
+        numpyro.sample("z", dist.Bernoulli(0.5), infer=BRANCHES)
 
     monkeypatch.setattr(by_paths, "_cache_of", lambda *fns: PathCache(compile_after=compile_after))
     evaluate = lambda p: rws_jax.wake_theta_loss({"p": p}, {}, *seeded(model, guide), 0.5, num_particles=8)
@@ -399,7 +400,7 @@ def test_an_interruption_while_a_path_is_compiled_loses_nothing(monkeypatch):
     chex.assert_trees_all_close(found.theta, expected.theta)
 
 
-def test_a_site_may_steer_in_one_program_only():
+def test_a_site_may_branch_in_one_program_only():
     """Python branches in the model; the guide, which draws the site, is told to stop there."""
 
     def plain_guide(x):
@@ -419,6 +420,46 @@ def test_fit_and_restored_states_run_by_paths():
     restored, _ = rws_jax.fit(make().step, start, 4, X, progress_bar=False)  # nobody has told that programs branch
     chex.assert_trees_all_close(restored.theta, expected.theta)
     assert make().get_params(start, X).keys() == {"p", "a"}
+
+
+def test_python_may_branch_on_dreamt_data():
+    """A site named in `observed_sites` is drawn like a latent one, and Python may branch on it."""
+
+    def model_of_data(x=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        if numpyro.sample("x", dist.Bernoulli(0.4), infer=BRANCHES) == 1:
+            numpyro.sample("y", dist.Normal(z, 1.0))
+        else:
+            numpyro.sample("y", dist.Normal(0.0, 2.0))
+
+    def guide_of_data(x=None, y=None):
+        numpyro.sample("z", dist.Normal(numpyro.param("a", 0.3) * x * y, 1.0))
+
+    options = {"num_particles": 40, "observed_sites": ("x", "y")}
+    evaluate = lambda **more: jax.value_and_grad(
+        lambda phi: rws_jax.sleep_phi_loss({}, phi, *seeded(model_of_data, guide_of_data), **options, **more)
+    )({"a": jnp.array(0.3)})
+    chex.assert_trees_all_close(evaluate(), evaluate(vectorize_particles=False), rtol=1e-5)
+
+
+def test_functions_without_hash_go_with_paths():
+    @dataclasses.dataclass
+    class Rewrite:
+        scale: float
+
+        def __call__(self, data, x):
+            return (data["x"] * self.scale,), {}
+
+    options = {"num_particles": 40, "data_axes": 0, "simulated_data_to_args": Rewrite(2.0)}
+    evaluate = lambda **more: rws_jax.sleep_phi_loss(THETA, PHI, *seeded(model, guide), X, **options, **more)
+    chex.assert_trees_all_close(evaluate(), evaluate(vectorize_particles=False), rtol=1e-5)
+    rws = make(insomnia=0.0, simulated_data_to_args=Rewrite(2.0))
+    state = rws.init(jax.random.key(0), X)
+    counts = []
+    for _ in range(3):
+        state, info = rws.step(state, X)
+        counts.append(int(info.num_compiled))
+    assert counts[-1] <= 3 * 2  # the root and two paths; 8 and 32 dreams
 
 
 # Bad input
@@ -451,8 +492,8 @@ def test_python_branches_on_annotated_sites_only():
 
 def test_branches_that_do_not_match_are_told_with_site_and_path():
     def model_of_more(x):
-        if numpyro.sample("z", dist.Bernoulli(0.4), infer=STEERS):
-            numpyro.sample("more", dist.Bernoulli(0.5), infer=STEERS)
+        if numpyro.sample("z", dist.Bernoulli(0.4), infer=BRANCHES):
+            numpyro.sample("more", dist.Bernoulli(0.5), infer=BRANCHES)
         numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     for loss in (rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss):
@@ -463,12 +504,12 @@ def test_branches_that_do_not_match_are_told_with_site_and_path():
 
 def test_a_site_has_one_kind_of_values():
     def model_of_kinds(x):
-        z = numpyro.sample("z", dist.Bernoulli(0.4), infer=STEERS)
+        z = numpyro.sample("z", dist.Bernoulli(0.4), infer=BRANCHES)
         y = numpyro.sample("y", dist.Normal(0.0, 1.0) if z else dist.Gamma(1.0, 1.0))
         numpyro.sample("x", dist.Normal(y, 1.0), obs=x)
 
     def guide_of_kinds(x):
-        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), infer=STEERS)
+        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", 0.3) * x), infer=BRANCHES)
         numpyro.sample("y", dist.Normal(0.0, 1.0) if z else dist.Gamma(1.0, 1.0))
 
     with pytest.raises(ValueError, match="latent site 'y' of the guide has different supports") as error:
@@ -482,10 +523,10 @@ def test_a_program_that_is_not_deterministic_is_told():
     def fickle_guide(x):
         runs.append(x)
         for name in ("z", "y") if len(runs) % 2 else ("y", "z"):
-            numpyro.sample(name, dist.Bernoulli(logits=numpyro.param(f"of_{name}", 0.3) * x), infer=STEERS)
+            numpyro.sample(name, dist.Bernoulli(logits=numpyro.param(f"of_{name}", 0.3) * x), infer=BRANCHES)
 
     def model_of_both(x):
-        numpyro.sample("y", dist.Bernoulli(0.5), infer=STEERS)
+        numpyro.sample("y", dist.Bernoulli(0.5), infer=BRANCHES)
         model(x)
 
     with pytest.raises(ValueError, match="a program is not deterministic given its sites") as error:
@@ -495,11 +536,11 @@ def test_a_program_that_is_not_deterministic_is_told():
 
 def test_a_branching_site_of_different_values_is_warned_of():
     def model_of_reals(x):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0), infer=STEERS)
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0), infer=BRANCHES)
         numpyro.sample("x", dist.Normal(1.0 if z > 0 else 0.0, 1.0), obs=x)
 
     def guide_of_reals(x):
-        numpyro.sample("z", dist.Normal(numpyro.param("a", 0.1), 1.0), infer=STEERS)
+        numpyro.sample("z", dist.Normal(numpyro.param("a", 0.1), 1.0), infer=BRANCHES)
 
     rws = make(model_of_reals, guide_of_reals, num_particles=15, compile_after=59)
     state = rws.init(jax.random.key(0), X)
@@ -507,8 +548,12 @@ def test_a_branching_site_of_different_values_is_warned_of():
         rws.step(state, X)
 
 
+def model_without_annotation(x):
+    numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Bernoulli(0.4)), 1.0), obs=x)
+
+
 def test_options_and_places_that_do_not_go_with_paths():
-    annotated = in_plate("model", infer=STEERS), in_plate("guide", infer=STEERS)
+    annotated = in_plate("model", infer=BRANCHES), in_plate("guide", infer=BRANCHES)
     with pytest.raises(ValueError, match="branching site 'z' of the guide is in plate 'data'") as error:
         make(*annotated, data_axes=None).init(jax.random.key(0), X)
     check(error, ValueError, "data_axes=0")
@@ -541,6 +586,10 @@ def test_options_and_places_that_do_not_go_with_paths():
             THETA, PHI, *seeded(subsampled(model), subsampled(guide)), 0.3, num_particles=40, defensive=0.5
         )
     check(error, ValueError, "data_axes=0")
+    plain = [subsampled(program) for program in (model, guide)]
+    plain[0] = subsampled(model_without_annotation)
+    with pytest.raises(ValueError, match="another minibatch of plate 'd'"):  # annotated in the guide alone
+        rws_jax.wake_phi_loss(THETA, PHI, *seeded(*plain), 0.3, num_particles=40, defensive=0.5)
     for option, value in (("compile_after", -1), ("max_compiled", 0)):
         with pytest.raises(ValueError, match=f"option '{option}' is too small"):
             make(**{option: value})

@@ -19,7 +19,7 @@ from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
@@ -155,7 +155,7 @@ class Wrong(Executor):
             numbers = numbers.at[1].set(0)
         if self.fault == "shifts the indices":
             numbers = numbers + 1
-        result = Vectorized()(particle, programs_, num, numbers)
+        result = Vectorized().over(numbers, particle, programs_)
         if self.fault == "drops a particle":
             result = jax.tree.map(lambda leaf: leaf[1:], result)
         if self.fault == "loses a scale":

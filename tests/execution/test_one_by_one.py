@@ -284,6 +284,29 @@ def test_programs_that_branch_are_one_unit():
         assert jnp.allclose(particles.log_weights, norm.logpdf(x[None], 2.0 * z).sum(axis=1), rtol=1e-5)
 
 
+def test_a_branch_may_leave_the_plate():
+    """All sites of some particles are in the plate, and of others not: all is one unit, of scale one in both cases."""
+
+    def program(observed):
+        def run(x):
+            with numpyro.plate("data", 2):
+                z = numpyro.sample("z", dist.Bernoulli(0.5))
+                if observed:
+                    numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+            if observed and int(z.sum()) == 1:
+                numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.3)
+
+        return run
+
+    x, num = jnp.array([0.0, 2.0]), 6
+    programs_ = programs_of(program(True), program(False), {}, {}, x)
+    z = jnp.stack([d.latents["z"] for d in draws_alone(programs_, num)])
+    one = z.sum(axis=1) == 1
+    assert {bool(value) for value in one} == {True, False}
+    expected = norm.logpdf(x[None], 2.0 * z).sum(axis=1) + jnp.where(one, norm.logpdf(0.3), 0.0)
+    assert jnp.allclose(OneByOne()(WakeParticle(), programs_, num).log_weights, expected, rtol=1e-5)
+
+
 def test_programs_must_be_seeded():
     with pytest.raises(TypeError, match="the guide is not seeded"):
         rws_jax.wake_phi_loss(

@@ -12,7 +12,7 @@ from rws_jax.core.trees import split_floats
 from rws_jax.execution.branching.handler import BranchHandler, TraceEnded
 from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.trace import BranchingTrace
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn
 from rws_jax.programs.program import Programs
 

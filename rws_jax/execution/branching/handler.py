@@ -1,4 +1,4 @@
-"""Handlers around what a particle computes, which meet the sites that Python branches on.
+"""Handlers around what a particle computes, for the sites that Python branches on.
 
 A site with ``infer={"branching": True}`` branches: Python has to know its value. Along a branching trace it does, since
 the values are constants of the run; where the trace ends, the run stops and hands out what it has drawn there.
@@ -48,7 +48,7 @@ class BranchHandler(Messenger):
     def process_message(self, msg: Site) -> None:
         if msg["type"] != "sample" or msg["is_observed"]:
             return
-        if "role" in msg:
+        if "role" in msg and not msg.get("is_data"):
             self.supports[msg["role"], msg["name"]] = kind_of_support(msg["fn"])
         if not (is_branching(msg) or msg["name"] in self.also_branching):
             if msg["fn"].is_discrete:
@@ -79,8 +79,8 @@ class BranchHandler(Messenger):
         return drawn
 
     def drawn(self, name: str) -> jax.Array | None:
-        """The value that a site has been given, or None."""
-        return next((value.array for value in self.taken if value.name == name), None)
+        """The value that a site has been given last, or None: a program may run again, for another minibatch."""
+        return next((value.array for value in reversed(self.taken) if value.name == name), None)
 
     def check_ended(self) -> None:
         """The programs have drawn all that they had drawn before."""
@@ -107,19 +107,19 @@ class KnownValues(BranchHandler):
 
 
 class no_branching(Messenger):
-    """Refuses branching sites whose values are not known, as all is compiled at once; `when_met` is called at each."""
+    """Refuses branching sites whose values are not known, as all is compiled at once; calls `when_found` at each."""
 
-    def __init__(self, when_met: Callable[[], None] | None = None) -> None:
-        self.when_met = when_met
+    def __init__(self, when_found: Callable[[], None] | None = None) -> None:
+        self.when_found = when_found
         super().__init__()
 
     def process_message(self, msg: Site) -> None:
         of_program = msg["type"] == "sample" and "role" in msg
         if not of_program or msg["is_observed"] or not is_branching(msg):
             return
-        if self.when_met is not None:
+        if self.when_found is not None:
             check_outside_of_plates(msg)
-            self.when_met()
+            self.when_found()
         if not is_known(msg):
             check_outside_of_plates(msg)
             fail_traced(f"branching site {msg['name']!r} of the {msg['role']}")

@@ -3,11 +3,12 @@
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
-from rws_jax.core.errors import CONCRETIZATION_ERRORS
+from rws_jax.core.errors import CONCRETIZATION_ERRORS, fail
 from rws_jax.execution.branching.errors import fail_located, fail_unannotated
 from rws_jax.execution.branching.handler import BranchHandler
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn, as_one_unit
 from rws_jax.programs.program import Index, Programs
 
@@ -33,4 +34,13 @@ def run_along(
         fail_unannotated(error, list(dict.fromkeys(handler.unknown)), tuple(handler.taken))
     except Exception as error:
         fail_located(error, tuple(handler.taken))
-    return as_one_unit(result)
+    result = as_one_unit(result)
+    if any(jnp.shape(leaf) != () for leaf in jax.tree.leaves(result)):
+        fail(
+            ValueError,
+            "programs have branching sites, and what is computed of each particle is no scalar",
+            expected="a number for each particle, as its log densities are",
+            found=f"shapes {[jnp.shape(leaf) for leaf in jax.tree.leaves(result)]}",
+            hint="pass vectorize_particles=False, where particles run one by one",
+        )
+    return result

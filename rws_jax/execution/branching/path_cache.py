@@ -13,7 +13,7 @@ from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.errors import fail_supports
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
-from rws_jax.execution.data_axes import Data
+from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn
 
 # Padded sizes of groups of particles; each trace is compiled once for each size that comes up.
@@ -48,7 +48,7 @@ class PathCache:
         self.begin()
 
     def begin(self) -> None:
-        """Count anew."""
+        """Begin to count paths and un-jitted runs anew."""
         self.traces: set[BranchingTrace] = set()
         self.num_unjitted = 0
 

@@ -17,7 +17,7 @@ class BranchingValue(NamedTuple):
 
     @classmethod
     def of(cls, name: str, value: jax.Array | np.ndarray) -> "BranchingValue":
-        """Of an array that is known."""
+        """Make one of an array whose values are known."""
         value = np.asarray(value)
         return cls(name, _frozen(value.tolist()), str(value.dtype))
 
