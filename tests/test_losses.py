@@ -20,7 +20,7 @@ from tests.oracles import draw, dream, programs_of, scored, seeded, value_and_gr
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 IN_FLOORS = "one latent", "scan", "cond", "masked"  # what rests on NumPyro's own handlers
-FAST = "two latents", "subsampled", "masked", "cond in scan"  # leaks, scales, masks and control flow
+FAST = "subsampled", "cond in scan"  # scales and units; leaks and control flow
 marks_of = lambda name: [pytest.mark.floors] * (name in IN_FLOORS) + [pytest.mark.slow] * (name not in FAST)
 by_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in models.BY_HAND])
 allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")

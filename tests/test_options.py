@@ -42,7 +42,14 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("control_variate", marks=pytest.mark.slow),
+        "defensive_guide",
+        pytest.param("defensive", marks=pytest.mark.slow),
+    ],
+)
 def test_options_are_passed_on_to_the_losses(name):
     """The same keys are remade here, so the comparison is exact; and each option makes a difference."""
     options = OPTIONS[name]
@@ -210,7 +217,7 @@ def test_programs_may_have_arguments_named_as_those_of_the_package():
 
 @pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
-@pytest.mark.parametrize("autoguide", [AutoNormal, AutoDiagonalNormal])
+@pytest.mark.parametrize("autoguide", [pytest.param(AutoNormal, marks=pytest.mark.slow), AutoDiagonalNormal])
 def test_automatic_guides_train_in_wake_by_either_gradient(autoguide):
     """Also those that draw all latents through one site; nothing is warned of, and no draw leaves the support."""
 

@@ -273,6 +273,7 @@ def num_compilations(caplog):
     return sum("XLA compilation of jit(_function)" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_step_by_paths_has_the_expectation_of_one_in_a_plate():
     """Values and gradients of programs of one datum, and of the same in a plate, within 5 standard errors."""
     options = {"num_particles": 3, "insomnia": 0.5, "theta_optimizer": optax.sgd(1.0), "phi_optimizer": optax.sgd(1.0)}

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 THETA, PHI = models.BY_HAND_THETA, models.BY_HAND_PHI
 
 
-@pytest.mark.parametrize("name", ["mixed", "subsampled", "cond"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mixed", marks=pytest.mark.slow), "subsampled", pytest.param("cond", marks=pytest.mark.slow)]
+)
 def test_one_by_one_and_mapped_over_are_the_same_numbers(name):
     """Particle k is the same particle, so losses and gradients are.
 

@@ -39,7 +39,9 @@ def again(state):
     return state._replace(rng_key=jax.random.clone(state.rng_key))
 
 
-@pytest.mark.parametrize("insomnia", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "insomnia", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_a_step_takes_the_gradients_of_the_three_losses(insomnia):
     """Seeds of the step are re-made here, so the comparison is exact."""
     rws = make(
