@@ -73,6 +73,10 @@ def wake(model, guide, *args, num_particles, params=({}, {})):
     return jax.jit(run)(programs_of(model, guide, *params, *args))
 
 
+# For what computes for longer than it compiles, where the tests' own flags are wrong.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
 def value_and_grads(loss):
     """Value and gradients with respect to theta and phi, compiled."""
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))

@@ -1,5 +1,6 @@
 """The demo as a user runs it: the program's output, its picture, and its answers to bad options."""
 
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,10 @@ from rws_jax import __main__ as demo
 
 
 def run(*options, cwd):
-    return subprocess.run([sys.executable, "-m", "rws_jax", *options], cwd=cwd, capture_output=True, text=True)
+    """As a user does, without the flags of the tests."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "rws_jax", *options]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

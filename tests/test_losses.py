@@ -13,19 +13,21 @@ import rws_jax
 from rws_jax.estimators import dreg, score, sleep, vimco
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.scored import ScoredDreams
+from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.vectorized import Vectorized
 from rws_jax.programs.density import Units
 from tests import models, oracles
+from tests.estimates import DELTA, ESTIMATORS, values_and_gradients
 from tests.oracles import draw, dream, programs_of, scored, seeded, value_and_grads, wake
 
 LOSSES = [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 IN_FLOORS = "one latent", "scan", "cond", "masked"  # what rests on NumPyro's own handlers
-FAST = "subsampled", "cond in scan"  # scales and units; leaks and control flow
+FAST = "two latents", "subsampled", "masked", "cond in scan"  # leaks, scales, masks and control flow
 marks_of = lambda name: [pytest.mark.floors] * (name in IN_FLOORS) + [pytest.mark.slow] * (name not in FAST)
 by_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in models.BY_HAND])
 allow_key_reuse = pytest.mark.usefixtures("allow_key_reuse")
 allow_as_numpyro_does = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
-DELTA = 0.3
 
 
 def drawn(model, guide, phi, *args, num_particles):
@@ -35,16 +37,39 @@ def drawn(model, guide, phi, *args, num_particles):
 
 # The same draws, densities written out by hand
 
-ESTIMATORS = {
+# Estimators as users call them
+LOSSES_OF = {
     "theta": (rws_jax.wake_theta_loss, {}),
     "theta, defensive": (rws_jax.wake_theta_loss, {"defensive": DELTA}),
-    "phi": (rws_jax.wake_phi_loss, {"control_variate": False}),
-    "phi, control variate": (rws_jax.wake_phi_loss, {}),
-    "phi, defensive": (rws_jax.wake_phi_loss, {"defensive": DELTA, "control_variate": False}),
-    "phi, defensive, control variate": (rws_jax.wake_phi_loss, {"defensive": DELTA}),
+    "phi, plain": (rws_jax.wake_phi_loss, {"control_variate": False}),
+    "phi": (rws_jax.wake_phi_loss, {}),
+    "phi, plain, defensive": (rws_jax.wake_phi_loss, {"defensive": DELTA, "control_variate": False}),
+    "phi, defensive": (rws_jax.wake_phi_loss, {"defensive": DELTA}),
     "phi, vimco": (rws_jax.wake_phi_loss, {"gradient": "vimco"}),
     "phi, vimco, defensive": (rws_jax.wake_phi_loss, {"gradient": "vimco", "defensive": DELTA}),
+    "phi, dreg": (rws_jax.wake_phi_loss, {"gradient": "dreg"}),
+    "sleep": (rws_jax.sleep_phi_loss, {}),
 }
+WAKE = [name for name in LOSSES_OF if name not in ("phi, dreg", "sleep")]
+
+
+@allow_as_numpyro_does
+def test_losses_are_the_estimators():
+    model, guide, x = models.BY_HAND["two latents"][:3]
+    params = models.BY_HAND_THETA, models.BY_HAND_PHI
+
+    def value_and_grads(loss, options):
+        return jax.value_and_grad(
+            lambda *p: loss(*p, *seeded(model, guide), x, num_particles=4, **options), argnums=(0, 1)
+        )(*params)
+
+    @jax.jit
+    def all_of():
+        estimates = values_and_gradients(Vectorized(), programs_of(model, guide, *params, x), 4, ESTIMATORS)
+        return {name: value_and_grads(*of_user) for name, of_user in LOSSES_OF.items()}, estimates
+
+    found, expected = all_of()
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @allow_as_numpyro_does
@@ -57,29 +82,25 @@ def test_wake_equals_hand_computation_from_detached_values(name):
     by_hand = models.BY_HAND[name]
     model, guide, x, num = by_hand.model, by_hand.guide, by_hand.x, 7
     params = models.BY_HAND_THETA, models.BY_HAND_PHI
+    programs_ = programs_of(model, guide, *params, x)
 
-    def hand(theta, phi, loss, options, draws):
-        delta = options.get("defensive", 0.0)
+    def hand(theta, phi, kind, draws):
+        delta = DELTA if "defensive" in kind else 0.0
         z = draws[delta]
         log_p, log_q = by_hand.log_p(theta, z, x), by_hand.log_q(phi, z, x)
         log_r = oracles.mixture(log_q, by_hand.log_prior(theta, z, x), delta) if delta else None
-        if loss is rws_jax.wake_theta_loss:
+        if "theta" in kind:
             return by_hand.scale * oracles.theta_loss(log_p, log_q, log_r)
-        if "gradient" in options:
+        if "vimco" in kind:
             return by_hand.scale * oracles.vimco_loss(log_p, log_q, log_r)
-        return by_hand.scale * oracles.phi_loss(log_p, log_q, log_r, options.get("control_variate", True))
-
-    def package(theta, phi, loss, options, draws):
-        return loss(theta, phi, *seeded(model, guide), x, num_particles=num, **options)
+        return by_hand.scale * oracles.phi_loss(log_p, log_q, log_r, "plain" not in kind)
 
     @jax.jit
     def all_of():
-        """One compilation for all estimators."""
-        draws = {delta: draw(programs_of(model, guide, *params, x), num, delta).latents for delta in (0.0, DELTA)}
-        run = lambda evaluate, kind: jax.value_and_grad(
-            lambda *p: evaluate(*p, *ESTIMATORS[kind], draws), argnums=(0, 1)
-        )(*params)
-        return draws, *({kind: run(evaluate, kind) for kind in ESTIMATORS} for evaluate in (package, hand))
+        draws = {delta: draw(programs_, num, delta).latents for delta in (0.0, DELTA)}
+        found = values_and_gradients(Vectorized(), programs_, num, [WakeParticle(), WakeParticle(DELTA)])
+        of_hand = lambda kind: jax.value_and_grad(lambda *p: hand(*p, kind, draws), argnums=(0, 1))(*params)
+        return draws, found, {kind: of_hand(kind) for kind in WAKE}
 
     draws, found, expected = all_of()
     assert any(jnp.any(value != draws[DELTA][site]) for site, value in draws[0.0].items())
@@ -97,15 +118,19 @@ def test_sleep_equals_hand_computation_from_dreams(name):
     by_hand = models.BY_HAND[name]
     model, guide, x = by_hand.model, by_hand.guide, by_hand.x
     params = models.BY_HAND_THETA, models.BY_HAND_PHI
-    latents, data = dream(model, 7, x, params=params[0])
 
-    def hand(theta, phi):
+    def hand(theta, phi, latents, data):
         one = lambda s: by_hand.log_q(phi, {n: v[s][None] for n, v in latents.items()}, data["x"][s])
-        return -by_hand.scale * sum(jnp.sum(one(s)) for s in range(7)) / 7 + 0.0 * theta["mu"]
+        return -by_hand.scale * sum(jnp.sum(one(s)) for s in range(3)) / 3 + 0.0 * theta["mu"]
 
-    package = lambda *p: rws_jax.sleep_phi_loss(*p, *seeded(model, guide), x, num_particles=7)
-    both = jax.jit(lambda *p: [jax.value_and_grad(loss, argnums=(0, 1))(*p) for loss in (package, hand)])
-    found, expected = both(*params)
+    @jax.jit
+    def all_of():
+        latents, data = dream(model, 3, x, params=params[0])
+        package = lambda *p: rws_jax.sleep_phi_loss(*p, *seeded(model, guide), x, num_particles=3)
+        both = [package, lambda *p: hand(*p, latents, data)]
+        return data, *(jax.value_and_grad(loss, argnums=(0, 1))(*params) for loss in both)
+
+    data, found, expected = all_of()
     chex.assert_trees_all_close(found, expected, rtol=2e-5)
     assert found[1][0]["mu"] == 0.0
     assert not jnp.any(data["x"][0] == x)

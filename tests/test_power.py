@@ -14,7 +14,7 @@ from rws_jax.training import svi, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
-from tests.execution import test_branching, test_chunks, test_data, test_devices
+from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
 from tests.training import test_step, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
@@ -279,7 +279,7 @@ MUTATIONS = {
         defensive,
         "if not numpyro.sample(",
         "if numpyro.sample(",
-        partial(test_branching.test_paths_compute_what_unjitted_particles_do, "nested", {"defensive": 0.3}, None),
+        test_one_by_one.test_a_particle_that_runs_alone_comes_from_the_same_of_guide_and_defensive_guide,
     ),
 }
 

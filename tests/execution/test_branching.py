@@ -154,16 +154,16 @@ def params_of(model, guide, x):
 
 
 def losses_and_gradients(programs, params, x, num_particles, **options):
-    """Of all three losses, and with respect to both programs' parameters."""
+    """Of both wake losses and, unless there are options, which are not for dreams, of sleep; for both programs."""
 
-    def value_and_grads(loss, **options):
+    def value_and_grads(loss):
         evaluate = lambda theta, phi: loss(
             theta, phi, *seeded(*programs), x, num_particles=num_particles, data_axes=0, **options
         )
         return jax.value_and_grad(evaluate, argnums=(0, 1))(*params)
 
-    wake = [value_and_grads(loss, **options) for loss in (rws_jax.wake_theta_loss, rws_jax.wake_phi_loss)]
-    return *wake, value_and_grads(rws_jax.sleep_phi_loss, vectorize_particles=options.get("vectorize_particles", True))
+    asleep = [] if "defensive" in options else [rws_jax.sleep_phi_loss]
+    return [value_and_grads(loss) for loss in (rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, *asleep)]
 
 
 @pytest.fixture
@@ -203,24 +203,31 @@ def test_paths_keep_double_precision(compiles_all):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compile_after", [0, 5, 10_000], ids=["all compiled", "some compiled", "none compiled"])
-def test_steps_by_paths_are_unjitted_steps(compile_after):
+def test_steps_by_paths_are_unjitted_steps():
+    """With all paths compiled, some of them, or none."""
     model, guide, x = PROGRAMS["nested"]
     options = {"num_particles": 4, "insomnia": 0.5, "data_axes": 0, "phi_steps": 2, "defensive": 0.2}
-    optimizers = {"theta_optimizer": optax.adam(0.05), "phi_optimizer": optax.adam(0.03)}
-    by_paths = rws_jax.make_step(model, guide, compile_after=compile_after, **options, **optimizers)
-    unjitted = rws_jax.make_step(model, guide, vectorize_particles=False, **options, **optimizers)
-    states = [rws.init(jax.random.key(1), x) for rws in (by_paths, unjitted)]
-    chex.assert_trees_all_equal(states[0].theta | states[0].phi, states[1].theta | states[1].phi)
-    for _ in range(2):
-        (states[0], info), (states[1], expected) = by_paths.step(states[0], x), unjitted.step(states[1], x)
-    chex.assert_trees_all_close(*(state._replace(rng_key=None) for state in states), rtol=1e-4, atol=1e-5)
-    assert states[0].rng_key == states[1].rng_key
-    counts = {name: getattr(info, name) for name in ("num_paths", "num_compiled", "num_unjitted")}
-    chex.assert_trees_all_close(info._replace(**dict.fromkeys(counts)), expected, rtol=1e-4, atol=1e-5)
-    assert (counts["num_compiled"] == 0) == (compile_after == 10_000)
-    assert (counts["num_unjitted"] == 0) == (compile_after == 0)
-    chex.assert_trees_all_close(by_paths.get_params(states[0], x), unjitted.get_params(states[1], x), rtol=1e-4)
+    options |= {"theta_optimizer": optax.adam(0.05), "phi_optimizer": optax.adam(0.03)}
+
+    def train(**more):
+        rws = rws_jax.make_step(model, guide, **options, **more)
+        start = state = rws.init(jax.random.key(1), x)
+        for _ in range(2):
+            state, info = rws.step(state, x)
+        return start, state, info, rws.get_params(state, x)
+
+    expected_start, expected_state, expected_info, expected_params = train(vectorize_particles=False)
+    for compile_after in (0, 5, 10_000):
+        start, state, info, params = train(compile_after=compile_after)
+        chex.assert_trees_all_equal(start.theta | start.phi, expected_start.theta | expected_start.phi)
+        without_keys = [s._replace(rng_key=None) for s in (state, expected_state)]
+        chex.assert_trees_all_close(*without_keys, rtol=1e-4, atol=1e-5)
+        assert state.rng_key == expected_state.rng_key
+        counts = {name: getattr(info, name) for name in ("num_paths", "num_compiled", "num_unjitted")}
+        chex.assert_trees_all_close(info._replace(**dict.fromkeys(counts)), expected_info, rtol=1e-4, atol=1e-5)
+        assert (counts["num_compiled"] == 0) == (compile_after == 10_000)
+        assert (counts["num_unjitted"] == 0) == (compile_after == 0)
+        chex.assert_trees_all_close(params, expected_params, rtol=1e-4)
 
 
 # A small pair of programs for all else

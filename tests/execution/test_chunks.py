@@ -13,8 +13,8 @@ import pytest
 import rws_jax
 from rws_jax import __main__ as demo
 from tests import models
+from tests.estimates import DELTA
 from tests.oracles import seeded
-from tests.test_losses import DELTA
 from tests.test_options import uniform_guide
 
 NUM_PARTICLES = 7
@@ -31,7 +31,7 @@ DREG = {"phi, dreg": (rws_jax.wake_phi_loss, {"gradient": "dreg"})}
 slow = lambda *names: [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", slow("subsampled", "one latent", "two latents", "hierarchical", "cond"))
+@pytest.mark.parametrize("name", slow("subsampled", "two latents"))
 def test_losses_and_gradients_do_not_depend_on_the_size_of_chunks(name):
     """Chunks of 3, 3 and 1."""
     by_hand = models.BY_HAND[name]

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rws_jax.estimators import dreg, score, vimco
-from rws_jax.estimators.bound import theta_loss
-from rws_jax.estimators.sleep import DreamParticle, dream_loss
+from rws_jax.estimators.sleep import DreamParticle
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
@@ -24,6 +22,7 @@ from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
 from tests import models
+from tests.estimates import ESTIMATORS, values_and_gradients
 from tests.oracles import programs_of
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
@@ -31,48 +30,18 @@ PARAMS = models.BY_HAND_THETA, models.BY_HAND_PHI
 REPARAMETERISED = {"one latent", "two latents", "transformed", "hierarchical", "nested plates", "sequential plates"}
 REPARAMETERISED |= {"subsampled", "scan", "reversed scan"}
 
-# what a particle computes -> the estimators that are functions of it
-ESTIMATORS = {
-    WakeParticle(): {
-        "theta": theta_loss,
-        "phi": score.phi_loss,
-        "phi, plain": score.plain_phi_loss,
-        "phi, vimco": vimco.phi_loss,
-    },
-    WakeParticle(0.3): {"theta, defensive": theta_loss, "phi, defensive": score.phi_loss},
-    WakeParticle(reparameterised=True): {"phi, dreg": dreg.phi_loss},
-    DreamParticle(): {"sleep": dream_loss},
-}
 ALL_AT_ONCE = [kind for kind in ESTIMATORS if not getattr(kind, "delta", 0.0)]
 
 
-def over_devices():
-    return Vectorized(particle_sharding=NamedSharding(jax.make_mesh((8,), ("p",)), PartitionSpec("p")))
+def over_devices(num):
+    return Vectorized(particle_sharding=NamedSharding(jax.make_mesh((num,), ("p",)), PartitionSpec("p")))
 
 
-# name -> an executor, and how many particles it is given: of chunks of 3, 3 and 2; one for each device; few
 EXECUTORS = {
-    "chunked": (lambda: Chunked(Vectorized(), 3), 8),
-    "over devices": (over_devices, 8),
-    "one by one": (OneByOne, 2),
+    "chunked": lambda: Chunked(Vectorized(), 1),
+    "over devices": lambda: over_devices(2),
+    "one by one": OneByOne,
 }
-
-
-def values_and_gradients(executor, programs_, num, kinds, *, one_by_one=False):
-    """Of all estimators of these kinds of particles; the pullback is mapped over them, where it can be."""
-    results = {}
-    for particle in kinds:
-        run = lambda params, particle=particle: executor(particle, programs_.with_params(params), num)
-        scored, pullback = jax.vjp(run, programs_.params)
-        pairs = [jax.value_and_grad(loss)(scored) for loss in ESTIMATORS[particle].values()]
-        values, cotangents = [value for value, _ in pairs], [cotangent for _, cotangent in pairs]
-        if one_by_one:
-            gradients = [pullback(cotangent)[0] for cotangent in cotangents]
-        else:
-            stacked = jax.vmap(pullback)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *cotangents))[0]
-            gradients = [jax.tree.map(lambda leaf, row=row: leaf[row], stacked) for row in range(len(pairs))]
-        results |= dict(zip(ESTIMATORS[particle], zip(values, gradients, strict=True), strict=True))
-    return results
 
 
 def kinds_of(name, executor=None):
@@ -92,20 +61,36 @@ def slow_but(fast, names):
 
 @pytest.mark.parametrize("name", slow_but("subsampled", models.BY_HAND))
 def test_every_executor_gives_the_numbers_of_the_vectorised_one(name):
+    """Of two particles, each a chunk or on a device of its own; the next test has larger groups."""
     model, guide, x = models.BY_HAND[name][:3]
 
     @jax.jit
     def all_of():
         programs_ = programs_of(model, guide, *PARAMS, x)
-        expected = {num: values_and_gradients(Vectorized(), programs_, num, kinds_of(name)) for num in (2, 8)}
-        return expected, {
-            executor: values_and_gradients(make(), programs_, num, kinds_of(name, executor))
-            for executor, (make, num) in EXECUTORS.items()
-        }
+        run = lambda make, kinds: values_and_gradients(make(), programs_, 2, kinds)
+        found = {executor: run(make, kinds_of(name, executor)) for executor, make in EXECUTORS.items()}
+        return run(Vectorized, kinds_of(name)), found
 
     expected, found = all_of()
-    for executor, (_, num) in EXECUTORS.items():
-        check(found[executor], expected[num])
+    for executor in EXECUTORS:
+        check(found[executor], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["subsampled", "two latents"])
+def test_groups_of_particles_give_the_numbers_of_all_at_once(name):
+    """Chunks of 3, 3 and 2, and two particles on each of four devices."""
+    model, guide, x = models.BY_HAND[name][:3]
+
+    @jax.jit
+    def all_of():
+        programs_ = programs_of(model, guide, *PARAMS, x)
+        executors = Vectorized(), Chunked(Vectorized(), 3), over_devices(4)
+        return [values_and_gradients(executor, programs_, 8, kinds_of(name)) for executor in executors]
+
+    expected, *found = all_of()
+    for one in found:
+        check(one, expected)
 
 
 SEVERAL_UNITS = {"mixed", "nested plates", "subsampled", "masked", "scaled"}
