@@ -125,8 +125,8 @@ MUTATIONS = {
     "score of the bound left out of vimco": (vimco, "signal - weights.normalise(log_w)", "signal", hand_numbers),
     "a baseline of vimco with the particle itself": (
         vimco,
-        "jnp.logaddexp(_logsumexp_of_others(log_w), own)",
-        "jnp.logaddexp(_logsumexp_of_others(log_w), log_w)",
+        "jnp.logaddexp, -jnp.inf), own)",
+        "jnp.logaddexp, -jnp.inf), log_w)",
         hand_numbers,
     ),
     "vimco by q in place of r": (
