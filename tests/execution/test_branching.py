@@ -307,6 +307,7 @@ def test_what_is_compiled_is_bounded_by_prefixes_and_sizes(caplog):
     assert 3 <= info.num_compiled <= 3 * 2  # the root and two paths; 8 and 32 particles
 
 
+@pytest.mark.slow
 def test_rare_paths_are_run_unjitted_until_they_are_not():
     rws = make(num_particles=2, compile_after=20)
     state = rws.init(jax.random.key(0), X)
@@ -332,6 +333,7 @@ def test_paths_that_are_dropped_are_rare_again():
     assert info.num_unjitted == 24
 
 
+@pytest.mark.slow
 def test_arguments_of_other_shapes_are_compiled_anew():
     """The number of branching sites is that of the observations."""
 

@@ -134,7 +134,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(
-    "way", ["jit inside", *slow("jit outside", "checkpoint", "cond"), "scan over data", "forward mode", "an argument"]
+    "way", ["jit inside", *slow("jit outside", "checkpoint", "cond", "scan over data", "an argument"), "forward mode"]
 )
 def test_chunks_are_differentiated_like_any_function(way):
     params = models.BY_HAND_THETA
@@ -214,6 +214,7 @@ def test_a_program_that_is_not_trained_has_no_gradient_were_it_infinite():
     assert gradient(2) == gradient(None) == {"a": 0.0}
 
 
+@pytest.mark.slow
 def test_memory_grows_by_a_few_numbers_for_each_particle_and_unit():
     """Temporary memory of a compiled step of the digits network: beside one chunk, log densities and their weights."""
     x = jnp.zeros((16, 64))
@@ -229,6 +230,7 @@ def test_memory_grows_by_a_few_numbers_for_each_particle_and_unit():
     assert unchunked > 5 * many
 
 
+@pytest.mark.slow
 def test_chunks_cost_one_more_run_of_the_programs():
     """One for the weights, and one for both gradients; XLA counts the body of a loop once, so of two chunks half."""
     x = jnp.zeros((32, 64))
