@@ -27,8 +27,8 @@ def test_form(path):
 @pytest.mark.slow
 @each_notebook
 def test_runs(path, monkeypatch):
-    """As a user runs it, without the flags of the tests but for virtual devices."""
+    """As a user runs it, but for virtual devices, and a compiler that does not try as hard."""
     monkeypatch.setenv("RWS_JAX_CI", "1")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
