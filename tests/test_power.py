@@ -122,6 +122,13 @@ MUTATIONS = {
         "jnp.sum(bound) - weights.gradient_only",
         hand_numbers,
     ),
+    "weights of vimco not detached": (
+        vimco,
+        "log_w = lax.stop_gradient(scored.log_weights)",
+        "log_w = scored.log_weights",
+        by_hand("one latent"),
+    ),
+    "scale missing in vimco": (vimco, "return -scored.scale *", "return -1.0 *", by_hand("subsampled")),
     "score of the bound left out of vimco": (vimco, "signal - weights.normalise(log_w)", "signal", hand_numbers),
     "a baseline of vimco with the particle itself": (
         vimco,
