@@ -136,7 +136,7 @@ def wake_phi_loss(
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
       chunk_size: particles in memory at a time; None for all at once. Each chunk runs twice, and of the others only log
-        densities are kept. Results do not depend on it.
+        densities are kept. Results do not depend on it, but for keys of the kind ``rbg``.
       particle_sharding: over which devices particles are spread, ``NamedSharding(mesh, PartitionSpec("particles"))``.
       data_axes: for programs written for one datum, where `args` have the axis of data, as `in_axes` of `jax.vmap`: an
         int, or a tuple with None for what is the same for all data. Every datum is a unit. Where Python branches on

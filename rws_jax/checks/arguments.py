@@ -1,7 +1,8 @@
 """Checks of what is passed to the package: keys, programs, parameters, states and plain options."""
 
 import numbers
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -65,6 +66,22 @@ def check_rng_key(value: Any, what: str, hint: str) -> None:
             found=describe(value),
             hint=hint,
         )
+
+
+def warn_of_rbg(rng_keys: Iterable[Any], option: str) -> None:
+    """Mapped over, such keys all draw from the first one: valid draws, but others for each size of a group."""
+    if any(map(is_rbg, rng_keys)):
+        warnings.warn(
+            f"option {option!r} changes the draws of keys of the kind 'rbg', which JAX does not draw one by one:"
+            " results depend on it. With keys of the kind 'threefry2x32', JAX's default, they do not.",
+            stacklevel=2,
+        )
+
+
+def is_rbg(rng_key: Any) -> bool:
+    """Whether what a key draws depends on the keys that are mapped over with it."""
+    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    return "rbg" in str(jax.random.key_impl(rng_key)) if typed else jnp.shape(rng_key) == (4,)
 
 
 def check_program(value: Any, role: str) -> None:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from rws_jax.checks.shapes import check_within_plates
 from rws_jax.checks.supports import check_covers, check_same_support
 from rws_jax.core.errors import fail
-from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_size
+from rws_jax.core.numpyro_internals import comes_out_of_control_flow
+from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_sizes
 
 
 def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
@@ -67,17 +69,6 @@ def check_match(model_run: Trace, guide_run: Trace, *, same_supports: bool = Fal
             _check_density(name, guide_site)
         else:
             _fail_extra(name, model_latents)
-    for name, site in guide_run.items():
-        if site["type"] == "plate" and name in model_run:
-            sizes = [_plate_sizes(run[name]) for run in (model_run, guide_run)]
-            if sizes[0] != sizes[1]:
-                fail(
-                    ValueError,
-                    f"plate {name!r} differs between model and guide",
-                    expected=f"size {sizes[0][0]}, subsample size {sizes[0][1]}, as in the model",
-                    found=f"size {sizes[1][0]}, subsample size {sizes[1][1]} in the guide",
-                    hint="give the plate the same size and subsample_size in both programs",
-                )
 
 
 def check_defensive_match(guide_run: Trace, run: Trace) -> None:
@@ -113,9 +104,9 @@ def check_defensive_minibatch(runs: Iterable[Trace], plates: dict[str, Any]) -> 
 def check_subsampling(runs: Iterable[Trace], frames: Iterable[Any]) -> None:
     """A plate that does not enclose every sample site must not be subsampled."""
     for frame in frames:
-        size = plate_size(runs, frame)
+        sites = {n: s for run in runs for n, s in run.items() if s["type"] == "sample"}
+        size = max(plate_sizes(site).get(frame, 0) for site in sites.values())
         if size > frame.size:
-            sites = {n: s for run in runs for n, s in run.items() if s["type"] == "sample"}
             outside = sorted(name for name, site in sites.items() if frame not in site["cond_indep_stack"])
             fail(
                 ValueError,
@@ -209,6 +200,18 @@ def _check_same_site(name: str, site: Site, other: Site, roles: tuple[str, str])
             found=f"{_describe(other)} in the {roles[1]}",
             hint="put the site under the same numpyro.plate, with equal name, size and dim, in both programs",
         )
+    sizes = [plate_sizes(s) for s in (site, other)]
+    for frame in sizes[0].keys() & sizes[1].keys():
+        if sizes[0][frame] != sizes[1][frame]:
+            fail(
+                ValueError,
+                f"plate {frame.name!r} differs between {roles[0]} and {roles[1]}",
+                expected=f"size {sizes[0][frame]}, subsample size {frame.size}, as in the {roles[0]}",
+                found=f"size {sizes[1][frame]}, subsample size {frame.size} in the {roles[1]}",
+                hint="give the plate the same size and subsample_size in both programs",
+            )
+    if not comes_out_of_control_flow(site):  # where its axes are steps as well as plates
+        check_within_plates(roles[0], site)
 
 
 def _check_density(name: str, guide_site: Site) -> None:
@@ -224,12 +227,11 @@ def _check_density(name: str, guide_site: Site) -> None:
 
 
 def _describe(site: Site) -> str:
-    frames = [f"{frame.name}(size={frame.size}, dim={frame.dim})" for frame in site["cond_indep_stack"]]
-    return "plates " + ", ".join(frames) if frames else "no plate"
-
-
-def _plate_sizes(site: Site) -> tuple[int, int]:
-    return site["args"][0], len(site["value"])
+    plates = [
+        f"{frame.name}({size=}, {f'subsample_size={frame.size}, ' if frame.size != size else ''}dim={frame.dim})"
+        for frame, size in plate_sizes(site).items()
+    ]
+    return "plates " + ", ".join(plates) if plates else "no plate"
 
 
 def _shapes(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 
 from rws_jax.core.errors import fail
+from rws_jax.core.numpyro_internals import ActivePlate
 from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites
 
 
@@ -45,6 +46,21 @@ def check_in_control_flow(role: str, site: Site) -> None:
             if site["type"] == "param"
             else "pass the minibatch as an argument, and give the plate its size",
         )
+
+
+def check_minibatches(role: str, site: Site, plates: Iterable[ActivePlate], seen: Iterable[Any]) -> None:
+    """All particles see one minibatch, which they can only if it is not hidden from the handlers that see to it."""
+    for plate in plates:
+        if len(plate.indices) < plate.size and not any(plate.indices is indices for indices in seen):
+            fail(
+                ValueError,
+                f"plate {plate.name!r} of the {role} is subsampled, and its record is hidden",
+                expected="one minibatch for all particles and both programs, which is handed on by the plate's record",
+                found=f"site {site['name']!r} in plate {plate.name!r}, {len(plate.indices)} of {plate.size}, which"
+                " numpyro.handlers.block hides",
+                hint="let plates through, as in block(program, hide_fn=lambda site: site['type'] != 'plate' and ...),"
+                " or expose_types=['plate', ...]",
+            )
 
 
 def check_param(role: str, name: str, values: dict[str, Any]) -> None:

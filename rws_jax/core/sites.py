@@ -1,6 +1,5 @@
 """Sites of one program's trace."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpyro.distributions as dist
@@ -19,9 +18,13 @@ def param_sites(run: Trace) -> Trace:
     return {name: site for name, site in run.items() if site["type"] == "param"}
 
 
-def plate_size(runs: Iterable[Trace], frame: Any) -> int:
-    """The full size of a plate; its `frame` knows the subsample only. Plates inside scan leave no record."""
-    return next((run[frame.name]["args"][0] for run in runs if frame.name in run), frame.size)
+def plate_sizes(site: Site) -> dict[Any, int]:
+    """The full size of each plate that a sample site is in; the frames of `cond_indep_stack` know the subsample only.
+
+    Plates inside of scan are full.
+    """
+    full = site.get("plate_sizes", {})
+    return {frame: full.get(frame.dim, frame.size) for frame in site["cond_indep_stack"]}
 
 
 def base_distribution(fn: Any) -> Any:

@@ -9,7 +9,8 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 
-from rws_jax.core.numpyro_internals import mask_of
+from rws_jax.core.numpyro_internals import mask_of, own_validation
+from rws_jax.core.trees import is_traced
 
 
 def feasible(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> jax.Array:
@@ -23,7 +24,10 @@ def feasible(fn: Distribution, value: Any, proposal_dist: Distribution | None) -
 
 
 def in_support(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:
-    """Whether each event lies in the support; masked events count as inside. None: taken on trust."""
+    """Whether each event lies in the support, an array of the shape of log densities; None: taken on trust.
+
+    Masked events count as inside.
+    """
     if isinstance(fn, dist.MaskedDistribution):
         inside = in_support(fn.base_dist, value, proposal_dist)
         return None if inside is None else inside | jnp.logical_not(mask_of(fn))
@@ -42,8 +46,20 @@ def in_support(fn: Distribution, value: Any, proposal_dist: Distribution | None)
         known = proposal_dist is not None and not isinstance(proposal_dist, dist.Delta)
         if type(elementwise(proposal_dist)) is type(element) if known else element.event_dim > 0:
             return None
+    test = own_validation(fn)
+    if test is not None:
+        return test(value)
     # Values that are known are tested by numpy, where JAX would compile each comparison.
-    return support(np.asarray(value) if isinstance(value, jax.Array) and not isinstance(value, Tracer) else value)
+    is_known = not is_traced((value, *vars(support).values()))
+    value = np.asarray(value) if is_known else jnp.asarray(value)
+    return _of_events(support(value), fn.event_dim - support.event_dim)
+
+
+def _of_events(inside: Any, num_dims: int) -> Any:
+    """One truth for each event; a support may be that of its elements, which have so many dims fewer."""
+    if num_dims > 0:
+        return inside.all(axis=tuple(range(-num_dims, 0)))
+    return inside.reshape(inside.shape + (1,) * -num_dims)
 
 
 def is_all_known(inside: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rws_jax.checks import matching, sites
 from rws_jax.core.sites import Trace, latent_sites
@@ -39,7 +40,8 @@ class DreamParticle:
         """Simulate latents and data."""
         model = programs.model.stopped()  # dreams are training data of the guide: theta learns nothing from them
         model_run, data = simulate(model, programs.arguments, index, self.data_sites)
-        return model_run, Dream(Draws.of(model_run), data)
+        dream = Dream(Draws.of(model_run), data)
+        return model_run, lax.stop_gradient(dream)  # removes the gradient of what the model closes over, too
 
     def run(self, programs: Programs, index: Index, dream: Dream) -> tuple[Trace, Arguments]:
         """Run the guide on dreamt data, at the dreamt latents."""

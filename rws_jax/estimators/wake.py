@@ -48,10 +48,17 @@ class WakeParticle:
         draws = self.draw(programs, index)
         if not self.reparameterised:
             return self.score(programs, index, draws)
-        scored = self.score(programs, index, lax.stop_gradient(draws))  # densities are those of fixed values
-        # The log-weight as seen by the draw, which is all that the gradient may come through.
-        along = self.score(programs.map(Program.stopped), index, draws)
-        return replace(scored, log_w_of_draw=weights.log_weights(along.log_p, along.log_q))
+        fixed = lax.stop_gradient(draws)  # densities are those of fixed values
+
+        def log_w_of(latents: dict[str, jax.Array]) -> tuple[jax.Array, Scored]:
+            scored = self.score(programs, index, fixed._replace(latents=latents))
+            return weights.log_weights(scored.log_p, scored.log_q), scored
+
+        # The log-weight as seen by the draw, which is all that the gradient may come through: a linear function of
+        # what moves the draw, which is zero, and so are the gradients of its coefficients.
+        log_w, along, scored = jax.linearize(log_w_of, fixed.latents, has_aux=True)
+        move = jax.tree.map(weights.gradient_only, draws.latents)
+        return replace(scored, log_w_of_draw=lax.stop_gradient(log_w) + along(move))
 
     def draw(self, programs: Programs, index: Index) -> Draws:
         """Draw latents: constants, unless particles are reparameterised."""
@@ -61,12 +68,14 @@ class WakeParticle:
             sites.check_unbranched(guide_run)
             sites.check_reparameterised(guide_run)
             return Draws.of(guide_run)
-        stopped = programs.map(Program.stopped)  # removes the gradient through draws, from one site to the next too
+        stopped = programs.map(Program.stopped)  # removes the gradient of parameters through draws, at each site
         if self.delta:
-            return defensive.draw(stopped, index, self.delta)
-        guide_run = sample(stopped.guide, programs.arguments, index)
-        sites.check_guide(guide_run)
-        return Draws.of(guide_run)
+            draws = defensive.draw(stopped, index, self.delta)
+        else:
+            guide_run = sample(stopped.guide, programs.arguments, index)
+            sites.check_guide(guide_run)
+            draws = Draws.of(guide_run)
+        return lax.stop_gradient(draws)  # removes the gradient of what the programs close over, too
 
     def run(self, programs: Programs, index: Index, draws: Draws) -> WakeRuns:
         """Run all programs at given draws, and check that they fit together."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rws_jax.checks.arguments import is_rbg
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced, split_floats
@@ -44,6 +45,7 @@ class ByPaths(Executor):
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run all particles, along all traces; differentiable once."""
         _check_seeded(programs)
+        _check_keys(programs)
         floats, with_floats = split_floats(programs.params)
         inputs = programs.with_params((None, None))
         _check_known(inputs)
@@ -118,6 +120,18 @@ def _check_seeded(programs: Programs) -> None:
                 found=f"{type(program.fn).__name__} outermost",
                 hint="paths are compiled for all keys; swap the handlers, or pass vectorize_particles=False",
             )
+
+
+def _check_keys(programs: Programs) -> None:
+    """A particle draws again in each group that it is in, and has to draw the same."""
+    if any(map(is_rbg, programs.rng_keys)):
+        fail(
+            ValueError,
+            "programs have branching sites, and keys are of the kind 'rbg'",
+            expected="keys whose draws do not depend on what is mapped over with them",
+            found="keys of the kind 'rbg', of which JAX draws whole groups from the first one",
+            hint="jax.random.key(0, impl='threefry2x32'), JAX's default",
+        )
 
 
 def _check_arrays(programs: Programs) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rws_jax.checks.arguments import warn_of_rbg
 from rws_jax.core.trees import split_floats
 from rws_jax.execution.data import Data
 from rws_jax.execution.executor import Executor, ParticleFn
@@ -36,6 +37,7 @@ class Chunked(Executor):
         """Map over one chunk after the other."""
         if num <= self.size:
             return self.mapped(particle, programs, num)
+        warn_of_rbg(programs.rng_keys, "chunk_size")
         # Gradients of all chunks are added up in single precision at least: in bfloat16 a sum would stop to grow.
         floats, with_floats = split_floats(programs.params)
         wide = [jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)) for x in floats]

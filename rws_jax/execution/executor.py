@@ -22,7 +22,7 @@ class Executor(ABC):
     """A way in which particles run, of programs of all data or of each datum.
 
     A particle's draw depends on the seed, on its datum and on its index alone, not on how many there are or how they
-    run: all executors give the same numbers.
+    run: all executors give the same numbers. (Keys of the kind ``rbg`` are mapped over by JAX as one.)
     """
 
     data: Data

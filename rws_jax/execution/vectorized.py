@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 
+from rws_jax.checks.arguments import warn_of_rbg
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.execution.branching.handler import no_branching
@@ -33,6 +34,7 @@ class Vectorized(Executor):
     def over(self, numbers: jax.Array, particle: ParticleFn[T], programs: Programs) -> T:
         """Map over the particles of these numbers; each device runs its part of them."""
         if self.particle_sharding is not None:
+            warn_of_rbg(programs.rng_keys, "particle_sharding")
             numbers = lax.with_sharding_constraint(numbers, automatic_sharding(self.particle_sharding))
         try:
             with no_branching():

@@ -14,7 +14,8 @@ import numpyro
 from numpyro.distributions import Distribution
 
 from rws_jax.checks import matching
-from rws_jax.core.sites import Site, Trace, latent_sites, plate_size
+from rws_jax.core.log_probs import exact
+from rws_jax.core.sites import Site, Trace, latent_sites, plate_sizes
 from rws_jax.core.supports import feasible, in_support, is_all_known
 
 # Which distribution the value of a site was drawn from; None where that is not known.
@@ -45,10 +46,10 @@ class Units:
     @classmethod
     def of(cls, *runs: Trace) -> "Units":
         """Infer the units; a subsampled plate that is not among them is an error."""
-        stacks = [set(site["cond_indep_stack"]) for run in runs for site in run.values() if site["type"] == "sample"]
-        common = set.intersection(*stacks) if stacks else set()
-        matching.check_subsampling(runs, set().union(*stacks) - common)
-        scale = math.prod((plate_size(runs, frame) / frame.size for frame in common), start=1.0)
+        plates = [plate_sizes(site) for run in runs for site in run.values() if site["type"] == "sample"]
+        common = set.intersection(*map(set, plates)) if plates else set()
+        matching.check_subsampling(runs, set().union(*plates) - common)
+        scale = math.prod((plates[0][frame] / frame.size for frame in common), start=1.0)
         return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale)
 
     @property
@@ -93,13 +94,15 @@ class Units:
 
     def _sum(self, log_prob: jax.Array) -> jax.Array:
         dims = {dim for dim, _ in self.sizes}
+        # A sum in half precision would be wrong by tenths of a nat.
+        log_prob = log_prob.astype(jnp.promote_types(log_prob.dtype, jnp.float32))
         inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in dims)
         return jnp.sum(log_prob, axis=inner)
 
 
 def log_density(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:
     """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
-    inside = in_support(fn, value, proposal_dist)
+    inside, fn = in_support(fn, value, proposal_dist), exact(fn)
     with numpyro.validation_enabled(False):  # its test of the support would overrule the trust of this one
         if inside is None or is_all_known(inside):
             return fn.log_prob(value)

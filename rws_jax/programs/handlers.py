@@ -11,11 +11,13 @@ import numpyro
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
 
-from rws_jax.checks.sites import check_in_control_flow, check_param, fail_unseeded
+from rws_jax.checks.shapes import check_shapes, check_within_plates
+from rws_jax.checks.sites import check_in_control_flow, check_minibatches, check_param, fail_unseeded
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.numpyro_internals import (
     SUBSTITUTE_STACK,
     Messenger,
+    active_plates,
     comes_out_of_control_flow,
     is_cond,
     value_in_cond,
@@ -120,6 +122,7 @@ class given_values(Messenger):
         self, fn: ProgramFn, role: str, value_of: Callable[[Site, tuple], Any], steps: tuple | None = None
     ) -> None:
         self.role, self.value_of, self.steps = role, value_of, steps  # steps is None outside of control flow
+        self.minibatches: list[Any] = []  # indices of all plates whose records are seen
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
@@ -128,13 +131,26 @@ class given_values(Messenger):
         if self.steps is not None:
             check_in_control_flow(self.role, msg)
         msg["role"] = self.role
-        if msg["type"] in ("sample", "plate") and not comes_out_of_control_flow(msg):
-            value = self.value_of(msg, self.steps or ())
-            if value is None:
-                return
+        if msg["type"] not in ("sample", "plate") or comes_out_of_control_flow(msg):
+            return
+        if msg["type"] == "sample":
+            plates = active_plates()
+            check_minibatches(self.role, msg, plates, self.minibatches)
+            msg["plate_sizes"] = {plate.dim: plate.size for plate in plates}
             if self.steps is not None and msg["value"] is None:
-                numpyro.prng_key()  # the key that a draw would have taken: what follows must see the same randomness
+                # The key that a draw takes, also if the value is given: what follows must see the same randomness.
+                msg["kwargs"]["rng_key"] = numpyro.prng_key()
+        value = self.value_of(msg, self.steps or ())
+        if value is not None:
             msg["value"] = value
+
+    def postprocess_message(self, msg: Site) -> None:
+        if msg["type"] == "plate":
+            self.minibatches.append(msg["value"])
+        elif msg["type"] == "sample" and not comes_out_of_control_flow(msg):
+            check_shapes(self.role, msg)
+            if msg["is_observed"] or self.steps is not None:
+                check_within_plates(self.role, msg)
 
     def _enter(self, msg: Site) -> None:
         """Put this handler into the bodies of a scan or cond, and condition and substitute of the program before it."""

@@ -100,6 +100,11 @@ class Programs:
         """Parameters of model and guide; a defensive guide has none."""
         return self.model.params, self.guide.params
 
+    @property
+    def rng_keys(self) -> list[jax.Array]:
+        """The keys of all programs."""
+        return [program.rng_key for program in self.all if program.rng_key is not None]
+
     def with_params(self, params: tuple[Params | None, Params | None]) -> "Programs":
         """The same programs with other parameters."""
         model, guide = (replace(p, params=q) for p, q in zip((self.model, self.guide), params, strict=True))

@@ -16,6 +16,7 @@ from numpyro.handlers import trace
 
 from rws_jax.checks import dreams, matching
 from rws_jax.checks.sites import check_proper, check_supported
+from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import Params
 from rws_jax.core.sites import Site, Trace, latent_sites
 from rws_jax.core.supports import feasible
@@ -44,7 +45,7 @@ def sample(program: Program, arguments: Arguments, index: Index, plates: dict[st
         if site["type"] == "plate":
             return (plates or {}).get(site["name"])
         check_proper(program.role, site)
-        return None
+        return _drawn_inside(site)
 
     return _run(program, arguments, index, value_of)
 
@@ -91,9 +92,9 @@ def simulate(
         dreams.check_dreamable(site)
         if not site["is_observed"]:
             site["is_data"] = site["name"] in data_sites
-            return None
+            return _drawn_inside(site)
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
-        value = site["fn"](rng_key=numpyro.prng_key(), sample_shape=site["kwargs"]["sample_shape"])
+        value = _draw(site, numpyro.prng_key())
         real = jnp.asarray(site["value"]).dtype
         return value.astype(real) if jnp.issubdtype(real, jnp.floating) else value  # counts come as floats if data do
 
@@ -102,6 +103,22 @@ def simulate(
         site["is_observed"] = site.get("is_observed", False) or site.get("is_data", False)
     dreams.check_dream(run, data_sites)
     return run, {name: s["value"] for name, s in run.items() if s["type"] == "sample" and s["is_observed"]}
+
+
+def _drawn_inside(site: Site) -> Any:
+    """The value that a site draws, off the border of its support; None where it cannot lie there, or Python branches.
+
+    The handler of branching sites draws what they draw.
+    """
+    is_drawn = site["value"] is None and may_round(site["fn"]) and not site["infer"].get("branching")
+    site["is_drawn"] = is_drawn
+    return _draw(site, site["kwargs"]["rng_key"]) if is_drawn else None
+
+
+def _draw(site: Site, rng_key: Any) -> Any:
+    fn = site["fn"]
+    value = fn(*site["args"], **site["kwargs"] | {"rng_key": rng_key})
+    return moved_inside(fn, value) if may_round(fn) else value
 
 
 def param_values(run: Trace) -> Params:

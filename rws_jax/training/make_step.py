@@ -71,7 +71,8 @@ def make_step(
       gradient: of wake-phi, ``"score"``, ``"dreg"`` or ``"vimco"``; see `wake_phi_loss`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
         for programs that branch in Python on sampled values.
-      chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
+      chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it, but
+        for keys of the kind ``rbg``, which JAX maps over as one.
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
       data_axes: for programs written for one datum, where the arguments have the axis of data, as `in_axes` of
         `jax.vmap`; see `wake_phi_loss`.

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.handlers import seed, trace
+from numpyro.handlers import seed
 
 from rws_jax.core.supports import feasible
 from rws_jax.programs.density import Units, log_density, own_dists
+from rws_jax.programs.program import Arguments, Index, Program
+from rws_jax.programs.run import sample
 
 # distribution of the model, a value outside of its support, one inside
 OUTSIDE = {
@@ -106,7 +108,7 @@ def test_draws_of_vectors_off_by_rounding_are_not_taken_for_outside():
 
 
 def traced(program):
-    return trace(seed(program, 0)).get_trace()
+    return sample(Program.of_seeded(seed(program, 0), "model", None), Arguments((), {}), Index(0))
 
 
 @pytest.mark.floors

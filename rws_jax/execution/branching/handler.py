@@ -55,7 +55,7 @@ class BranchHandler(Messenger):
                 self.unknown.append(msg["name"])
             return
         check_outside_of_plates(msg)
-        if msg["value"] is None:
+        if msg["value"] is None or msg.get("is_drawn"):
             msg["value"] = self.choose(msg)
         elif not is_known(msg):
             drawn = self.drawn(msg["name"])

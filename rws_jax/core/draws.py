@@ -1,0 +1,46 @@
+"""Draws that floating point numbers round to the border of a support, or beyond, where densities are not finite.
+
+A Gamma distribution of concentration 0.02 draws one number in six below the smallest normal number. All draws lie
+inside of the support: such ones are moved to the nearest number there.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpyro.distributions import Delta, Distribution, constraints
+
+from rws_jax.core.sites import base_distribution
+from rws_jax.core.supports import elementwise, range_of
+from rws_jax.core.trees import is_traced
+
+
+def may_round(fn: Distribution) -> bool:
+    """Whether draws of a distribution are floating point numbers, or probabilities, that can lie on a border."""
+    support = None if isinstance(base_distribution(fn), Delta) else elementwise(fn)
+    numbers = None if support is None else range_of(support)
+    return support is constraints.simplex or (numbers is not None and not numbers.is_discrete)
+
+
+def moved_inside(fn: Distribution, value: jax.Array) -> jax.Array:
+    """A draw of `fn`, with what lies on or beyond the border of its support at the nearest number inside.
+
+    Infinity and zero are given numbers that have inverses, as distributions may be those of the inverse.
+    """
+    numbers = range_of(elementwise(fn))
+    if numbers is None:
+        return jnp.maximum(value, jnp.finfo(value.dtype).tiny)  # probabilities, which may not be zero
+    low, high = (_next(bound, sign, value.dtype) for bound, sign in ((numbers.low, 1), (numbers.high, -1)))
+    return jnp.clip(value, low, high)
+
+
+def _next(bound: Any, sign: int, dtype: Any) -> Any:
+    """The next number above a bound, or below it; a bound that turns infinite at run time is wrong, and stays so."""
+    tiny = jnp.finfo(dtype).tiny  # the smallest number that is not flushed to zero
+    array = jnp if is_traced(bound) else np  # what is known is computed once
+    bound = array.asarray(bound, dtype)
+    bound = lax.stop_gradient(bound) if array is jnp else bound  # a border has no share in the gradient of a draw
+    inside = array.where(abs(bound) < tiny, sign * tiny, array.nextafter(bound, array.asarray(sign / tiny, dtype)))
+    return array.where(array.isinf(bound), bound, inside) if array is jnp else array.clip(inside, -1 / tiny, 1 / tiny)
