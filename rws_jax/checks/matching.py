@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from rws_jax.checks.masks import check_same_mask
 from rws_jax.checks.shapes import check_within_plates
 from rws_jax.checks.supports import check_covers, check_same_support
 from rws_jax.core.errors import fail
@@ -99,22 +100,6 @@ def check_defensive_minibatch(runs: Iterable[Trace], plates: dict[str, Any]) -> 
             found=f"plate {name!r} with subsample_size",
             hint="write the programs for one datum, and pass minibatches with data_axes=0",
         )
-
-
-def check_subsampling(runs: Iterable[Trace], frames: Iterable[Any]) -> None:
-    """A plate that does not enclose every sample site must not be subsampled."""
-    for frame in frames:
-        sites = {n: s for run in runs for n, s in run.items() if s["type"] == "sample"}
-        size = max(plate_sizes(site).get(frame, 0) for site in sites.values())
-        if size > frame.size:
-            outside = sorted(name for name, site in sites.items() if frame not in site["cond_indep_stack"])
-            fail(
-                ValueError,
-                f"plate {frame.name!r} is subsampled ({frame.size} of {size}) but does not enclose every sample site",
-                expected=f"all sample sites of model and guide inside plate {frame.name!r}",
-                found=f"sites {outside} outside of it",
-                hint="the weight of a latent shared by all data needs all data: drop subsample_size",
-            )
 
 
 def check_disjoint(theta: Trace, phi: Trace, shared_params: bool) -> None:
@@ -210,6 +195,7 @@ def _check_same_site(name: str, site: Site, other: Site, roles: tuple[str, str])
                 found=f"size {sizes[1][frame]}, subsample size {frame.size} in the {roles[1]}",
                 hint="give the plate the same size and subsample_size in both programs",
             )
+    check_same_mask(name, site, other, roles)
     if not comes_out_of_control_flow(site):  # where its axes are steps as well as plates
         check_within_plates(roles[0], site)
 

@@ -57,14 +57,10 @@ def _draw_each_unit(programs: Programs, index: Index, delta: float, rng_key: jax
         dists = dists_of(guide_run)
         model_run = replay(programs.model, programs.arguments, index, draws, proposal_dists=dists)  # for its plates
         matching.check_defensive_match(guide_run, run)
-    chosen = jax.random.bernoulli(rng_key, delta, Units.of(model_run, guide_run, run).batch_shape)
-    latents = {}
-    for name, site in latent_sites(guide_run).items():
-        mine, other = site["value"], run[name]["value"]
-        event = (1,) * site["fn"].event_dim
-        choice = jnp.reshape(chosen, (1,) * (mine.ndim - chosen.ndim - len(event)) + chosen.shape + event)
-        latents[name] = jnp.where(choice, other, mine)
-    return Draws(latents, draws.plates)
+    units = Units.of(model_run, guide_run, run)
+    chosen = jax.random.bernoulli(rng_key, delta, units.batch_shape)
+    choose = lambda name, site: jnp.where(units.beside(chosen, site), run[name]["value"], site["value"])
+    return Draws({name: choose(name, site) for name, site in latent_sites(guide_run).items()}, draws.plates)
 
 
 def _draw_whole(programs: Programs, index: Index, delta: float, rng_key: jax.Array) -> Draws:

@@ -45,6 +45,10 @@ class Executor(ABC):
           Results side by side, leaves of shape ``(num, *data, *result)``, differentiable in ``programs.params``.
         """
 
+    def runs_alone(self, particle: ParticleFn[T], programs: Programs) -> bool:
+        """Whether each particle of these programs is taken as a whole, as one unit, whatever its plates."""
+        return self.ragged
+
     def watch(self) -> Messenger:
         """A handler for runs of the programs outside of the executor, which lets it know of branching sites."""
         return no_branching()
@@ -59,9 +63,7 @@ class Executor(ABC):
 
 
 def side_by_side(results: list[T], axis: int = 0) -> T:
-    """Stack results that were computed one by one; where they differ in structure, each is taken as one unit."""
-    if len({jax.tree.structure(result) for result in results}) > 1:
-        results = [as_one_unit(result) for result in results]
+    """Stack results that were computed one by one."""
     check_alike([jax.tree.structure(result) for result in results])
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=axis), *results)
 

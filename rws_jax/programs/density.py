@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpyro
 from numpyro.distributions import Distribution
 
-from rws_jax.checks import matching
+from rws_jax.checks.units import check_subsampling
 from rws_jax.core.log_probs import exact
 from rws_jax.core.sites import Site, Trace, latent_sites, plate_sizes
 from rws_jax.core.supports import feasible, in_support, is_all_known
@@ -48,7 +48,7 @@ class Units:
         """Infer the units; a subsampled plate that is not among them is an error."""
         plates = [plate_sizes(site) for run in runs for site in run.values() if site["type"] == "sample"]
         common = set.intersection(*map(set, plates)) if plates else set()
-        matching.check_subsampling(runs, set().union(*plates) - common)
+        check_subsampling(runs, set().union(*plates) - common)
         scale = math.prod((plates[0][frame] / frame.size for frame in common), start=1.0)
         return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale)
 
@@ -74,7 +74,14 @@ class Units:
         Returns:
           Log density in nats, shape ``units``.
         """
-        total = jnp.zeros(self.shape)  # there may be no site
+        log_densities = self.log_densities(run, latents, proposal_dists).values()
+        return sum(log_densities, jnp.zeros(self.shape))  # there may be no site
+
+    def log_densities(
+        self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists
+    ) -> dict[str, jax.Array]:
+        """The same of each site."""
+        log_densities = {}
         for name, site in run.items():
             if site["type"] == "sample":
                 is_latent = name in latents
@@ -82,22 +89,29 @@ class Units:
                 log_prob = log_density(site["fn"], value, source)
                 if site["scale"] is not None:
                     log_prob = log_prob * (site["scale"] / self.scale)
-                total = total + self._sum(log_prob)
-        return total
+                log_densities[name] = self.sum(log_prob)
+        return log_densities
 
     def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:
         """Sum the log densities of latent sites alone, free of scales: what a run that draws them draws them from."""
         log_probs = [
             log_density(site["fn"], latents[name], proposal_dists(site)) for name, site in latent_sites(run).items()
         ]
-        return sum(map(self._sum, log_probs), jnp.zeros(()))
+        return sum(map(self.sum, log_probs), jnp.zeros(()))
 
-    def _sum(self, log_prob: jax.Array) -> jax.Array:
+    def sum(self, log_prob: jax.Array) -> jax.Array:
+        """Sum over all but the units, an array of the batch shape of some site."""
         dims = {dim for dim, _ in self.sizes}
         # A sum in half precision would be wrong by tenths of a nat.
         log_prob = log_prob.astype(jnp.promote_types(log_prob.dtype, jnp.float32))
         inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in dims)
         return jnp.sum(log_prob, axis=inner)
+
+    def beside(self, of_units: Any, site: Site) -> jax.Array:
+        """An array with a number for each unit, in the shape that broadcasts against the value of a site."""
+        event_dim, num_dims = site["fn"].event_dim, jnp.ndim(site["value"])
+        batch_shape = (1,) * (num_dims - len(self.batch_shape) - event_dim) + self.batch_shape
+        return jnp.reshape(of_units, batch_shape + (1,) * event_dim)
 
 
 def log_density(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:

@@ -3,8 +3,10 @@
 The estimators' own particles are run; only what is checked of the traces, and of values that are known, is said here.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -14,19 +16,22 @@ from jax.core import Tracer
 from rws_jax.checks import matching, sites
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.supports import check_fixed, warn_of_narrower
+from rws_jax.checks.units import warn_of_one_unit
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
+from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.branching.errors import fail_unannotated
 from rws_jax.execution.branching.handler import KnownValues
 from rws_jax.execution.branching.trace import BranchingValue
 from rws_jax.options import SleepOptions, WakeOptions
-from rws_jax.programs.density import Units
+from rws_jax.programs.density import Units, dists_of, own_dists
+from rws_jax.programs.independence import SiteOf, check_independent
 from rws_jax.programs.leaks import check_reads_no_data, check_shows_no_data
 from rws_jax.programs.program import Arguments, Index, Programs
-from rws_jax.programs.run import Draws, param_values, replay
+from rws_jax.programs.run import Draws, param_values, replay, sample
 from rws_jax.training.step_loss import StepLoss
 
 
@@ -56,14 +61,15 @@ def run_pilot(
     options, executor = loss.options, loss.executor
     programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments)
     datum = None if executor.data.count(programs) is None else 0
-    programs = executor.data.take(programs, datum)
+    of_all, programs = programs, executor.data.take(programs, datum)
     runs, needs_wake = None, options.trains_phi_on_wake
     with executor.watch():
         if options.sleep:
             runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep)
             needs_wake = needs_wake or bool(param_sites(runs.model))
         if runs is None or needs_wake:
-            index = lambda: Index(number, datum, executor.ragged)  # programs may turn out to branch
+            runs_alone = cache(lambda: executor.runs_alone(options.wake.estimator.particle, of_all))
+            index = lambda: Index(number, datum, executor.ragged and runs_alone())  # programs may turn out to branch
             runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)
     return runs
 
@@ -84,10 +90,14 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
     of_guide = replace(particle, delta=0.0)
     draws = of_guide.draw(programs, index())
     runs = of_guide.run(programs, index(), draws)
-    of_guide.units_of(runs)
+    units = of_guide.units_of(runs)
+    if not index().alone:  # else all is one unit
+        check_independent(units, *_functions_of(of_guide, programs, index(), units))
     if trains_phi and options.needs_fixed_support:
         _check_fixed_support(programs, index(), runs.guide)
     sites.warn_of_auxiliary(runs.guide, runs.model)
+    if index().datum is None:
+        warn_of_one_unit(runs.model, runs.guide)
     for name, site in latent_sites(runs.model).items():
         warn_of_narrower(name, runs.guide[name]["fn"], site["fn"])
     _check_data(runs.model)
@@ -96,6 +106,24 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
             particle.run(programs, index(), draws)  # the guide's draws, too, as one of the two draws a particle
         particle(programs, index())
     return PilotRuns(runs.model, runs.guide)
+
+
+def _functions_of(
+    particle: WakeParticle, programs: Programs, index: Index, units: Units
+) -> tuple[Callable[[int], Trace], Callable[[Draws], dict[SiteOf, jax.Array]]]:
+    """How particles are drawn and scored: by the guide, and site by site."""
+
+    def draw(number: int) -> Trace:
+        return sample(programs.guide, programs.arguments, index._replace(particle=number))
+
+    def log_densities(draws: Draws) -> dict[SiteOf, jax.Array]:
+        runs = particle.run(programs, index, draws)
+        of_model = units.log_densities(runs.model, draws.latents, dists_of(runs.guide))
+        of_guide = units.log_densities(runs.guide, draws.latents, own_dists)
+        pairs = (("model", of_model), ("guide", of_guide))
+        return {SiteOf(role, name): value for role, values in pairs for name, value in values.items()}
+
+    return draw, log_densities
 
 
 def check_compiles(
@@ -115,7 +143,9 @@ def check_compiles(
                 run(rng_key, arguments)
 
         try:
-            jax.eval_shape(traced, rng_key, arguments)
+            with warnings.catch_warnings():  # which the first run has given
+                warnings.simplefilter("ignore")
+                jax.eval_shape(traced, rng_key, arguments)
         except TypeError as error:  # JAX's errors on tracers are of this kind
             return error
 

@@ -1,5 +1,7 @@
 """Particles that run one by one, un-jitted: programs that branch and recurse in Python."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from rws_jax.estimators import score
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.sleep import DreamParticle, dream_loss
 from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.data import Data
 from rws_jax.execution.executor import side_by_side
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.programs.program import Index
@@ -323,3 +326,73 @@ def test_programs_must_be_seeded():
         rws_jax.wake_phi_loss(
             {"p": 0.5}, {"a": 0.0}, seed(geometric_model, 0), geometric_guide, 1.0, vectorize_particles=False
         )
+
+
+def by_chance(x, observe=True):
+    """A coin decides whether all sites are in the plate; which units there are would depend on how it falls."""
+    coin = numpyro.sample("coin", dist.Bernoulli(0.5))
+    with numpyro.plate("data", 2):
+        numpyro.sample("z", dist.Normal(0.0, 1.0 + int(coin)))
+        if observe:
+            numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def by_chance_in_plate(x, observe=True):
+    """The same, but for the sites themselves."""
+    with numpyro.plate("data", 2):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("high" if int(z.sum()) else "low", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("model", [by_chance, by_chance_in_plate])
+def test_what_a_unit_is_does_not_depend_on_what_particles_draw(model):
+    for number in range(4):
+        guide = partial(model, observe=False)
+        programs_ = programs_of(seed(model, number), seed(guide, number), {}, {}, jnp.zeros(2))
+        scored = OneByOne()(WakeParticle(), programs_, 2)
+        assert scored.units.shape == ()
+        assert scored.log_p.shape == (2,)
+    assert OneByOne().runs_alone(WakeParticle(), programs_)
+    assert not OneByOne().runs_alone(WakeParticle(), models_in_plate())
+
+
+def models_in_plate():
+    def model(x):
+        with numpyro.plate("data", 2):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Bernoulli(0.3))
+
+    return programs_of(model, guide, {}, {}, jnp.zeros(2))
+
+
+def sized(prob):
+    """A plate of the size that a datum says; the program can be traced, but not with unknown data."""
+
+    def program(row):
+        with numpyro.plate("trials", int(row[0])):
+            z = numpyro.sample("z", dist.Bernoulli(prob))
+            if prob == 0.5:
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=row[1 : 1 + int(row[0])])
+
+    return program
+
+
+def test_data_that_differ_in_their_plates_are_a_unit_each_and_defensive_particles_come_whole():
+    """With r the mixture of both programs' densities of the whole, w = p / r is what it is by hand."""
+    rows = jnp.array([[2.0, 0.3, -0.5, 0.0], [3.0, 0.3, -0.5, 1.0]])
+    programs_ = programs_of(sized(0.5), sized(0.2), {}, {}, rows)
+    delta, num = 0.4, 3
+    executor = OneByOne(Data(0))
+    scored = executor(WakeParticle(delta), programs_, num)
+    assert scored.log_p.shape == (num, 2)
+    for datum in range(2):
+        of_one = executor.data.take(programs_, datum)
+        for number in range(num):
+            z = WakeParticle(delta).draw(of_one, Index(number, datum, alone=True)).latents["z"]
+            log_q, log_u = (dist.Bernoulli(prob).log_prob(z).sum() for prob in (0.2, 0.5))
+            expected = jnp.log((1 - delta) * jnp.exp(log_q) + delta * jnp.exp(log_u))
+            assert jnp.allclose(scored.log_r[number, datum], expected, rtol=1e-5)

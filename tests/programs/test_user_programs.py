@@ -1,6 +1,7 @@
 """Programs that users brought and that gave wrong numbers: what they are, exactly, or why they are refused."""
 
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -420,3 +421,53 @@ def test_paths_need_keys_that_draw_the_same_in_every_group():
     programs = (seed(program, jax.random.key(number, impl="rbg")) for number in range(2))
     with pytest.raises(ValueError, match=r"(?s)branching sites.*'rbg'.*threefry"):
         rws_jax.wake_theta_loss({}, {}, *programs, num_particles=4)
+
+
+def batch_program(x, observe=True, *, plate=False, event_dim=0):
+    """A batch of latents and data, in a plate or in none."""
+    with numpyro.plate("data", len(x)) if plate else nullcontext():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand(jnp.shape(x)).to_event(event_dim))
+        if observe:
+            numpyro.sample("x", dist.Normal(z, 1.0).to_event(event_dim), obs=x)
+
+
+X_MATRIX = jnp.ones((5, 3))
+BATCHES = {
+    "rows": (X_MATRIX, {}, "5"),
+    "numbers": (X_MATRIX[:, 0], {}, "5"),
+    "vectors": (X_MATRIX, {"event_dim": 1}, "5"),
+    "a plate": (X_MATRIX, {"event_dim": 1, "plate": True}, None),
+    "one datum": (X_MATRIX, {"event_dim": 2}, None),
+    "a batch of one": (X_MATRIX[:1], {"event_dim": 1}, None),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_outside_of_any_plate_is_one_unit_and_a_warning_says_so(name):
+    x, options, num = BATCHES[name]
+    guide = lambda x: batch_program(x, False, **options)
+    rws = rws_jax.make_step(partial(batch_program, **options), guide)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rws.init(jax.random.key(0), x)
+    texts = [str(warning.message) for warning in caught]
+    if num is None:
+        assert texts == []
+    else:
+        (text,) = texts
+        assert f"a batch of {num} outside of any plate" in text
+        assert f"numpyro.plate('data', {num})" in text
+        assert "data_axes=0" in text
+
+
+def test_data_that_share_a_latent_are_one_unit_without_a_warning():
+    """Nothing can be done about it by a plate."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Normal(x.mean(), 0.5))
+
+    rws_jax.make_step(model, guide).init(jax.random.key(0), jnp.ones(5))

@@ -1,0 +1,31 @@
+"""Masks of latents, which have to be the same in model and guide."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from rws_jax.core.errors import fail
+from rws_jax.core.masks import mask_of_elements
+from rws_jax.core.sites import Site
+
+
+def check_same_mask(name: str, site: Site, other: Site, roles: tuple[str, str]) -> None:
+    """What one program leaves out and the other scores would weigh particles by half of their density."""
+    masks, shape = [mask_of_elements(s["fn"]) for s in (site, other)], jnp.shape(site["value"])
+    if any(isinstance(mask, Tracer) for mask in masks):
+        if not any(isinstance(mask, bool) for mask in masks):
+            return  # both have one, and which elements are masked is not known
+        found = ["no mask" if isinstance(mask, bool) else "a mask" for mask in masks]
+    else:
+        masks = [np.broadcast_to(np.asarray(mask), shape) for mask in masks]
+        if np.array_equal(*masks):
+            return
+        found = [f"{mask.sum()} of {mask.size} elements count" for mask in masks]
+    fail(
+        ValueError,
+        f"masks differ at latent site {name!r}",
+        expected="the same elements masked in both programs: a masked element has no density in either",
+        found=f"{found[0]} in the {roles[0]}, {found[1]} in the {roles[1]}",
+        hint=f"put site {name!r} under the same numpyro.handlers.mask in both programs; a guide of what obs_mask leaves"
+        " unobserved samples it under mask=~obs_mask; AutoNormal cannot, so write such a guide by hand",
+    )
