@@ -8,23 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from numpyro.handlers import seed
 
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import layers
-
-
-def check_optimizer(value: Any, option: str) -> None:
-    """Check that an option is an optax gradient transformation."""
-    if not isinstance(value, optax.GradientTransformation):
-        fail(
-            TypeError,
-            f"option {option!r} is not an optax optimizer",
-            expected="an optax.GradientTransformation",
-            found=describe(value),
-            hint="pass optax.adam(1e-3), say; NumPyro's optimizers have optax counterparts of the same names",
-        )
 
 
 def check_flag(value: Any, option: str) -> None:

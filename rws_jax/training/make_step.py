@@ -5,13 +5,14 @@ from typing import Any
 import optax
 from jax.sharding import NamedSharding
 
-from rws_jax.checks.arguments import check_optimizer, check_program
+from rws_jax.checks.arguments import check_program
 from rws_jax.checks.options import check_phi_steps
 from rws_jax.core.layers import ProgramFn
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.options import ExecutionOptions, Insomnia, StepOptions
 from rws_jax.programs.handlers import unconstrained
 from rws_jax.programs.observations import SimulatedDataToArgs
+from rws_jax.training.optimizers import Optimizer
 from rws_jax.training.state import RWS
 from rws_jax.training.step_loss import StepLoss
 from rws_jax.training.trainer import functions_of
@@ -24,8 +25,8 @@ def make_step(
     model: ProgramFn,
     guide: ProgramFn,
     *,
-    theta_optimizer: optax.GradientTransformation = _ADAM,
-    phi_optimizer: optax.GradientTransformation = _ADAM,
+    theta_optimizer: optax.GradientTransformation | optax.MultiSteps = _ADAM,
+    phi_optimizer: optax.GradientTransformation | optax.MultiSteps = _ADAM,
     num_particles: int = 2,
     insomnia: Insomnia = 1.0,
     num_sleep_particles: int | None = None,
@@ -58,7 +59,8 @@ def make_step(
     Args:
       model: NumPyro model; it need not be reparameterisable.
       guide: NumPyro guide, called with the same arguments.
-      theta_optimizer: for the model's parameters; default ``optax.adam(1e-3)``.
+      theta_optimizer: of optax, for the model's parameters; default ``optax.adam(1e-3)``. One that takes the loss, as
+        ``value=...``, gets the loss of its own program, `wake_theta_loss` here and `phi_loss` of the info there.
       phi_optimizer: for the guide's parameters; default ``optax.adam(1e-3)``.
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
       insomnia: share of wake-phi in the guide's loss, in [0, 1], or a schedule: a function of the step count.
@@ -118,8 +120,7 @@ def make_step(
     """
     check_program(model, "model")
     check_program(guide, "guide")
-    check_optimizer(theta_optimizer, "theta_optimizer")
-    check_optimizer(phi_optimizer, "phi_optimizer")
+    optimizers = Optimizer.of(theta_optimizer, "theta_optimizer"), Optimizer.of(phi_optimizer, "phi_optimizer")
     check_phi_steps(phi_steps)
     options = StepOptions(
         execution=ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes),
@@ -137,5 +138,5 @@ def make_step(
     )
     executor = options.execution.executor(PathCache(compile_after, max_compiled))
     loss = StepLoss(unconstrained(model), unconstrained(guide), options, executor)
-    updates = Updates(theta_optimizer, phi_optimizer, has_dreams=options.sleep is not None)
+    updates = Updates(*optimizers, has_dreams=options.sleep is not None)
     return functions_of(loss, updates, phi_steps)

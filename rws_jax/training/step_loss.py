@@ -20,6 +20,7 @@ class LossAux(NamedTuple):
     """What a step needs beside the gradient."""
 
     total: jax.Array  # the loss itself
+    of_theta: jax.Array | None  # that part of it which theta minimises; None if it has not been computed
     alive: jax.Array  # whether any particle of wake has a weight, or wake has not run
     metrics: Metrics
 
@@ -57,7 +58,8 @@ class StepLoss:
             metrics["sleep_phi_loss"] = options.sleep.estimator(executor, asleep)
         phi_loss = _mixed(insomnia, metrics.get("wake_phi_loss"), metrics.get("sleep_phi_loss"))
         metrics |= executor.metrics() | {"phi_loss": phi_loss}
-        return total + phi_loss, LossAux(total + phi_loss, alive, metrics)
+        of_theta = total + phi_loss if options.shared_params else metrics.get("wake_theta_loss")
+        return total + phi_loss, LossAux(total + phi_loss, of_theta, alive, metrics)
 
     def programs(
         self,

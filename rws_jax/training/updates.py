@@ -8,6 +8,7 @@ import optax
 
 from rws_jax.core.layers import Params
 from rws_jax.core.trees import all_finite, stays_finite
+from rws_jax.training.optimizers import Optimizer
 from rws_jax.training.state import RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux
 
@@ -23,8 +24,8 @@ class Trained(NamedTuple):
 class Updates:
     """Updates of the guide alone, and of both programs."""
 
-    theta_optimizer: optax.GradientTransformation
-    phi_optimizer: optax.GradientTransformation
+    theta_optimizer: Optimizer
+    phi_optimizer: Optimizer
     has_dreams: bool
 
     def of_guide(
@@ -47,7 +48,7 @@ class Updates:
     ) -> tuple[RWSState, RWSInfo]:
         """The next state and its info; the guide may have been updated before."""
         model = Trained(state.theta, state.theta_opt_state)
-        new_model = _update(self.theta_optimizer, grads[0], model)
+        new_model = _update(self.theta_optimizer, grads[0], model, aux.of_theta)
         new_guide, has_signal, guide_finite = self._of_phi(guide, grads[1], insomnia, aux)
 
         # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
@@ -75,13 +76,15 @@ class Updates:
         self, old: Trained, grads: Params, insomnia: jax.Array, aux: LossAux
     ) -> tuple[Trained, jax.Array, jax.Array]:
         """The new guide, whether there was anything to learn from, and whether all of it is finite."""
-        new = _update(self.phi_optimizer, grads, old)
+        new = _update(self.phi_optimizer, grads, old, aux.metrics["phi_loss"])
         has_signal = aux.alive | (insomnia < 1.0) if self.has_dreams else aux.alive
         finite = all_finite((aux.total, optax.tree.norm(grads))) & stays_finite(new.params, old.params)
         return new, has_signal, finite
 
 
-def _update(optimizer: optax.GradientTransformation, grads: Params, old: Trained) -> Trained:
-    updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+def _update(optimizer: Optimizer, grads: Params, old: Trained, loss: jax.Array | None) -> Trained:
+    if loss is None:
+        return old  # there is nothing to train
+    updates, opt_state = optimizer.update(grads, old.opt_state, old.params, loss)
     params: Any = optax.apply_updates(old.params, updates)
     return Trained(params, opt_state)
