@@ -35,16 +35,14 @@ def check_in_control_flow(role: str, site: Site) -> None:
             found=f"infer={{'branching': True}} at site {site['name']!r}",
             hint="write the loop in Python, or drop the annotation if nothing branches on the site",
         )
-    if site["type"] == "param" or (site["type"] == "plate" and site["value"] is None):
-        what, full = {"param": ("param", "numpyro.param"), "plate": ("subsampled plate", "numpyro.plate")}[site["type"]]
+    if site["type"] in ("param", "mutable") or (site["type"] == "plate" and site["value"] is None):
+        what, full, hint = _NOT_IN_CONTROL_FLOW[site["type"]]
         fail(
             ValueError,
             f"{what} {site['name']!r} of the {role} is inside a scan or cond body, where NumPyro does not support it",
             expected=f"no {what} in bodies of numpyro.contrib.control_flow",
             found=f"{full}({site['name']!r}, ...) inside of one",
-            hint="let the body close over a parameter taken before it"
-            if site["type"] == "param"
-            else "pass the minibatch as an argument, and give the plate its size",
+            hint=hint,
         )
 
 
@@ -61,6 +59,13 @@ def check_minibatches(role: str, site: Site, plates: Iterable[ActivePlate], seen
                 hint="let plates through, as in block(program, hide_fn=lambda site: site['type'] != 'plate' and ...),"
                 " or expose_types=['plate', ...]",
             )
+
+
+_NOT_IN_CONTROL_FLOW = {
+    "param": ("param", "numpyro.param", "let the body close over a parameter taken before it"),
+    "plate": ("subsampled plate", "numpyro.plate", "pass the minibatch as an argument, and give the plate its size"),
+    "mutable": ("mutable site", "numpyro.primitives.mutable", "run layers that have state before or after it"),
+}
 
 
 def check_param(role: str, name: str, values: dict[str, Any]) -> None:
@@ -88,19 +93,6 @@ def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
             found=f"param sites {sorted(found)}",
             hint="pass the state that belongs to these programs; take parameters at their top, not in branches",
         )
-
-
-def check_supported(role: str, run: Trace) -> None:
-    """Mutable state would keep its first value for ever."""
-    for name, site in run.items():
-        if site["type"] == "mutable":
-            fail(
-                ValueError,
-                f"the {role} has mutable site {name!r}, and mutable state is not supported",
-                expected="a program without mutable sites",
-                found=f"mutable({name!r})",
-                hint="use layers without running statistics, LayerNorm in place of BatchNorm",
-            )
 
 
 def check_guide(run: Trace, role: str = "guide") -> None:
@@ -147,15 +139,16 @@ def check_proper(role: str, site: Site) -> None:
 
 def check_defensive_guide(run: Trace) -> None:
     """A defensive guide is a guide that has nothing to learn."""
-    params = sorted(name for name, site in run.items() if site["type"] == "param")
-    if params:
-        fail(
-            ValueError,
-            "the defensive guide has parameters, which nothing would train",
-            expected="a defensive guide without numpyro.param",
-            found=f"param sites {params}",
-            hint="give it fixed values; it only has to reach what the guide may come to miss",
-        )
+    for kind, what in (("param", "parameters"), ("mutable", "mutable state")):
+        names = sorted(name for name, site in run.items() if site["type"] == kind)
+        if names:
+            fail(
+                ValueError,
+                f"the defensive guide has {what}, which nothing would train",
+                expected=f"a defensive guide without {what}",
+                found=f"{kind} sites {names}",
+                hint="give it fixed values; it only has to reach what the guide may come to miss",
+            )
     check_guide(run, "defensive guide")
 
 

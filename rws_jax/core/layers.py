@@ -8,6 +8,7 @@ from rws_jax.core.numpyro_internals import Messenger
 
 ProgramFn = Callable[..., Any]  # a model or a guide
 Params = dict[str, Any]  # numpyro.param site -> an array or a tree of arrays
+MutableState = dict[str, Any]  # the same for sites of numpyro.primitives.mutable
 
 
 def hashable(fn: ProgramFn) -> ProgramFn:

@@ -27,6 +27,11 @@ def plate_sizes(site: Site) -> dict[Any, int]:
     return {frame: full.get(frame.dim, frame.size) for frame in site["cond_indep_stack"]}
 
 
+def mutable_sites(run: Trace) -> Trace:
+    """The sites of a trace that hold mutable state."""
+    return {name: site for name, site in run.items() if site["type"] == "mutable"}
+
+
 def base_distribution(fn: Any) -> Any:
     """The distribution inside of the expansions, masks and event dimensions put around it."""
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):

@@ -34,8 +34,13 @@ def split_floats(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 def strong(tree: Any) -> Any:
     """Remove weak types, with which the step would be traced once more when they turn strong."""
-    cast = lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else lax.convert_element_type(x, x.dtype)
+    cast = lambda x: x if _is_key(x) else lax.convert_element_type(x, x.dtype)
     return jax.tree.map(lambda x: cast(jnp.asarray(x)), tree)
+
+
+def with_keys_cloned(tree: Any) -> Any:
+    """The same arrays in containers of their own; keys are used in several runs, as JAX's check of reuse has to know."""
+    return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else leaf, tree)
 
 
 def trainable(tree: Any) -> Any:
@@ -52,3 +57,7 @@ def stays_finite(new: Any, old: Any) -> jax.Array:
     """Whether no number turns infinite, as a parameter may after a huge update."""
     ok = lambda new, old: jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old)) if is_float(new) else jnp.array(True)
     return jnp.all(jnp.array(jax.tree.leaves(jax.tree.map(ok, new, old))))
+
+
+def _is_key(leaf: object) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -8,6 +8,7 @@ import jax
 from jax import lax
 
 from rws_jax.checks import matching, sites
+from rws_jax.core.layers import MutableState
 from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators import defensive, weights
 from rws_jax.estimators.bound import theta_loss
@@ -16,7 +17,7 @@ from rws_jax.estimators.weights import WeightSummary
 from rws_jax.execution.executor import Executor
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.program import Index, Program, Programs
-from rws_jax.programs.run import Draws, replay, sample
+from rws_jax.programs.run import Draws, mutable_end, replay, sample
 
 
 class WakeRuns(NamedTuple):
@@ -85,6 +86,12 @@ class WakeParticle:
         matching.check_match(model_run, guide_run, same_supports=self.reparameterised)
         u_run = defensive.run_u(programs, index, draws, guide_run, model_run) if self.delta else None
         return WakeRuns(model_run, guide_run, u_run)
+
+    def mutable_state(self, programs: Programs, index: Index) -> MutableState:
+        """What the mutable sites of both programs hold after the run of one particle."""
+        stopped = programs.map(Program.stopped)  # state is not trained
+        runs = self.run(stopped, index, self.draw(stopped, index))
+        return mutable_end(runs.model) | mutable_end(runs.guide)
 
     def units_of(self, runs: WakeRuns) -> Units:
         """The units of a particle; where the density itself is needed, the guide must not be scaled."""

@@ -49,6 +49,14 @@ class Executor(ABC):
         """Whether each particle of these programs is taken as a whole, as one unit, whatever its plates."""
         return self.ragged
 
+    def one(
+        self, particle: ParticleFn[T], programs: Programs, number: jax.Array | int = 0, datum: jax.Array | int = 0
+    ) -> T:
+        """Run a single particle of a single datum, apart from all others."""
+        which = None if self.data.count(programs) is None else datum
+        with self.watch():
+            return particle(self.data.take(programs, which), Index(number, which, self.ragged))
+
     def watch(self) -> Messenger:
         """A handler for runs of the programs outside of the executor, which lets it know of branching sites."""
         return no_branching()

@@ -11,9 +11,10 @@ import numpyro
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
 
+from rws_jax.checks.mutable_state import check_mutable
 from rws_jax.checks.shapes import check_shapes, check_within_plates
 from rws_jax.checks.sites import check_in_control_flow, check_minibatches, check_param, fail_unseeded
-from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.numpyro_internals import (
     SUBSTITUTE_STACK,
     Messenger,
@@ -24,6 +25,7 @@ from rws_jax.core.numpyro_internals import (
     value_in_scan,
 )
 from rws_jax.core.sites import Site, Trace
+from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.program import Index
 
 
@@ -61,6 +63,29 @@ class parameters(Messenger):
         if msg["type"] == "param" and msg["value"] is None:
             check_param(self.role, msg["name"], self.values)
             msg["value"] = self.values[msg["name"]]
+
+
+class mutable_state(Messenger):
+    """Gives every mutable site its state from `values` or, if there are none, leaves it its initial one.
+
+    A program may change what it is given, so each run has a copy. A state that a handler inside has fixed stays fixed.
+    """
+
+    def __init__(self, fn: ProgramFn, role: str, values: MutableState | None) -> None:
+        self.role, self.values = role, values
+        super().__init__(fn)
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] != "mutable":
+            return
+        if msg["value"] is not msg["args"][0]:  # by numpyro.handlers.substitute, say
+            msg["value"], msg["stop"] = with_keys_cloned(msg["value"]), True
+            return
+        if self.values is not None:
+            check_mutable(self.role, msg["name"], self.values)
+            msg["value"] = self.values[msg["name"]]
+        msg["value"] = with_keys_cloned(msg["value"])
+        msg["start"] = with_keys_cloned(msg["value"])
 
 
 class svi_program(Messenger):

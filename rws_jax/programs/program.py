@@ -10,7 +10,7 @@ from jax import lax
 from numpyro.handlers import seed
 
 from rws_jax.checks.sites import fail_unseeded
-from rws_jax.core.layers import Params, ProgramFn, hashable, layers
+from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, layers
 
 
 class Index(NamedTuple):
@@ -33,12 +33,12 @@ class Arguments(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rng_key", "params"],
+    data_fields=["rng_key", "params", "mutable_state"],
     meta_fields=["fn", "role", "hide_types", "is_seeded"],
 )
 @dataclass(frozen=True)
 class Program:
-    """One NumPyro program, with its key and its parameters. The role says in messages which program it is."""
+    """One NumPyro program, with its key, parameters and mutable state. The role says in messages which one it is."""
 
     fn: ProgramFn
     role: str
@@ -46,16 +46,17 @@ class Program:
     params: Params | None  # None: param sites take their initial values
     hide_types: tuple[str, ...] = ()  # of numpyro.handlers.seed
     is_seeded: bool = False  # whether `fn` has the key in it, inside of other handlers
+    mutable_state: MutableState | None = None  # as `params`; an empty one says that none is carried from run to run
 
     @classmethod
     def of_seeded(cls, program: ProgramFn, role: str, params: Params | None) -> "Program":
         """Take the key out of ``numpyro.handlers.seed(fn, rng_key)``, if that is the outermost handler."""
         if isinstance(program, seed) and program.rng_key is not None and program.fn is not None:
             rng_key: Any = program.rng_key
-            return cls(hashable(program.fn), role, rng_key, params, tuple(program.hide_types))
+            return cls(hashable(program.fn), role, rng_key, params, tuple(program.hide_types), mutable_state={})
         inner: Iterator[Any] = (layer.rng_key for layer in layers(program) if isinstance(layer, seed))
         rng_key = next((rng_key for rng_key in inner if rng_key is not None), None)
-        return cls(hashable(program), role, rng_key, params, is_seeded=True)
+        return cls(hashable(program), role, rng_key, params, is_seeded=True, mutable_state={})
 
     @property
     def seeded(self) -> ProgramFn:

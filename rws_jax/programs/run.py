@@ -15,12 +15,13 @@ from numpyro.distributions import Distribution
 from numpyro.handlers import trace
 
 from rws_jax.checks import dreams, matching
-from rws_jax.checks.sites import check_proper, check_supported
+from rws_jax.checks.sites import check_proper
 from rws_jax.core.draws import may_round, moved_inside
-from rws_jax.core.layers import Params
-from rws_jax.core.sites import Site, Trace, latent_sites
+from rws_jax.core.layers import MutableState, Params
+from rws_jax.core.sites import Site, Trace, latent_sites, mutable_sites
 from rws_jax.core.supports import feasible
-from rws_jax.programs.handlers import given_values, parameters, randomness
+from rws_jax.core.trees import with_keys_cloned
+from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
 from rws_jax.programs.program import Arguments, Index, Program
 
 
@@ -126,6 +127,16 @@ def param_values(run: Trace) -> Params:
     return {name: site["value"] for name, site in run.items() if site["type"] == "param"}
 
 
+def mutable_start(run: Trace) -> MutableState:
+    """What the mutable sites of a run held before it."""
+    return {name: site["start"] for name, site in mutable_sites(run).items()}
+
+
+def mutable_end(run: Trace) -> MutableState:
+    """What they hold after it."""
+    return {name: with_keys_cloned(site["value"]) for name, site in mutable_sites(run).items()}
+
+
 def constrained_values(run: Trace) -> Params:
     """What an `unconstrained` program itself saw at its param sites."""
     return {name: site["transform"](site["value"]) for name, site in run.items() if site["type"] == "param"}
@@ -135,6 +146,5 @@ def _run(program: Program, arguments: Arguments, index: Index, value_of: Callabl
     run = randomness(program.seeded, program.role, index)
     if program.params is not None:
         run = parameters(run, program.role, program.params)
-    sites = trace(given_values(run, program.role, value_of)).get_trace(*arguments.args, **arguments.kwargs)
-    check_supported(program.role, sites)
-    return sites
+    run = mutable_state(run, program.role, program.mutable_state)
+    return trace(given_values(run, program.role, value_of)).get_trace(*arguments.args, **arguments.kwargs)

@@ -18,7 +18,7 @@ from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.supports import check_fixed, warn_of_narrower
 from rws_jax.checks.units import warn_of_one_unit
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
-from rws_jax.core.layers import Params
+from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
@@ -31,7 +31,7 @@ from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.independence import SiteOf, check_independent
 from rws_jax.programs.leaks import check_reads_no_data, check_shows_no_data
 from rws_jax.programs.program import Arguments, Index, Programs
-from rws_jax.programs.run import Draws, param_values, replay, sample
+from rws_jax.programs.run import Draws, mutable_start, param_values, replay, sample
 from rws_jax.training.step_loss import StepLoss
 
 
@@ -48,6 +48,7 @@ def run_pilot(
     rng_key: jax.Array,
     arguments: Arguments,
     number: int = 0,
+    mutable_state: MutableState | None = None,
 ) -> PilotRuns:
     """Run one particle, of the first datum, as the chosen phases do, and check that the programs fit together.
 
@@ -57,9 +58,10 @@ def run_pilot(
       rng_key: key of this run.
       arguments: those of the programs.
       number: which particle.
+      mutable_state: that of both programs; None for initial values.
     """
     options, executor = loss.options, loss.executor
-    programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments)
+    programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments, mutable_state)
     datum = None if executor.data.count(programs) is None else 0
     of_all, programs = programs, executor.data.take(programs, datum)
     runs, needs_wake = None, options.trains_phi_on_wake
@@ -165,7 +167,7 @@ def _check_fixed_support(programs: Programs, index: Index, run: Trace) -> None:
     phi, draws = trainable(param_values(run)), Draws.of(run)
 
     def edges(phi: Params) -> dict[str, tuple]:
-        guide = replace(programs.guide, params=phi)
+        guide = replace(programs.guide, params=phi, mutable_state=mutable_start(run))
         again = replay(guide, programs.arguments, index, draws)
         return {name: bounds(site["fn"]) for name, site in latent_sites(again).items()}
 

@@ -48,7 +48,7 @@ def _check_same(found: RWSState, expected: RWSState) -> None:
             found=", ".join(f"{name} {have.get(name, 'absent')}" for name in shown) + more,
             hint=_SEEDS if _is_stacked(found, expected) else _HINT,
         )
-    for name in ("theta", "phi", "theta_opt_state", "phi_opt_state"):
+    for name in ("theta", "phi", "theta_opt_state", "phi_opt_state", "mutable_state"):
         need, have = (jax.tree.structure(getattr(state, name)) for state in (expected, found))
         if need != have:
             fail(

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rws_jax.core.layers import Params
+from rws_jax.core.layers import MutableState, Params
 
 
 class RWSState(NamedTuple):
     """All that the next step needs, arrays only; it can be saved, restored and passed on in a new process.
 
     `theta` and `phi` hold unconstrained values keyed by `numpyro.param` site of the model and of the guide;
-    `get_params` gives the constrained ones.
+    `get_params` gives the constrained ones. `mutable_state` holds what the mutable sites of both programs do (running
+    statistics of BatchNorm, say), keyed by site, and is None where there are none.
     """
 
     theta: Params
@@ -23,6 +24,7 @@ class RWSState(NamedTuple):
     phi_opt_state: optax.OptState
     rng_key: jax.Array
     step: jax.Array
+    mutable_state: MutableState | None = None
 
 
 class RWSInfo(NamedTuple):
@@ -31,8 +33,8 @@ class RWSInfo(NamedTuple):
     Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
     Effective sample sizes are in particles, over units. `num_dead_particles` counts, over all units, particles outside
     of the support, whose weight is zero, and `num_dead_units` the units that have no others. After a step with
-    ``finite == False`` parameters and optimizer states are what they were before; so are those of the model after a
-    step in which every unit was dead.
+    ``finite == False`` parameters, optimizer states and mutable state are what they were before; so are parameters and
+    optimizer state of the model after a step in which every unit was dead.
 
     Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams,
     `num_compiled` the functions of paths that are kept compiled, and `num_unjitted` the runs that were not.

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.checks.mutable_state import fail_branching
+from rws_jax.core.layers import MutableState, Params, ProgramFn
+from rws_jax.core.trees import strong
 from rws_jax.estimators.wake import WakeLosses
 from rws_jax.execution.executor import Executor
 from rws_jax.options import StepOptions
@@ -23,6 +26,7 @@ class LossAux(NamedTuple):
     of_theta: jax.Array | None  # that part of it which theta minimises; None if it has not been computed
     alive: jax.Array  # whether any particle of wake has a weight, or wake has not run
     metrics: Metrics
+    mutable_state: MutableState | None  # after wake; None if programs have none
 
 
 @dataclass(frozen=True)
@@ -40,34 +44,56 @@ class StepLoss:
         insomnia: jax.Array,
         rng_key: jax.Array,
         arguments: Arguments,
+        mutable_state: MutableState | None,
         *,
         trains_theta: bool,
     ) -> tuple[jax.Array, LossAux]:
-        """The loss, to be differentiated with respect to `params`, and what else the step needs."""
+        """The loss, to be differentiated with respect to `params`, and what else the step needs.
+
+        Mutable state goes on by a run on real data. Dreams see it, and leave it as it is.
+        """
         options, executor = self.options, self.executor
         executor.begin()
         has_defensive_guide = options.wake.defensive_guide is not None
         rng_keys = [*jax.random.split(rng_key, 5 if has_defensive_guide else 4), None]
-        total, alive, metrics = jnp.zeros(()), jnp.array(True), {}
+        total, alive, metrics, new_state = jnp.zeros(()), jnp.array(True), {}, mutable_state
         if options.trains_phi_on_wake or (params[0] and trains_theta):
-            awake = self.programs(params, (rng_keys[0], rng_keys[1], rng_keys[4]), arguments)
+            awake = self.programs(params, (rng_keys[0], rng_keys[1], rng_keys[4]), arguments, mutable_state or {})
             losses = options.wake.estimator(executor, awake)
             total, alive, metrics = _wake_metrics(losses, options.trains_phi_on_wake)
+            new_state = self.next_mutable_state(awake)
         if options.sleep:
-            asleep = self.programs(params, (rng_keys[2], rng_keys[3], None), arguments)
+            asleep = self.programs(params, (rng_keys[2], rng_keys[3], None), arguments, mutable_state or {})
             metrics["sleep_phi_loss"] = options.sleep.estimator(executor, asleep)
         phi_loss = _mixed(insomnia, metrics.get("wake_phi_loss"), metrics.get("sleep_phi_loss"))
         metrics |= executor.metrics() | {"phi_loss": phi_loss}
         of_theta = total + phi_loss if options.shared_params else metrics.get("wake_theta_loss")
-        return total + phi_loss, LossAux(total + phi_loss, of_theta, alive, metrics)
+        return total + phi_loss, LossAux(total + phi_loss, of_theta, alive, metrics, new_state)
+
+    def next_mutable_state(
+        self, programs: Programs, number: jax.Array | int = 0, datum: jax.Array | int = 0
+    ) -> MutableState | None:
+        """The mutable state after a run of one particle, by default the first: it is the same for all.
+
+        Run apart from the others, it costs nothing where XLA compiles both: what it has to do for the state alone, the
+        programs do as well, once for all particles.
+        """
+        old = programs.model.mutable_state
+        if not old:
+            return None
+        if self.executor.ragged and self.options.execution.vectorize_particles:
+            fail_branching(old)
+        new = self.executor.one(self.options.wake.estimator.particle.mutable_state, programs, number, datum)
+        return lax.stop_gradient(strong(old | new))  # state is not trained
 
     def programs(
         self,
         params: tuple[Params | None, Params | None],
         rng_keys: tuple[jax.Array, jax.Array, jax.Array | None],
         arguments: Arguments,
+        mutable_state: MutableState | None,
     ) -> Programs:
-        """Model, guide and, if there is a third key, the defensive guide."""
+        """Model, guide and, if there is a third key, the defensive guide; state of which None are initial values."""
         theta, phi = params
         if self.options.shared_params and theta is not None and phi is not None:
             phi = theta | phi  # what is shared is kept with the model's, and both losses train it there
@@ -75,8 +101,8 @@ class StepLoss:
         if defensive_guide is not None and rng_keys[2] is not None:
             defensive_guide = Program(defensive_guide, "defensive guide", rng_keys[2], None)
         return Programs(
-            Program(self.model, "model", rng_keys[0], theta),
-            Program(self.guide, "guide", rng_keys[1], phi),
+            Program(self.model, "model", rng_keys[0], theta, mutable_state=mutable_state),
+            Program(self.guide, "guide", rng_keys[1], phi, mutable_state=mutable_state),
             defensive_guide if isinstance(defensive_guide, Program) else None,
             arguments,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from numpyro.infer.elbo import ELBO
@@ -16,7 +17,7 @@ from rws_jax.checks.arguments import check_flag, check_program, check_rng_key
 from rws_jax.checks.control_flow import fail_jitted, fail_static
 from rws_jax.checks.options import check_max_plate_nesting
 from rws_jax.core.errors import CONCRETIZATION_ERRORS, describe, fail
-from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.sites import Site, Trace, param_sites
 from rws_jax.core.trees import is_traced
 from rws_jax.execution.data import Axes
@@ -24,6 +25,7 @@ from rws_jax.options import ExecutionOptions, StepOptions
 from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Arguments
+from rws_jax.training.mutable_state import MutableSites
 from rws_jax.training.pilot import run_pilot
 from rws_jax.training.step_loss import LossAux, StepLoss
 
@@ -156,8 +158,7 @@ class ReweightedWakeSleep(ELBO):
           Scalar in nats, summed over the data. If no particle of any datum is within the support it is ``inf``, or the
           guide's loss alone if that has dreams to learn from.
         """
-        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
-        return total if self._options.sleep else total + jnp.where(aux.alive, 0.0, jnp.inf)
+        return self._total(*self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs)))
 
     def losses(
         self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any
@@ -187,9 +188,17 @@ class ReweightedWakeSleep(ELBO):
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any
     ) -> Any:
-        """What `SVI` calls if there are mutable sites, which are an error here that names them."""
-        run_pilot(self._step_loss(model, guide)[0], (None, None), jax.random.key(0), Arguments(args, kwargs))
-        return {"loss": self.loss(rng_key, param_map, model, guide, *args, **kwargs), "mutable_state": None}
+        """What `SVI` calls if there are mutable sites, which `param_map` has as well.
+
+        Returns the ``loss`` and the next ``mutable_state``, which is the old one if the loss is not finite.
+        """
+        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        loss, new = self._total(total, aux), aux.mutable_state or {}
+        old = {name: param_map[name] for name in new}
+        return {"loss": loss, "mutable_state": optax.tree.where(jnp.isfinite(loss), new, old)}
+
+    def _total(self, total: jax.Array, aux: LossAux) -> jax.Array:
+        return total if self._options.sleep else total + jnp.where(aux.alive, 0.0, jnp.inf)
 
     def _evaluate(
         self, rng_key: jax.Array, params: Params, model: ProgramFn, guide: ProgramFn, arguments: Arguments
@@ -199,14 +208,15 @@ class ReweightedWakeSleep(ELBO):
         )
         options = self._options
         loss, theta, phi = self._step_loss(model, guide)
-        self._check(loss, rng_key, params, arguments)
+        mutable = self._check(loss, rng_key, params, arguments)
+        params = {name: value for name, value in params.items() if name not in mutable}
         options.check_params(theta, phi)
         trains_theta = bool(theta)
         if options.model_has_params and not options.execution.vectorize_particles:
             # Another particle may take another branch: what this one's guide has not taken may be the model's.
             trains_theta = trains_theta or params.keys() > phi.keys()
         insomnia = jnp.asarray(options.insomnia, float)
-        result = loss((params, params), insomnia, rng_key, arguments, trains_theta=trains_theta)
+        result = loss((params, params), insomnia, rng_key, arguments, mutable or None, trains_theta=trains_theta)
         options.check_params(theta, phi)  # again, as branches may have come up with more
         return result
 
@@ -219,9 +229,9 @@ class ReweightedWakeSleep(ELBO):
         loss = StepLoss(of_model, of_guide, self._options, self._options.execution.executor())
         return loss, of_model.param_sites, of_guide.param_sites
 
-    def _check(self, loss: StepLoss, rng_key: jax.Array, params: Params, arguments: Arguments) -> None:
-        """Whether programs, arguments and options fit together, as `make_step`'s init does."""
-        pilot = lambda params: run_pilot(loss, (params, params), jax.random.key(0), arguments)
+    def _check(self, loss: StepLoss, rng_key: jax.Array, params: Params, arguments: Arguments) -> MutableState:
+        """Whether programs, arguments and options fit together, as `make_step`'s init does; returns mutable state."""
+        pilot = lambda params: run_pilot(loss, (params, params), jax.random.key(0), arguments, mutable_state=params)
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except CONCRETIZATION_ERRORS as error:
@@ -231,6 +241,7 @@ class ReweightedWakeSleep(ELBO):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
                 pilot(None)
+        return MutableSites(runs).check(loss, (params, params), jax.random.key(0), arguments)
 
 
 def _check_constant(insomnia: Any) -> None:

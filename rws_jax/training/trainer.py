@@ -12,18 +12,19 @@ from jax import lax
 from rws_jax.checks import sites
 from rws_jax.checks.arguments import check_rng_key, check_state
 from rws_jax.checks.options import check_scheduled_insomnia
-from rws_jax.core.layers import Params
+from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
 from rws_jax.core.trees import strong, trainable
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
+from rws_jax.training.mutable_state import MutableSites
 from rws_jax.training.pilot import check_compiles, run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
-from rws_jax.training.updates import Trained, Updates
+from rws_jax.training.updates import Progress, Updates
 
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only
 
@@ -35,7 +36,7 @@ class Trainer:
     loss: StepLoss
     updates: Updates
     phi_steps: int
-    of_guide: Callable[..., tuple[Trained, jax.Array]]  # the updates, each compiled if the step is not
+    of_guide: Callable[..., Progress]  # the updates, each compiled if the step is not
     of_both: Callable[..., tuple[RWSState, RWSInfo]]
     kinds: StateKinds = field(default_factory=StateKinds)
     loop: Callable = lax.scan  # how several updates of the guide are made
@@ -47,7 +48,7 @@ class Trainer:
         check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         with on_automatic_axes((pilot_key, arguments)) as placed:
-            theta, phi = automatic(self._initial_params)(*placed)
+            theta, phi, mutable_state = automatic(self._initial_values)(*placed)
         state = RWSState(
             theta=theta,
             phi=phi,
@@ -55,6 +56,7 @@ class Trainer:
             phi_opt_state=strong(self.updates.phi_optimizer.init(phi)),
             rng_key=rng_key,
             step=jnp.zeros((), jnp.int32),
+            mutable_state=mutable_state,
         )
         insomnia = self.loss.options.insomnia
         if callable(insomnia):
@@ -71,40 +73,42 @@ class Trainer:
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
         insomnia = self._insomnia(state.step)
 
-        def gradients(phi: Params, rng_key: jax.Array, *, trains_theta: bool) -> tuple[tuple[Params, Params], LossAux]:
-            loss = partial(self.loss, trains_theta=trains_theta)
-            return jax.grad(loss, has_aux=True)((state.theta, phi), insomnia, rng_key, arguments)
+        def gradients(
+            progress: Progress, rng_key: jax.Array, *, trains_theta: bool
+        ) -> tuple[tuple[Params, Params], LossAux]:
+            loss, params = partial(self.loss, trains_theta=trains_theta), (state.theta, progress.guide.params)
+            return jax.grad(loss, has_aux=True)(params, insomnia, rng_key, arguments, progress.mutable_state)
 
-        def guide_step(carry: tuple[Trained, jax.Array], rng_key: jax.Array) -> tuple[tuple[Trained, jax.Array], None]:
-            guide, finite = carry
-            grads, aux = gradients(guide.params, rng_key, trains_theta=False)
-            return self.of_guide(guide, grads[1], insomnia, aux, finite), None
+        def guide_step(progress: Progress, rng_key: jax.Array) -> tuple[Progress, None]:
+            grads, aux = gradients(progress, rng_key, trains_theta=False)
+            return self.of_guide(progress, grads[1], insomnia, aux), None
 
-        guide, finite = Trained(state.phi, state.phi_opt_state), jnp.array(True)
+        progress = Progress.of(state)
         if self.phi_steps > 1:
-            rng_keys = jax.random.split(guide_key[0], self.phi_steps - 1)
-            (guide, finite), _ = self.loop(guide_step, (guide, finite), rng_keys)
-        grads, aux = gradients(guide.params, step_key, trains_theta=True)
-        return self.of_both(state, rng_key, guide, grads, insomnia, aux, finite)
+            progress, _ = self.loop(guide_step, progress, jax.random.split(guide_key[0], self.phi_steps - 1))
+        grads, aux = gradients(progress, step_key, trains_theta=True)
+        return self.of_both(state, rng_key, progress, grads, insomnia, aux)
 
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
         state, arguments = rws_state, Arguments(args, kwargs)
         params, names = {}, state.theta.keys() | state.phi.keys()
         for number in range(self.num_runs):
-            for run in run_pilot(self.loss, (state.theta, state.phi), jax.random.key(0), arguments, number):
+            values, rng_key = (state.theta, state.phi), jax.random.key(0)
+            for run in run_pilot(self.loss, values, rng_key, arguments, number, state.mutable_state or {}):
                 params |= constrained_values(run)
             if params.keys() >= names:
                 break
         sites.check_all_found(names, params)
         return params
 
-    def _initial_params(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params]:
-        theta_sites, phi_sites = Trace(), Trace()
+    def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
+        theta_sites, phi_sites, mutable = Trace(), Trace(), MutableSites()
         options, executor = self.loss.options, self.loss.executor
         for number in range(options.num_particles):
             runs = run_pilot(self.loss, (None, None), jax.random.clone(rng_key), arguments, number)
             theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
+            mutable.add(runs)
             if not executor.ragged:
                 break  # else particles may differ in their param sites
         options.check_params(theta_sites, phi_sites)
@@ -112,8 +116,9 @@ class Trainer:
         phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
         if not executor.ragged:
-            check_compiles(partial(run_pilot, self.loss, (theta, phi)), rng_key, arguments, latent_sites(runs.guide))
-        return theta, phi
+            pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state)
+            check_compiles(pilot, rng_key, arguments, latent_sites(runs.guide))
+        return theta, phi, mutable.check(self.loss, (theta, phi), rng_key, arguments) or None
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
         insomnia = self.loss.options.insomnia
@@ -127,7 +132,7 @@ class Trainer:
         """A state of the kind that `init` would make of these arguments."""
         if not self.loss.executor.ragged:
             return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs)
-        params = self._initial_params(jax.random.key(0), arguments)
+        *params, mutable_state = self._initial_values(jax.random.key(0), arguments)
         # There may be more, in branches that were not taken.
         theta, phi = (
             {name: found.get(name, value) for name, value in old.items()}
@@ -138,6 +143,7 @@ class Trainer:
             phi=phi,
             theta_opt_state=self.updates.theta_optimizer.init(theta),
             phi_opt_state=self.updates.phi_optimizer.init(phi),
+            mutable_state=((state.mutable_state or {}) | (mutable_state or {})) or None,
         )
 
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from rws_jax.core.layers import Params
-from rws_jax.core.trees import all_finite, stays_finite
+from rws_jax.core.layers import MutableState, Params
+from rws_jax.core.trees import all_finite, stays_finite, with_keys_cloned
 from rws_jax.training.optimizers import Optimizer
 from rws_jax.training.state import RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux
@@ -20,6 +21,19 @@ class Trained(NamedTuple):
     opt_state: optax.OptState
 
 
+class Progress(NamedTuple):
+    """What the updates of one step have changed so far, and whether all of them were finite."""
+
+    guide: Trained
+    mutable_state: MutableState | None
+    finite: jax.Array
+
+    @classmethod
+    def of(cls, state: RWSState) -> "Progress":
+        """At the beginning of a step."""
+        return cls(Trained(state.phi, state.phi_opt_state), state.mutable_state, jnp.array(True))
+
+
 @dataclass(frozen=True)
 class Updates:
     """Updates of the guide alone, and of both programs."""
@@ -28,32 +42,31 @@ class Updates:
     phi_optimizer: Optimizer
     has_dreams: bool
 
-    def of_guide(
-        self, old: Trained, grads: Params, insomnia: jax.Array, aux: LossAux, finite: jax.Array
-    ) -> tuple[Trained, jax.Array]:
-        """The guide after one of several updates, and whether all of them have been finite."""
+    def of_guide(self, old: Progress, grads: Params, insomnia: jax.Array, aux: LossAux) -> Progress:
+        """After one of several updates of the guide."""
         new, has_signal, still_finite = self._of_phi(old, grads, insomnia, aux)
-        finite = finite & still_finite
-        return optax.tree.where(finite & has_signal, new, old), finite
+        finite = old.finite & still_finite
+        guide = optax.tree.where(finite & has_signal, new, old.guide)
+        return Progress(guide, _mutable_state(finite, aux, old), finite)
 
     def of_both(
         self,
         state: RWSState,
         rng_key: jax.Array,
-        guide: Trained,
+        progress: Progress,
         grads: tuple[Params, Params],
         insomnia: jax.Array,
         aux: LossAux,
-        finite: jax.Array,
     ) -> tuple[RWSState, RWSInfo]:
         """The next state and its info; the guide may have been updated before."""
         model = Trained(state.theta, state.theta_opt_state)
         new_model = _update(self.theta_optimizer, grads[0], model, aux.of_theta)
-        new_guide, has_signal, guide_finite = self._of_phi(guide, grads[1], insomnia, aux)
+        new_guide, has_signal, finite = self._of_phi(progress, grads[1], insomnia, aux)
 
         # With every unit dead, wake has nothing to say: theta stays, and so does phi unless there are dreams.
         norms = [optax.tree.norm(tree) for tree in grads]  # not finite if any gradient, or its square, is not
-        finite = finite & has_signal & guide_finite & all_finite(norms) & stays_finite(new_model.params, model.params)
+        finite = progress.finite & finite & has_signal & all_finite(norms)
+        finite = finite & stays_finite(new_model.params, model.params)
         model = optax.tree.where(finite & aux.alive, new_model, model)
         guide = optax.tree.where(finite, new_guide, Trained(state.phi, state.phi_opt_state))
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
@@ -64,6 +77,7 @@ class Updates:
             phi_opt_state=guide.opt_state,
             rng_key=rng_key,
             step=state.step + 1,
+            mutable_state=_mutable_state(finite, aux, state),
         )
         info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
         if state.theta:
@@ -73,13 +87,13 @@ class Updates:
         return new_state, RWSInfo(**info)
 
     def _of_phi(
-        self, old: Trained, grads: Params, insomnia: jax.Array, aux: LossAux
+        self, old: Progress, grads: Params, insomnia: jax.Array, aux: LossAux
     ) -> tuple[Trained, jax.Array, jax.Array]:
-        """The new guide, whether there was anything to learn from, and whether all of it is finite."""
-        new = _update(self.phi_optimizer, grads, old, aux.metrics["phi_loss"])
+        """The new guide, whether there was anything to learn from, and whether all that is new is finite."""
+        new = _update(self.phi_optimizer, grads, old.guide, aux.metrics["phi_loss"])
         has_signal = aux.alive | (insomnia < 1.0) if self.has_dreams else aux.alive
-        finite = all_finite((aux.total, optax.tree.norm(grads))) & stays_finite(new.params, old.params)
-        return new, has_signal, finite
+        finite = all_finite((aux.total, optax.tree.norm(grads))) & stays_finite(new.params, old.guide.params)
+        return new, has_signal, finite & stays_finite(aux.mutable_state, old.mutable_state)
 
 
 def _update(optimizer: Optimizer, grads: Params, old: Trained, loss: jax.Array | None) -> Trained:
@@ -88,3 +102,7 @@ def _update(optimizer: Optimizer, grads: Params, old: Trained, loss: jax.Array |
     updates, opt_state = optimizer.update(grads, old.opt_state, old.params, loss)
     params: Any = optax.apply_updates(old.params, updates)
     return Trained(params, opt_state)
+
+
+def _mutable_state(finite: jax.Array, aux: LossAux, old: Progress | RWSState) -> MutableState | None:
+    return with_keys_cloned(optax.tree.where(finite, aux.mutable_state, with_keys_cloned(old.mutable_state)))
