@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.core import Tracer
 
@@ -39,8 +40,13 @@ def strong(tree: Any) -> Any:
 
 
 def with_keys_cloned(tree: Any) -> Any:
-    """The same arrays in containers of their own; keys are used in several runs, as JAX's check of reuse has to know."""
+    """The same arrays in containers of their own; keys are used again on purpose, which JAX's check has to know."""
     return jax.tree.map(lambda leaf: jax.random.clone(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def chosen(condition: jax.Array, tree: Any, other: Any) -> Any:
+    """One of two trees, whose leaves may be keys."""
+    return with_keys_cloned(optax.tree.where(condition, tree, with_keys_cloned(other)))
 
 
 def trainable(tree: Any) -> Any:

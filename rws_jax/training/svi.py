@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from numpyro.infer.elbo import ELBO
@@ -19,7 +18,7 @@ from rws_jax.checks.options import check_max_plate_nesting
 from rws_jax.core.errors import CONCRETIZATION_ERRORS, describe, fail
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.sites import Site, Trace, param_sites
-from rws_jax.core.trees import is_traced
+from rws_jax.core.trees import chosen, is_traced
 from rws_jax.execution.data import Axes
 from rws_jax.options import ExecutionOptions, StepOptions
 from rws_jax.programs.handlers import svi_program
@@ -195,7 +194,7 @@ class ReweightedWakeSleep(ELBO):
         total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
         loss, new = self._total(total, aux), aux.mutable_state or {}
         old = {name: param_map[name] for name in new}
-        return {"loss": loss, "mutable_state": optax.tree.where(jnp.isfinite(loss), new, old)}
+        return {"loss": loss, "mutable_state": chosen(jnp.isfinite(loss), new, old)}
 
     def _total(self, total: jax.Array, aux: LossAux) -> jax.Array:
         return total if self._options.sleep else total + jnp.where(aux.alive, 0.0, jnp.inf)

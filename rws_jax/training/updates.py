@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.trees import all_finite, stays_finite, with_keys_cloned
+from rws_jax.core.trees import all_finite, chosen, stays_finite
 from rws_jax.training.optimizers import Optimizer
 from rws_jax.training.state import RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux
@@ -47,7 +47,7 @@ class Updates:
         new, has_signal, still_finite = self._of_phi(old, grads, insomnia, aux)
         finite = old.finite & still_finite
         guide = optax.tree.where(finite & has_signal, new, old.guide)
-        return Progress(guide, _mutable_state(finite, aux, old), finite)
+        return Progress(guide, chosen(finite, aux.mutable_state, old.mutable_state), finite)
 
     def of_both(
         self,
@@ -77,7 +77,7 @@ class Updates:
             phi_opt_state=guide.opt_state,
             rng_key=rng_key,
             step=state.step + 1,
-            mutable_state=_mutable_state(finite, aux, state),
+            mutable_state=chosen(finite, aux.mutable_state, state.mutable_state),
         )
         info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
         if state.theta:
@@ -102,7 +102,3 @@ def _update(optimizer: Optimizer, grads: Params, old: Trained, loss: jax.Array |
     updates, opt_state = optimizer.update(grads, old.opt_state, old.params, loss)
     params: Any = optax.apply_updates(old.params, updates)
     return Trained(params, opt_state)
-
-
-def _mutable_state(finite: jax.Array, aux: LossAux, old: Progress | RWSState) -> MutableState | None:
-    return with_keys_cloned(optax.tree.where(finite, aux.mutable_state, with_keys_cloned(old.mutable_state)))

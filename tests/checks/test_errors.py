@@ -214,11 +214,6 @@ def factor_guide(x):
     numpyro.factor("penalty", jnp.zeros(()))
 
 
-def mutable_guide(x):
-    numpyro.primitives.mutable("count", {"value": 0})
-    guide(x)
-
-
 def vector_model(x):
     with numpyro.plate("data", 3):
         z = numpyro.sample("z", dist.Normal(jnp.zeros((3, 2)), 1.0).to_event(1))
@@ -344,7 +339,6 @@ MISMATCHES = {
     ),
     "observed in guide": (model, observing_guide, ["the guide has observed site 'x'"]),
     "factor in guide": (model, factor_guide, ["the guide has a factor at site 'penalty'"]),
-    "mutable in guide": (model, mutable_guide, ["the guide has mutable site 'count'"]),
     "shape": (vector_model, guide, ["shapes differ at latent site 'z'", "(3, 2)", "(3,)"]),
     "size of plate": (
         model,

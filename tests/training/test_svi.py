@@ -542,23 +542,20 @@ def test_seeded_programs_are_refused():
 
 
 @pytest.mark.usefixtures("allow_rank_promotion")
-def test_mutable_sites_are_named():
-    """Networks with running statistics, say."""
+def test_mutable_sites_that_depend_on_draws_are_named():
+    """Running statistics of what particles draw, say: each would have its own."""
 
-    class Normalised(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.BatchNorm(use_running_average=False)(nn.Dense(1)(x))
-
-    def guide(x):
-        net = flax_module("net", Normalised(), input_shape=(3, 1), mutable=["batch_stats"])
+    def model(x):
+        norm = nn.BatchNorm(use_running_average=False)
+        net = flax_module("net", norm, input_shape=(3, 1), mutable=["batch_stats"])
         with numpyro.plate("data", 3):
-            numpyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 1.0))
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(net(z[:, None])[:, 0], 1.0), obs=x)
 
-    svi = SVI(test_errors.model, guide, optax.adam(0.1), loss=ReweightedWakeSleep())
-    with pytest.raises(ValueError, match="mutable state is not supported") as error:
+    svi = SVI(model, test_errors.guide, optax.adam(0.1), loss=ReweightedWakeSleep())
+    with pytest.raises(ValueError, match="mutable site") as error:
         svi.run(jax.random.key(0), 2, test_errors.X, progress_bar=False)
-    check(error, ValueError, "'net$state'", "LayerNorm")
+    check(error, ValueError, "'net$state' of the model depends on what particles draw", "LayerNorm")
 
 
 def test_the_key_goes_first():
