@@ -10,12 +10,12 @@ from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vim
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.programs import density, handlers
-from rws_jax.training import svi, updates
+from rws_jax.training import step_loss, svi, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
-from tests.training import test_step, test_svi
+from tests.training import test_mutable_state, test_optimizers, test_step, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -263,6 +263,26 @@ MUTATIONS = {
         "optax.tree.where(finite & aux.alive, new_model, model)",
         "optax.tree.where(finite, new_model, model)",
         test_step.test_dreams_rescue_a_guide_that_has_left_the_support,
+    ),
+    "state of steps that are not finite": (
+        updates,
+        "chosen(finite, aux.mutable_state, state.mutable_state)",
+        "aux.mutable_state",
+        test_mutable_state.test_a_step_that_is_not_finite_leaves_it_as_it_was,
+    ),
+    "state that no step changes": (
+        step_loss,
+        "strong(old | new)",
+        "strong(new | old)",
+        partial(
+            test_mutable_state.test_running_statistics_are_those_of_a_plain_loop, test_mutable_state.linen, "plain"
+        ),
+    ),
+    "the sum of both losses for the guide's optimizer": (
+        updates,
+        'old.guide, aux.metrics["phi_loss"])',
+        "old.guide, aux.total)",
+        partial(test_optimizers.test_each_side_is_given_its_own_loss, {}),
     ),
     "one randomness for all data": (
         handlers,

@@ -63,6 +63,18 @@ def fail_depends_on_draws(name: str, role: str, *, of_datum: bool) -> NoReturn:
     )
 
 
+def fail_changed_in_control_flow(role: str, name: str) -> NoReturn:
+    """NumPyro does not carry mutable state through the steps of a scan, or out of a branch of cond."""
+    fail(
+        ValueError,
+        f"the {role} changes mutable site {name!r} inside a scan or cond body, where NumPyro does not support it",
+        expected="layers that have state (BatchNorm, nnx.Dropout) outside of bodies of numpyro.contrib.control_flow",
+        found=f"a module with state {name!r} that is called inside of one",
+        hint="call it on the whole sequence before the scan, or use layers without state, LayerNorm or flax.linen's"
+        " Dropout",
+    )
+
+
 def fail_branching(names: Iterable[str]) -> NoReturn:
     """What particles leave behind may depend on their paths."""
     fail(

@@ -11,7 +11,7 @@ import numpyro
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
 
-from rws_jax.checks.mutable_state import check_mutable
+from rws_jax.checks.mutable_state import check_mutable, fail_changed_in_control_flow
 from rws_jax.checks.shapes import check_shapes, check_within_plates
 from rws_jax.checks.sites import check_in_control_flow, check_minibatches, check_param, fail_unseeded
 from rws_jax.core.layers import MutableState, Params, ProgramFn
@@ -73,19 +73,38 @@ class mutable_state(Messenger):
 
     def __init__(self, fn: ProgramFn, role: str, values: MutableState | None) -> None:
         self.role, self.values = role, values
+        self.given: dict[str, tuple] = {}  # what a program may change: the copy, or what it has asked with
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
+        if msg["type"] == "control_flow":
+            bodies = (1, 2) if is_cond(msg) else (0,)
+            msg["args"] = tuple(self._checked(x) if n in bodies else x for n, x in enumerate(msg["args"]))
         if msg["type"] != "mutable":
             return
         if msg["value"] is not msg["args"][0]:  # by numpyro.handlers.substitute, say
             msg["value"], msg["stop"] = with_keys_cloned(msg["value"]), True
-            return
-        if self.values is not None:
-            check_mutable(self.role, msg["name"], self.values)
-            msg["value"] = self.values[msg["name"]]
-        msg["value"] = with_keys_cloned(msg["value"])
-        msg["start"] = with_keys_cloned(msg["value"])
+        else:
+            if self.values is not None:
+                check_mutable(self.role, msg["name"], self.values)
+                msg["value"] = self.values[msg["name"]]
+            msg["value"] = with_keys_cloned(msg["value"])
+            msg["start"] = with_keys_cloned(msg["value"])
+        self.given[msg["name"]] = msg["args"][0], msg["value"]
+
+    def _checked(self, body: Callable) -> Callable:
+        """What is left behind in the body of a scan or cond is not known outside of it."""
+
+        def run(*args: Any) -> Any:
+            before = {name: jax.tree.leaves(given) for name, given in self.given.items()}
+            result = body(*args)
+            for name, leaves in before.items():
+                after = jax.tree.leaves(self.given[name])
+                if len(after) != len(leaves) or any(new is not old for new, old in zip(after, leaves, strict=True)):
+                    fail_changed_in_control_flow(self.role, name)
+            return result
+
+        return run
 
 
 class svi_program(Messenger):

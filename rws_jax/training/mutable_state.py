@@ -51,7 +51,8 @@ class MutableSites:
         num_data = loss.executor.data.count(programs)
         state_of: _StateOf = lambda number, datum: loss.next_mutable_state(programs, number, datum) or {}
         if loss.executor.ragged:  # Python may ask for values, which are known
-            new, names = state_of(0, 0), _differ(state_of, num_data)
+            new = state_of(0, 0)
+            names = _differ(new, [state_of(1, 0), *([state_of(0, 1)] if (num_data or 1) > 1 else [])])
         else:
             new, names = jax.eval_shape(state_of, 0, 0), _depend(state_of, self.state)
         for name in names:
@@ -76,12 +77,11 @@ def _is_mapped(function: _StateOf) -> bool:
     return False
 
 
-def _differ(state_of: _StateOf, num_data: int | None) -> list[str]:
-    """The sites whose state is another with the second particle, or with the second datum."""
-    states = [state_of(0, 0), state_of(1, 0)] + ([state_of(0, 1)] if (num_data or 1) > 1 else [])
-    if is_traced(states):
+def _differ(state: MutableState, others: list[MutableState]) -> list[str]:
+    """The sites whose state is another with the second particle, or with the second datum, as far as it is known."""
+    if is_traced((state, others)):
         return []
-    return [name for name in states[0] if any(not _equal(states[0][name], other[name]) for other in states[1:])]
+    return [name for name, own in state.items() if any(not _equal(own, other[name]) for other in others)]
 
 
 def _equal(tree: Any, other: Any) -> bool:

@@ -157,6 +157,7 @@ def test_counts_of_random_numbers_go_on_as_do_statistics():
     close(state, (jnp.zeros(4), jnp.ones(4)))
 
 
+@pytest.mark.slow
 def test_a_plain_mutable_site_is_state_too_and_the_program_s_own_dict_stays_as_it_was():
     start = {"steps": jnp.zeros((), jnp.int32)}
 
@@ -338,12 +339,20 @@ def scanning(x):
     model(x)
 
 
+def normalising_in_scan(x):
+    net = flax_nnx()()
+    _, loc = numpyro.contrib.control_flow.scan(lambda carry, row: (carry, net(row[None])[0]), 0.0, x)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
 REFUSED = {
     "draws": (decoder, plain_guide, {}, ["'decoder$state' of the model depends on what particles draw", "LayerNorm"]),
     "draws, one by one": (decoder, plain_guide, {"vectorize_particles": False}, ["depends on what particles draw"]),
     "type": (growing, plain_guide, {}, ["'count' changes its shape or type", "['value'] int32[]", "float32[]"]),
     "both": (counted(model), counted(plain_guide), {}, ["['count'] occur in both"]),
     "scan": (scanning, plain_guide, {}, ["mutable site 'count' of the model is inside a scan or cond body"]),
+    "called in scan": (model, normalising_in_scan, {}, ["the guide changes mutable site 'net$state' inside a scan"]),
     "defensive": (
         model, plain_guide, {"defensive": 0.2, "defensive_guide": counted(standard_guide)},
         ["the defensive guide has mutable state", "['count']"],
