@@ -6,6 +6,7 @@ Public is what this module exports. All modules inside of it are private, and ma
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
+from rws_jax.training.minibatches import minibatches
 from rws_jax.training.state import RWS, NonFiniteError, RWSInfo, RWSState
 from rws_jax.training.svi import ReweightedWakeSleep
 
@@ -19,6 +20,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "fit",
     "make_step",
+    "minibatches",
     "sleep_phi_loss",
     "wake_phi_loss",
     "wake_theta_loss",

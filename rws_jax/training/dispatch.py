@@ -10,8 +10,9 @@ from rws_jax.execution.executor import Executor
 class Dispatched:
     """Calls `compiled`, one function for all, until branching sites are met, and `in_python` from then on."""
 
-    def __init__(self, compiled: Any, in_python: Callable, executor: Executor) -> None:
+    def __init__(self, compiled: Any, in_python: Callable, executor: Executor, max_ess: int | None = None) -> None:
         self._compiled, self._in_python, self._executor = compiled, in_python, executor
+        self.max_ess = max_ess  # that of K equal weights, which `fit` shows beside the mean
         self.lower = compiled.lower  # as functions have that jax.jit returns
 
     @property
@@ -34,8 +35,9 @@ class NotJittable:
 
     jittable = False
 
-    def __init__(self, in_python: Callable) -> None:
+    def __init__(self, in_python: Callable, max_ess: int) -> None:
         self._in_python = in_python
+        self.max_ess = max_ess
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._in_python(*args, **kwargs)

@@ -1,21 +1,15 @@
 """`fit`: many steps, a progress bar, and nothing lost when they stop early."""
 
-import itertools
-import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.core import Tracer
 from tqdm.auto import tqdm
 
-from rws_jax.checks.arguments import check_flag, check_int, check_state
-from rws_jax.core.errors import describe, fail
-from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.core.errors import fail
+from rws_jax.training import blocks, fit_checks
 from rws_jax.training.state import NonFiniteError, RWSInfo, RWSState
 
 
@@ -32,19 +26,25 @@ def fit(
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> tuple[RWSState, RWSInfo]:
-    """Take many steps in compiled blocks.
+    """Take many steps, in blocks.
 
-    A block runs on the device from end to end; between blocks the bar moves on, and `callback` may save the state or
-    stop. Ctrl-C returns what the last whole block has reached; an error in a callback or an iterable is passed on.
+    Between blocks the bar moves on, and `callback` may save the state or stop. Ctrl-C returns what the last whole block
+    has reached; an error in a callback or an iterable is passed on.
+
+    Fewer than 5,000 steps are dispatched one by one, and so are minibatches: this compiles nothing that `step` has
+    compiled before. Longer fits compile a block as a whole, which then runs on the device from end to end. What has
+    been compiled of a `step` is kept for later fits: as by `jax.jit`, a global variable of model, guide or `step` that
+    has changed since is not seen.
 
     Args:
       step: ``rws.step``, or any function like it: under `jax.vmap` over seeds, with arguments bound.
       state: to start from; of ``rws.init``, or restored.
       num_steps: how many steps to take.
       *args: arguments of model and guide, the same in every step.
-      batches: iterable of what differs from step to step, to come before `args`: tuples or lists of arguments, or
-        single ones. Steps are then dispatched one by one, and end with the iterable.
-      steps_per_block: steps from one callback to the next; default a hundredth of `num_steps`, and at most 100.
+      batches: iterable of what differs from step to step, as `minibatches` makes it; its items come before `args`. A
+        plain tuple or list has several arguments; an array, a dict or a NamedTuple is one. Steps end with the iterable.
+      steps_per_block: steps from one callback to the next; default 100, and in fits of fewer than 5,000 steps a
+        hundredth of them.
       callback: ``(state, infos)``, called after each block with the infos of that block; what is true ends the loop.
       max_nonfinite_steps: how many steps in a row may leave the parameters as they were; those of all seeds, if there
         are several.
@@ -57,7 +57,7 @@ def fit(
     Raises:
       NonFiniteError: after more than `max_nonfinite_steps` steps in a row that were not finite, with what would have
         been returned as its attributes `state` and `infos`.
-      TypeError: for an argument of the wrong kind.
+      TypeError: for an argument of the wrong kind, data in place of an iterable of batches among them.
       ValueError: for a number out of range.
 
     Example:
@@ -72,161 +72,52 @@ def fit(
       >>> print(f"{state.theta['m']:.0f}", infos.wake_theta_loss.shape)
       3 (500,)
     """
-    block = _check(step, state, num_steps, batches, steps_per_block, callback, max_nonfinite_steps, progress_bar)
-    jittable = _is_jittable(step)
-    if batches is None and jittable:
-        run = partial(_compiled, _block_of(step), max(block, _BLOCK))
-    else:
-        each = (
-            jax.jit(lambda *args, **kwargs: step(*args, **kwargs)) if jittable and not hasattr(step, "lower") else step
-        )
-        run = partial(_one_by_one, each, itertools.repeat(()) if batches is None else iter(batches))
-    blocks: list[RWSInfo] = []
+    fit_checks.check_call(step, state, num_steps, batches, steps_per_block, callback, max_nonfinite_steps, progress_bar)
+    is_long = num_steps >= blocks.LOOP_FROM
+    size = steps_per_block or (blocks.BLOCK if is_long else max(1, num_steps // 100))
+    infos_of_blocks: list[RWSInfo] = []
     num_nonfinite = 0  # without interruption, up to the last step
-    with tqdm(total=num_steps, disable=not progress_bar) as bar:
+    with tqdm(total=num_steps, disable=not progress_bar, bar_format=_BAR) as bar:
+        steps = blocks.Steps(step, batches, size if is_long and size > 1 else None, partial(_says, bar, "compiling"))
         try:
-            for start in range(0, num_steps, block):
-                size = min(block, num_steps - start)
-                try:
-                    new_state, infos = run(state, size, args, kwargs)
-                except BranchingSiteError:  # whether programs branch is known only once they run
-                    run = partial(_one_by_one, step, itertools.repeat(()))
-                    new_state, infos = run(state, size, args, kwargs)
-                if infos is None and blocks:
+            for start in range(0, num_steps, size):
+                new_state, infos = steps.take(state, min(size, num_steps - start), args, kwargs)
+                if infos is None and infos_of_blocks:
                     break  # no batch is left
                 if infos is None:
                     _fail_empty()
                 state = new_state
-                blocks.append(infos)
+                infos_of_blocks.append(infos)
+                bar.set_postfix_str(_means(infos, blocks.attribute_of(step, "max_ess", None)), refresh=False)
                 bar.update(len(infos.finite))
-                bar.set_postfix(_means(infos), refresh=False)
                 for row, finite in enumerate(infos.finite):
                     num_nonfinite = 0 if finite.any() else num_nonfinite + 1  # of several seeds, one may fare well
                     if num_nonfinite > max_nonfinite_steps:
-                        _fail_nonfinite(num_nonfinite, row, state, infos, _joined(blocks))
+                        _fail_nonfinite(num_nonfinite, row, state, infos, blocks.joined(infos_of_blocks))
                 if callback is not None and callback(state, infos):
                     break
         except KeyboardInterrupt:
             bar.set_description("interrupted")
-    return state, _joined(blocks)
+    return state, blocks.joined(infos_of_blocks)
 
 
-_BLOCK = 100  # steps; on CPU, where infos are many, a loop over 10,000 takes twice as long for each
+_BAR = "{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # what is useful fits into 80 columns
 
 
-def _is_jittable(step: Any) -> bool:
-    while isinstance(step, partial):
-        step = step.func
-    return getattr(step, "jittable", True)
+@contextmanager
+def _says(bar: tqdm, text: str) -> Iterator[None]:
+    bar.set_description(text)
+    yield
+    bar.set_description()
 
 
-def _compiled(block: Callable, size: int, state: Any, num_steps: int, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-    state, infos = block(size, state, num_steps, args, kwargs)
-    return state, jax.tree.map(lambda x: x[:num_steps], jax.device_get(infos))
-
-
-def _block_of(step: Callable) -> Callable:
-    """Blocks of this step, which later fits find, as long as there is `step`."""
-    try:
-        if step not in _BLOCKS:
-            _BLOCKS[step] = _block(weakref.ref(step))  # else what is kept would keep its own key
-        return _BLOCKS[step]
-    except TypeError:  # it has no hash, or no weak references
-        return _block(lambda: step)
-
-
-def _block(step_of: Callable) -> Callable:
-    """At most `size` steps, compiled once: a block may have fewer."""
-
-    @partial(jax.jit, static_argnums=0)
-    def block(size: int, state: Any, num_steps: jax.Array, args: tuple, kwargs: dict) -> tuple:
-        step = step_of()
-        info = jax.eval_shape(lambda: step(state, *args, **kwargs))[1]
-        _check_info(info)
-        infos = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), info)
-
-        def body(index: jax.Array, carry: tuple) -> tuple:
-            state, infos = carry
-            state, info = step(state, *args, **kwargs)
-            return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), infos, info)
-
-        return lax.fori_loop(0, num_steps, body, (state, infos))
-
-    return block
-
-
-_BLOCKS: weakref.WeakKeyDictionary[Callable, Callable] = weakref.WeakKeyDictionary()
-
-
-def _one_by_one(
-    step: Callable, batches: Iterator, state: Any, num_steps: int, args: tuple, kwargs: dict
-) -> tuple[Any, Any]:
-    infos = []
-    for batch in itertools.islice(batches, num_steps):
-        state, info = step(state, *(batch if isinstance(batch, tuple | list) else (batch,)), *args, **kwargs)
-        _check_info(info)
-        infos.append(info)
-    return state, _map(np.stack, jax.device_get(infos)) if infos else None
-
-
-def _joined(blocks: list[RWSInfo]) -> RWSInfo:
-    if not blocks:
-        return RWSInfo.of_no_steps()
-    return _map(lambda rows: jnp.asarray(np.concatenate(rows)), blocks)
-
-
-def _map(join: Callable, infos: list[RWSInfo]) -> RWSInfo:
-    return jax.tree.map(lambda *leaves: join(leaves), *infos)
-
-
-def _means(infos: RWSInfo) -> dict[str, str]:
-    shown = {"theta loss": infos.wake_theta_loss, "phi loss": infos.phi_loss, "ESS": infos.ess_mean}
-    return {name: f"{np.mean(values):.4g}" for name, values in shown.items() if values is not None}
-
-
-def _check(
-    step: Any,
-    state: Any,
-    num_steps: Any,
-    batches: Any,
-    block: Any,
-    callback: Any,
-    max_nonfinite_steps: Any,
-    progress_bar: Any,
-) -> int:
-    """Of what kind the arguments are; returns the size of blocks."""
-    kinds = [
-        (callable(step), "the first argument of fit", "a function (state, *args) -> (state, info)", step, "rws.step"),
-        (callback is None or callable(callback), "option 'callback'", "a function (state, infos)", callback, "None"),
-        (batches is None or isinstance(batches, Iterable), "option 'batches'", "an iterable", batches, "[(x, y), ...]"),
-    ]
-    for is_right, what, expected, value, hint in kinds:
-        if not is_right:
-            found = type(value).__name__
-            fail(TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}")
-    check_state(state, RWSState, "the second argument of fit")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
-        what, hint = "fit is called inside of jit, scan or vmap", "use jax.lax.scan over rws.step there"
-        fail(TypeError, what, expected="a call from Python", found="a traced state", hint=hint)
-    hint = "fit(rws.step, state, 1000, *args)"
-    check_int(num_steps, "num_steps", 1, expected="an int >= 1, how many steps to take", hint=hint)
-    check_int(max_nonfinite_steps, "max_nonfinite_steps", 0, expected="an int >= 0", hint="leave it out")
-    check_flag(progress_bar, "progress_bar")
-    if block is None:
-        return max(1, min(num_steps // 100, _BLOCK))
-    check_int(block, "steps_per_block", 1, expected="an int >= 1", hint="leave it out")
-    return int(block)
-
-
-def _check_info(info: Any) -> None:
-    if not isinstance(info, RWSInfo):
-        fail(
-            TypeError,
-            "the first argument of fit does not return an info",
-            expected="a function (state, *args) -> (RWSState, RWSInfo)",
-            found=describe(info),
-            hint="pass rws.step, or a function that returns what it returns",
-        )
+def _means(infos: RWSInfo, max_ess: int | None) -> str:
+    """What the bar shows of a block: the first is what the last would be cut for."""
+    shown = {"ESS": infos.ess_mean, "theta loss": infos.wake_theta_loss, "phi loss": infos.phi_loss}
+    means = {name: f"{np.mean(values):.4g}" for name, values in shown.items() if values is not None}
+    if "ESS" in means and max_ess is not None:
+        means["ESS"] += f" of {max_ess}"
+    return ", ".join(f"{name}={mean}" for name, mean in means.items())
 
 
 def _fail_empty() -> NoReturn:

@@ -152,13 +152,14 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     trainer = Trainer(loss, updates, phi_steps, updates.of_guide, updates.of_both)
     compiled = {"of_guide": jax.jit(updates.of_guide), "of_both": jax.jit(updates.of_both)}
     in_python = replace(trainer, loop=_python_loop, num_runs=_MAX_RUNS, **compiled)
+    max_ess = loss.options.num_particles
     if not trainer.loss.options.execution.vectorize_particles:
-        return RWS(trainer.init, NotJittable(in_python.step), in_python.get_params)
+        return RWS(trainer.init, NotJittable(in_python.step, max_ess), in_python.get_params)
     step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
     executor = trainer.loss.executor
     return RWS(
         trainer.init,
-        Dispatched(step, in_python.step, executor),
+        Dispatched(step, in_python.step, executor, max_ess),
         Dispatched(get_params, in_python.get_params, executor),
     )
 

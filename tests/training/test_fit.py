@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import re
 import weakref
 from functools import partial
 
@@ -13,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 import rws_jax
+from rws_jax.training import blocks
 from tests import models
 from tests.checks.test_errors import check
 
@@ -42,19 +44,86 @@ def assert_close(found, expected):
     chex.assert_trees_all_close((without_key(found), found_infos), (without_key(expected), infos), rtol=1e-5)
 
 
-@pytest.mark.floors
-def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog):
-    """One compiled block, also for the last one, which has fewer steps, and for later fits."""
-    expected = scan(start, 23)
-    fit(start, 5, X, steps_per_block=5)
+@pytest.fixture
+def loops(monkeypatch):
+    """Short fits compile loops too, as long ones do."""
+    monkeypatch.setattr(blocks, "LOOP_FROM", 1)
+
+
+def compiled_in(caplog, function):
+    """What is compiled of programs as `function` runs."""
+    caplog.clear()
     with jax.log_compiles():
-        for num_steps in (23, 17):
-            state, infos = fit(start, num_steps, X, steps_per_block=5)
-            if num_steps == 23:
-                assert_close((state, infos), expected)
-    assert not [message for message in caplog.messages if "XLA compilation of jit(block)" in message]
+        function()
+    found = [re.search(r"Finished XLA compilation of (\S+)", message) for message in caplog.messages]
+    names = "jit(step)", "jit(once)", "jit(block)"  # not what copies and stacks
+    return [match[1] for match in found if match and match[1] in names]
+
+
+@pytest.mark.floors
+def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog, loops):
+    """One compiled block, and nothing else for the last one, which has fewer steps, and for later fits."""
+    expected = scan(start, 23)
+    step = rws_jax.make_step(models.binary_model, models.binary_guide).step
+    found = []
+    train = lambda num_steps: found.append(
+        rws_jax.fit(step, start, num_steps, X, steps_per_block=5, progress_bar=False)
+    )
+    step(start, X)
+    assert compiled_in(caplog, lambda: train(23)) == ["jit(block)"]
+    assert compiled_in(caplog, lambda: train(17)) == []
+    assert_close(found[0], expected)
+    state, infos = found[1]
     assert int(state.step) == 17
     assert all(leaf.shape == (17,) for leaf in jax.tree.leaves(infos))
+
+
+@pytest.mark.floors
+def test_a_block_is_a_loop_whose_length_xla_knows(start):
+    """If it does not, a GPU asks the host after each step whether there is another."""
+    text = blocks._compiled_of(RWS.step).loop.lower(7, start, (X,), {}).compile().as_text()
+    assert re.search(r'"known_trip_count":\{"n":"7"\}', text)
+
+
+@pytest.mark.parametrize("kind", ["step", "jit", "function", "vmap"])
+def test_short_fits_compile_nothing_that_has_been_compiled(start, caplog, kind):
+    """Whether by a call of the step itself, or by an earlier fit; with minibatches or without."""
+    rws = rws_jax.make_step(models.binary_model, models.binary_guide)
+    of_seeds = jax.vmap(lambda key: rws.init(key, X))(jax.random.split(jax.random.key(0), 2))
+
+    def step(*args):
+        return rws.step(*args)
+
+    steps = {"step": rws.step, "jit": jax.jit(step), "function": step, "vmap": jax.vmap(rws.step, in_axes=(0, None))}
+    step, state = steps[kind], of_seeds if kind == "vmap" else start
+    run = lambda num_steps, *args, **options: rws_jax.fit(step, state, num_steps, *args, progress_bar=False, **options)
+    is_jitted = kind in ("step", "jit")
+    first = compiled_in(caplog, lambda: step(state, X) if is_jitted else run(1, X))
+    assert first == ["jit(step)" if is_jitted else "jit(once)"]
+    assert compiled_in(caplog, lambda: run(7, X, steps_per_block=3)) == []
+    assert compiled_in(caplog, lambda: run(150, X, steps_per_block=150)) == []
+    assert compiled_in(caplog, lambda: run(7, batches=[X] * 3)) == []
+
+
+def test_a_step_that_gives_its_memory_away_does_not_take_what_fit_still_needs(start):
+    """On Ctrl-C the last whole block is returned, and what a callback has kept stays; so does the first state."""
+    step, kept = jax.jit(RWS.step, donate_argnums=0), []
+
+    def batches():
+        yield from [X] * 5
+        raise KeyboardInterrupt
+
+    found = rws_jax.fit(
+        step,
+        start,
+        1000,
+        batches=batches(),
+        steps_per_block=2,
+        callback=lambda state, _: kept.append(state),
+        progress_bar=False,
+    )
+    assert_close(found, scan(start, 4))
+    assert_close((kept[0], None), (scan(start, 2)[0], None))
 
 
 def test_nothing_of_a_step_is_kept_when_it_is_gone(start):

@@ -1,0 +1,53 @@
+"""Checks of what `fit` is called with, and of what the step that it is given returns."""
+
+from typing import Any
+
+from rws_jax.checks.arguments import check_flag, check_int, check_state
+from rws_jax.core.errors import describe, fail
+from rws_jax.core.trees import is_traced
+from rws_jax.training.batches import check_batches
+from rws_jax.training.state import RWSInfo, RWSState
+
+
+def check_call(
+    step: Any,
+    state: Any,
+    num_steps: Any,
+    batches: Any,
+    steps_per_block: Any,
+    callback: Any,
+    max_nonfinite_steps: Any,
+    progress_bar: Any,
+) -> None:
+    """Check that the arguments of `fit` are of the right kinds."""
+    kinds = [
+        (callable(step), "the first argument of fit", "a function (state, *args) -> (state, info)", step, "rws.step"),
+        (callback is None or callable(callback), "option 'callback'", "a function (state, infos)", callback, "None"),
+    ]
+    for is_right, what, expected, value, hint in kinds:
+        if not is_right:
+            found = type(value).__name__
+            fail(TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}")
+    check_batches(batches)
+    check_state(state, RWSState, "the second argument of fit")
+    if is_traced(state):
+        what, hint = "fit is called inside of jit, scan or vmap", "use jax.lax.scan over rws.step there"
+        fail(TypeError, what, expected="a call from Python", found="a traced state", hint=hint)
+    hint = "fit(rws.step, state, 1000, *args)"
+    check_int(num_steps, "num_steps", 1, expected="an int >= 1, how many steps to take", hint=hint)
+    check_int(max_nonfinite_steps, "max_nonfinite_steps", 0, expected="an int >= 0", hint="leave it out")
+    check_flag(progress_bar, "progress_bar")
+    if steps_per_block is not None:
+        check_int(steps_per_block, "steps_per_block", 1, expected="an int >= 1", hint="leave it out")
+
+
+def check_info(info: Any) -> None:
+    """Check that a step returns an info."""
+    if not isinstance(info, RWSInfo):
+        fail(
+            TypeError,
+            "the first argument of fit does not return an info",
+            expected="a function (state, *args) -> (RWSState, RWSInfo)",
+            found=describe(info),
+            hint="pass rws.step, or a function that returns what it returns",
+        )
