@@ -15,6 +15,7 @@ import pytest
 
 import rws_jax
 from rws_jax.training import blocks
+from rws_jax.training import fit as fit_module
 from tests import models
 from tests.checks.test_errors import check
 
@@ -322,6 +323,38 @@ def test_the_bar_counts_steps_and_shows_means(start, capsys):
     assert f"phi loss={infos.phi_loss[10:].mean():.4g}" in shown
     fit(start, 20, X, progress_bar=False)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_at_80_columns_the_bar_shows_ess_of_k_and_that_it_compiles(start, capsys, monkeypatch, long):
+    """A program that has yet to be compiled says so while it is, and no longer."""
+    monkeypatch.setattr(fit_module, "tqdm", partial(fit_module.tqdm, ncols=80))
+    monkeypatch.setattr(blocks, "LOOP_FROM", 1 if long else 5000)
+    step = partial(rws_jax.make_step(models.binary_model, models.binary_guide, num_particles=100).step, x=X)
+    _, infos = rws_jax.fit(step, start, 10_000, max_nonfinite_steps=9, callback=lambda *_: True)
+    shown = capsys.readouterr().err.replace("\n", "").split("\r")
+    assert max(map(len, shown)) <= 80
+    assert [line.startswith("compiling: ") for line in shown[1:4]] == [False, True, False]
+    means = infos.ess_mean.mean(), infos.wake_theta_loss.mean(), infos.phi_loss.mean()
+    assert "ESS={:.4g} of 100, theta loss={:.4g}, phi loss={:.4g}]".format(*means) in shown[-1]
+
+
+@pytest.mark.parametrize("kind", ["vmap", "function", "pure sleep"])
+def test_the_bar_shows_what_there_is(start, capsys, kind):
+    states = jax.tree.map(lambda leaf: leaf[None], start)
+    sleep = rws_jax.make_step(models.binary_model, models.binary_guide, insomnia=0.0)
+    step, state, args = {
+        "vmap": (jax.vmap(RWS.step, in_axes=(0, None)), states, (X,)),
+        "function": (lambda state: RWS.step(state, X), start, ()),
+        "pure sleep": (sleep.step, sleep.init(jax.random.key(0), X), (X,)),
+    }[kind]
+    _, infos = rws_jax.fit(step, state, 2, *args)
+    shown = capsys.readouterr().err
+    if kind == "pure sleep":
+        assert f", theta loss={infos.wake_theta_loss[-1]:.4g}" in shown
+    else:
+        ess = float(infos.ess_mean[-1].mean())
+        assert f"ESS={ess:.4g}{' of 2' if kind == 'vmap' else ''}, theta loss=" in shown
 
 
 # errors
