@@ -54,6 +54,16 @@ def trainable(tree: Any) -> Any:
     return strong(jax.tree.map(lambda x: x if is_float(x) else jnp.asarray(x, float), tree))
 
 
+def copied(tree: Any) -> Any:
+    """The same arrays in memory that no other array has: to be donated, each must be one of its own."""
+
+    def copy(x: jax.Array) -> jax.Array:
+        elsewhere = isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.is_fully_addressable
+        return jnp.copy(x) if elsewhere else jax.device_put(x, may_alias=False)  # which compiles nothing
+
+    return jax.tree.map(copy, tree)
+
+
 def all_finite(tree: object) -> jax.Array:
     """Whether every number of a tree is finite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rws_jax.core.trees import copied
 from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.training.batches import arguments_of
 from rws_jax.training.fit_checks import check_info
@@ -64,7 +65,7 @@ class Steps:
             except BranchingSiteError:  # whether programs branch is known only once they run
                 self._loop_size = None
         batches = itertools.repeat(()) if self._batches is None else self._batches
-        state = jax.tree.map(jnp.copy, state) if self._may_donate else state
+        state = copied(state) if self._may_donate else state
         blocks = []
         for size in [BLOCK] * (num_steps // BLOCK) + [num_steps % BLOCK]:
             infos = []

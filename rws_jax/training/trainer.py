@@ -14,7 +14,7 @@ from rws_jax.checks.arguments import check_rng_key, check_state
 from rws_jax.checks.options import check_scheduled_insomnia
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
-from rws_jax.core.trees import strong, trainable
+from rws_jax.core.trees import copied, strong, trainable
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
@@ -62,6 +62,7 @@ class Trainer:
         if callable(insomnia):
             check_scheduled_insomnia(insomnia(state.step))
         self.kinds.add(state)
+        state = copied(state)  # initial values may be one array, that of the caller, and states of optimizers hold them
         return replicate(state, arguments, self.loss.options.execution.particle_sharding)
 
     # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
