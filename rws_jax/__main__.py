@@ -29,6 +29,7 @@ BATCH_SIZE = 100
 NUM_TRAIN = 1400
 LEARNING_RATE = 1e-2
 STEPS_PER_BLOCK = 50  # steps inside one lax.scan, between two updates of the progress bar
+BAR = "{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits into 80 columns
 
 
 def model(images: jax.Array) -> None:
@@ -68,18 +69,11 @@ def load_digits() -> tuple[jax.Array, jax.Array]:
 
 def train(
     images: jax.Array, *, steps: int, num_particles: int, insomnia: float, seed: int
-) -> tuple[dict[str, Any], rws_jax.RWSInfo, float]:
-    """Parameters, the info of every step, and steps per second after compilation."""
-    learning_rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
-    rws = rws_jax.make_step(
-        model,
-        guide,
-        theta_optimizer=optax.adam(learning_rate),
-        phi_optimizer=optax.adam(learning_rate),
-        num_particles=num_particles,
-        insomnia=insomnia,
-        num_sleep_particles=1,
-    )
+) -> tuple[dict[str, Any], rws_jax.RWSInfo, str]:
+    """Parameters, the info of every step, and steps per second."""
+    adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+    options = {"num_particles": num_particles, "insomnia": insomnia, "num_sleep_particles": 1}
+    rws = rws_jax.make_step(model, guide, theta_optimizer=adam, phi_optimizer=adam, **options)
     init_key, data_key = jax.random.split(jax.random.key(seed))
     state = rws.init(init_key, images[:BATCH_SIZE])
 
@@ -93,20 +87,25 @@ def train(
 
     infos, seconds = [], []
     data_keys = jax.random.split(data_key, steps)
-    with tqdm(total=steps, unit="step", desc="training") as bar:
+    with tqdm(total=steps, desc="compiling: ", bar_format=BAR) as bar:
         for keys in (data_keys[i : i + STEPS_PER_BLOCK] for i in range(0, steps, STEPS_PER_BLOCK)):
             start = time.perf_counter()
-            state, info = jax.block_until_ready(block(state, keys))
+            state, info = block(state, keys)
+            bar.set_description("training", refresh=not infos)
+            bound, ess = map(float, (-info.wake_theta_loss.mean() / BATCH_SIZE, info.ess_mean.mean()))  # waits
             seconds.append(time.perf_counter() - start)
             infos.append(info)
-            bound, ess = -info.wake_theta_loss.mean() / BATCH_SIZE, info.ess_mean.mean()
             bar.set_postfix_str(f"bound {bound:.2f} nats/image, ESS {ess:.1f} of {num_particles}", refresh=False)
             bar.update(len(keys))
-    # The first block was compiled, and so was a last one of another length.
-    full = seconds[1 : steps // STEPS_PER_BLOCK]
-    rate = len(full) * STEPS_PER_BLOCK / sum(full) if full else math.nan
     params = rws.get_params(state, images[:BATCH_SIZE])
-    return params, jax.tree.map(lambda *x: jnp.concatenate(x), *infos), rate
+    return params, jax.tree.map(lambda *x: jnp.concatenate(x), *infos), speed(seconds, steps)
+
+
+def speed(seconds: list[float], steps: int) -> str:
+    """Steps per second, by blocks. The first has been compiled, and so has a last one of another length."""
+    full = seconds[1 : steps // STEPS_PER_BLOCK]
+    too_few = f"not measured, which takes {2 * STEPS_PER_BLOCK} steps at least"
+    return f"{len(full) * STEPS_PER_BLOCK / sum(full):.0f}" if full else too_few
 
 
 def held_out_nll(params: dict[str, Any], images: jax.Array, num_particles: int = 1000) -> float:
@@ -197,7 +196,16 @@ def number(kind: type, low: float, high: float, expected: str) -> Callable[[str]
 
 
 def main() -> None:
-    """Train, evaluate on held-out images, and draw."""
+    """Train, evaluate on held-out images, and draw; Ctrl-C ends it with one line and the exit code of shells."""
+    try:
+        run(parse())
+    except KeyboardInterrupt:
+        print("python -m rws_jax: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse() -> argparse.Namespace:
+    """Options of the command line."""
     parser = Parser(prog="python -m rws_jax", description="Train a sigmoid belief network on handwritten digits.")
     integer = "an integer of at least {}".format
     parser.add_argument("--steps", type=number(int, 1, math.inf, integer(1)), default=3000, help="default 3000")
@@ -211,24 +219,26 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=number(int, 0, 2**32 - 1, "an integer from 0 to 4294967295"), default=0, help="default 0"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("rws_jax_demo"), help="folder for the picture; default rws_jax_demo"
-    )
-    options = parser.parse_args()
+    folder = "rws_jax_demo"
+    parser.add_argument("--out", type=Path, default=Path(folder), help=f"folder for the picture; default {folder}")
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    """The demo itself."""
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"argument --out: cannot make the folder {str(options.out)!r}: {error.strerror}")
 
     train_images, test_images = load_digits()
-    settings = {name: getattr(options, name) for name in ("steps", "num_particles", "insomnia", "seed")}
-    params, infos, rate = train(train_images, **settings)
+    params, infos, rate = train(train_images, **{k: v for k, v in vars(options).items() if k != "out"})
     nll = held_out_nll(params, test_images)
     baseline = independent_pixels_nll(train_images, test_images)
 
     device = jax.devices()[0]
     print(f"device                      {device.platform}: {device.device_kind}")
-    print(f"steps per second            {rate:.0f}")
+    print(f"steps per second            {rate}")
     print(f"held-out NLL                {nll:.2f} nats per image (importance sampling, K = 1,000)")
     print(f"  independent pixels        {baseline:.2f} nats per image")
     if not bool(jnp.all(infos.finite)):

@@ -7,6 +7,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
+from rws_jax import RWS
 from rws_jax import __main__ as demo
 
 
@@ -28,6 +29,31 @@ def test_demo_learns_and_draws(tmp_path):
     assert float(lines["independent pixels"].split()[0]) == pytest.approx(25.26, abs=0.01)
     assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert "nats/image, ESS" in result.stderr
+
+
+def test_speed_leaves_out_what_was_compiled():
+    """A first block of 50 steps, and a last one of fewer; of 30 steps, and of 99, nothing else is left."""
+    assert demo.speed([9.0, 1.0, 0.5, 9.0], 170) == "67"
+    assert demo.speed([9.0, 1.0], 100) == "50"
+    for seconds, steps in (([9.0], 30), ([9.0, 8.0], 99)):
+        assert demo.speed(seconds, steps) == "not measured, which takes 100 steps at least"
+
+
+def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
+    """Wherever it comes, the bar stays as it is, and there is no traceback."""
+
+    def block(state, keys):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["rws_jax", "--out", str(tmp_path)])
+    monkeypatch.setattr(demo.jax, "jit", lambda function: block)
+    monkeypatch.setattr(demo.rws_jax, "make_step", lambda *_, **__: RWS(lambda *_: None, None, None))
+    with pytest.raises(SystemExit) as error:
+        demo.main()
+    assert error.value.code == 130
+    bar, *rest = capsys.readouterr().err.split("\n")
+    assert "compiling: " in bar
+    assert rest == ["python -m rws_jax: interrupted", ""]
 
 
 def test_split_is_fixed_and_binary():

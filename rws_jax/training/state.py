@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rws_jax.core.layers import MutableState, Params
+from rws_jax.core.summaries import summary
 
 
 class RWSState(NamedTuple):
@@ -25,6 +26,9 @@ class RWSState(NamedTuple):
     rng_key: jax.Array
     step: jax.Array
     mutable_state: MutableState | None = None
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 class RWSInfo(NamedTuple):
@@ -55,6 +59,9 @@ class RWSInfo(NamedTuple):
     num_paths: jax.Array | None
     num_compiled: jax.Array | None
     num_unjitted: jax.Array | None
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     @classmethod
     def of_no_steps(cls) -> "RWSInfo":
