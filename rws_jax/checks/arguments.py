@@ -1,5 +1,6 @@
 """Checks of what is passed to the package: keys, programs, parameters, states and plain options."""
 
+import inspect
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ import numpy as np
 from numpyro.handlers import seed
 
 from rws_jax.core.errors import describe, fail
-from rws_jax.core.layers import layers
+from rws_jax.core.layers import layers, unwrapped
 
 
 def check_flag(value: Any, option: str) -> None:
@@ -93,7 +94,7 @@ def check_program(value: Any, role: str) -> None:
 
 
 def check_state(value: Any, kind: type, what: str = "the first argument of step") -> None:
-    """Check that the first argument of a step is a state."""
+    """Check that an argument, the first one of a step as a rule, is a state."""
     if not isinstance(value, kind):
         fail(
             TypeError,
@@ -101,6 +102,24 @@ def check_state(value: Any, kind: type, what: str = "the first argument of step"
             expected=f"the {kind.__name__} that init or the last step returned, then the arguments of model and guide",
             found=describe(value),
             hint=f"rws.step(state, *args); a restored checkpoint has to be made a {kind.__name__} again",
+        )
+
+
+def check_takes(program: Any, role: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Check that `get_params` is called with arguments that a program takes."""
+    try:
+        signature = inspect.signature(unwrapped(program))
+    except (TypeError, ValueError):  # not every callable has one
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        fail(
+            TypeError,
+            f"get_params runs both programs, and its arguments are not those of the {role}: {error}",
+            expected=f"rws.get_params(state, *args, **kwargs), with the arguments of step: {signature}",
+            found=f"{len(args)} positional arguments after the state, and by keyword {sorted(kwargs)}",
+            hint="the state holds unconstrained values, and their constraints are known where programs run",
         )
 
 

@@ -160,6 +160,18 @@ def check_phi_steps(value: Any) -> None:
     )
 
 
+def check_constant_insomnia(value: Any) -> None:
+    """Check that the share of wake-phi is no schedule, which `SVI` cannot follow."""
+    if callable(value):
+        fail(
+            TypeError,
+            "option 'insomnia' is a schedule, which ReweightedWakeSleep cannot follow",
+            expected="a number in [0, 1]: SVI does not tell its loss how many steps it has made",
+            found=describe(value),
+            hint="train by rws_jax.make_step, which takes schedules",
+        )
+
+
 def check_max_plate_nesting(value: Any) -> None:
     """Pyro's bound on nested plates, which plays no part here."""
     if not _is_number(value):

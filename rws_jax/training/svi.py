@@ -14,8 +14,8 @@ from numpyro.infer.elbo import ELBO
 
 from rws_jax.checks.arguments import check_flag, check_program, check_rng_key
 from rws_jax.checks.control_flow import fail_jitted, fail_static
-from rws_jax.checks.options import check_max_plate_nesting
-from rws_jax.core.errors import CONCRETIZATION_ERRORS, describe, fail
+from rws_jax.checks.options import check_constant_insomnia, check_max_plate_nesting
+from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.sites import Site, Trace, param_sites
 from rws_jax.core.trees import chosen, is_traced
@@ -26,6 +26,7 @@ from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Arguments
 from rws_jax.training.mutable_state import MutableSites
 from rws_jax.training.pilot import run_pilot
+from rws_jax.training.state import RWSInfo
 from rws_jax.training.step_loss import LossAux, StepLoss
 
 
@@ -120,7 +121,7 @@ class ReweightedWakeSleep(ELBO):
         simulated_data_to_args: SimulatedDataToArgs | None = None,
         observed_sites: tuple[str, ...] = (),
     ) -> None:
-        _check_constant(insomnia)
+        check_constant_insomnia(insomnia)
         check_max_plate_nesting(max_plate_nesting)
         check_flag(strict_enumeration_warning, "strict_enumeration_warning")
         self._options = StepOptions(
@@ -184,6 +185,19 @@ class ReweightedWakeSleep(ELBO):
         grads, losses = jax.grad(loss, has_aux=True)(param_map)
         return losses, grads
 
+    def info(
+        self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any
+    ) -> RWSInfo:
+        """What `make_step` reports of a step: losses, effective sample sizes, counts of dead particles and units.
+
+        Arguments are those of `loss`, and the same key draws the same particles; ``svi.get_params(state)`` are the
+        parameters. Gradients are not computed, so their norms are None; `finite` is whether the loss is.
+        """
+        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics
+        finite = jnp.isfinite(self._total(total, aux))
+        return RWSInfo(**info | {"insomnia": jnp.asarray(self._options.insomnia, float), "finite": finite})
+
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any
     ) -> Any:
@@ -241,17 +255,6 @@ class ReweightedWakeSleep(ELBO):
             with jax.ensure_compile_time_eval():
                 pilot(None)
         return MutableSites(runs).check(loss, (params, params), jax.random.key(0), arguments)
-
-
-def _check_constant(insomnia: Any) -> None:
-    if callable(insomnia):
-        fail(
-            TypeError,
-            "option 'insomnia' is a schedule, which ReweightedWakeSleep cannot follow",
-            expected="a number in [0, 1]: SVI does not tell its loss how many steps it has made",
-            found=describe(insomnia),
-            hint="train by rws_jax.make_step, which takes schedules",
-        )
 
 
 def _has_initial_value(site: Site) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.checks import sites
-from rws_jax.checks.arguments import check_rng_key, check_state
+from rws_jax.checks.arguments import check_rng_key, check_state, check_takes
 from rws_jax.checks.options import check_scheduled_insomnia
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
@@ -93,6 +93,10 @@ class Trainer:
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
         state, arguments = rws_state, Arguments(args, kwargs)
+        check_state(state, RWSState, "the first argument of get_params")
+        check_takes(self.loss.model, "model", args, kwargs)
+        if self.loss.options.trains_phi_on_wake:  # else it runs on dreams alone, perhaps in other arguments
+            check_takes(self.loss.guide, "guide", args, kwargs)
         params, names = {}, state.theta.keys() | state.phi.keys()
         for number in range(self.num_runs):
             values, rng_key = (state.theta, state.phi), jax.random.key(0)

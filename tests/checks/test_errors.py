@@ -396,6 +396,34 @@ def test_parameters_must_all_have_values():
     check(error, ValueError, "'m'", "state belongs to the programs")
 
 
+@pytest.mark.parametrize("options", [{}, {"insomnia": 0.0}, {"vectorize_particles": False}], ids=str)
+def test_get_params_without_the_arguments_of_the_programs_says_why_it_needs_them(options):
+    rws = rws_jax.make_step(model, guide, **options)
+    state = rws.init(jax.random.key(0), X)
+    for args, kwargs, word in (
+        ((), {}, "missing a required argument: 'x'"),
+        ((X, X), {}, "too many positional arguments"),
+        ((), {"y": X}, "by keyword ['y']"),
+    ):
+        with pytest.raises(TypeError, match="get_params runs both programs") as error:
+            rws.get_params(state, *args, **kwargs)
+        check(error, TypeError, word, "not those of the model", "rws.get_params(state, *args, **kwargs)")
+    with pytest.raises(TypeError, match="the first argument of get_params is not a state") as error:
+        rws.get_params(state.phi, X)
+    check(error, TypeError, "RWSState")
+
+
+def test_arguments_of_get_params_may_be_wrong_for_the_guide_alone():
+    rws = rws_jax.make_step(lambda x, y=None: model(x), guide)
+    state = rws.init(jax.random.key(0), X)
+    with pytest.raises(TypeError, match="not those of the guide") as error:
+        rws.get_params(state, X, X)
+    check(error, TypeError, "too many positional arguments")
+    shown = lambda data, x, y: ((data["x"],), {})
+    rws = rws_jax.make_step(lambda x, y: model(x), guide, insomnia=0.0, simulated_data_to_args=shown)
+    assert rws.get_params(rws.init(jax.random.key(0), X, X), X, X) == {"m": 0.0}
+
+
 def test_parameters_go_before_programs():
     with pytest.raises(TypeError, match="theta is not a dict") as error:
         rws_jax.wake_phi_loss(seed(model, 0), seed(guide, 1), {}, {"m": 0.0}, X)

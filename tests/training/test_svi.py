@@ -192,6 +192,37 @@ def test_what_pure_sleep_does_not_compute_is_none(vectorize):
     assert grads.keys() == params.keys()
 
 
+@pytest.mark.floors
+@pytest.mark.usefixtures("allow_key_reuse")  # what the next update will draw is looked at before
+def test_info_is_that_of_a_step():
+    """All of it but the norms of gradients, which it does not compute; jitted too."""
+    options = {"num_particles": 5, "insomnia": 0.5}
+    svi = binary_svi(**options)
+    state = svi.init(jax.random.key(0), DATA)
+    rws = rws_jax.make_step(models.binary_model, models.binary_guide, **options)
+    _, expected = rws.step(rws.init(jax.random.key(0), DATA), DATA)
+    programs = models.binary_model, models.binary_guide
+    found = jax.jit(svi.loss.info, static_argnums=(2, 3))(
+        jax.random.split(state.rng_key)[1], svi.get_params(state), *programs, DATA
+    )
+    expected = expected._replace(theta_grad_norm=None, phi_grad_norm=None)
+    assert found.ess_mean is not None
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+    assert [x.dtype for x in jax.tree.leaves(found)] == [x.dtype for x in jax.tree.leaves(expected)]
+
+
+@pytest.mark.usefixtures("allow_key_reuse")  # the same key for all
+def test_info_says_what_is_dead_and_has_none_of_what_was_not_computed():
+    params, key = {"m": jnp.array(0.0), "loc": jnp.array(50.0)}, jax.random.key(0)
+    for options, finite in (({}, False), ({"insomnia": 0.5}, True)):
+        info = ReweightedWakeSleep(num_particles=5, **options).info(key, params, narrow_model, wide_guide, DATA)
+        assert (int(info.num_dead_units), int(info.num_dead_particles), bool(info.finite)) == (3, 15, finite)
+    options = {"observed_sites": ("y",), "simulated_data_to_args": shown}
+    info = ReweightedWakeSleep(insomnia=0.0, **options).info(key, {"slope": jnp.array(0.3)}, blind_model, blind_guide)
+    assert info.ess_mean is info.wake_theta_loss is info.wake_phi_loss is None
+    assert info.phi_loss == info.sleep_phi_loss
+
+
 def test_sites_that_are_not_said_to_be_data_are_not_dreamt():
     loss = ReweightedWakeSleep(insomnia=0.0, simulated_data_to_args=shown)
     with pytest.raises(ValueError, match="sleep has no data to dream") as error:
