@@ -23,7 +23,9 @@ from rws_jax.training.fit_checks import check_info
 from rws_jax.training.state import RWSInfo
 
 BLOCK = 100  # steps; on CPU, where infos are many, a loop over 10,000 takes twice as long for each
-LOOP_FROM = 5000  # steps of a fit: to compile a loop takes about as long as it saves in so many, on two CPU cores
+# Steps of a fit. To compile a loop takes as long as it saves in some 10,000 steps on two CPU cores, if `step` has been
+# compiled before; if it has not, the loop costs nothing more.
+LOOP_FROM = 5000
 
 
 class Steps:
@@ -48,6 +50,7 @@ class Steps:
         self._compiled = _compiled_of(step) if jittable else None
         # Functions that wrap a step may show its attributes as theirs.
         is_jitted = hasattr(step, "lower") and not isinstance(step, FunctionType)
+        self._in_python = step
         self._step = step if self._compiled is None or is_jitted else self._compiled.once
         # What a user has jitted may give the memory of a state away, which callbacks and Ctrl-C still need.
         self._may_donate = is_jitted and not hasattr(step, "jittable")
@@ -71,11 +74,20 @@ class Steps:
             infos = []
             for batch in itertools.islice(batches, size):
                 with self._first.pop("step", nullcontext)():
-                    state, info = self._step(state, *arguments_of(batch), *args, **kwargs)
+                    state, info = self._one(state, *arguments_of(batch), *args, **kwargs)
                 check_info(info)
                 infos.append(info)
             blocks += [_map(np.stack, jax.device_get(infos))] if infos else []
         return state, _map(np.concatenate, blocks) if blocks else None
+
+    def _one(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        try:
+            return self._step(*args, **kwargs)
+        except BranchingSiteError:
+            if self._step is self._in_python:
+                raise
+            self._step = self._in_python
+            return self._step(*args, **kwargs)
 
 
 def joined(blocks: list[RWSInfo]) -> RWSInfo:

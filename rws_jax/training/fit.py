@@ -107,8 +107,10 @@ _BAR = "{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # wh
 @contextmanager
 def _says(bar: tqdm, text: str) -> Iterator[None]:
     bar.set_description(text)
-    yield
-    bar.set_description()
+    try:
+        yield
+    finally:
+        bar.set_description()
 
 
 def _means(infos: RWSInfo, max_ess: int | None) -> str:

@@ -17,6 +17,7 @@ from rws_jax.execution import by_paths
 from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.branching.trace import BranchingValue
+from rws_jax.training import blocks
 from tests.checks.test_errors import check
 from tests.core.test_support import enable_x64
 from tests.oracles import seeded
@@ -420,14 +421,19 @@ def test_a_site_may_branch_in_one_program_only():
     chex.assert_trees_all_close((found.theta, found.phi), (expected.theta, expected.phi))
 
 
-def test_fit_and_restored_states_run_by_paths():
+@pytest.mark.parametrize("kind", ["step", "function", "loop"])
+def test_fit_and_restored_states_run_by_paths(kind, monkeypatch):
+    """Whether programs branch is known as they run: in a step, in a function around it, or in a loop."""
+    monkeypatch.setattr(blocks, "LOOP_FROM", 1 if kind == "loop" else 5000)
+    step_of = lambda rws: (lambda *args: rws.step(*args)) if kind == "function" else rws.step
     expected, _ = after(make(), 4)
     rws = make()
-    state, infos = rws_jax.fit(rws.step, rws.init(jax.random.key(0), X), 4, X, progress_bar=False)
+    options = {"progress_bar": False, "steps_per_block": 2}
+    state, infos = rws_jax.fit(step_of(rws), rws.init(jax.random.key(0), X), 4, X, **options)
     assert infos.num_paths.shape == (4,)
     chex.assert_trees_all_close(state.theta, expected.theta)
     start = make().init(jax.random.key(0), X)
-    restored, _ = rws_jax.fit(make().step, start, 4, X, progress_bar=False)  # nobody has told that programs branch
+    restored, _ = rws_jax.fit(step_of(make()), start, 4, X, **options)  # nobody has told that programs branch
     chex.assert_trees_all_close(restored.theta, expected.theta)
     assert make().get_params(start, X).keys() == {"p", "a"}
 

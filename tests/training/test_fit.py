@@ -86,7 +86,7 @@ def test_a_block_is_a_loop_whose_length_xla_knows(start):
     assert re.search(r'"known_trip_count":\{"n":"7"\}', text)
 
 
-@pytest.mark.parametrize("kind", ["step", "jit", "function", "vmap"])
+@pytest.mark.parametrize("kind", ["step", pytest.param("jit", marks=pytest.mark.slow), "function", "vmap"])
 def test_short_fits_compile_nothing_that_has_been_compiled(start, caplog, kind):
     """Whether by a call of the step itself, or by an earlier fit; with minibatches or without."""
     rws = rws_jax.make_step(models.binary_model, models.binary_guide)
@@ -134,6 +134,18 @@ def test_nothing_of_a_step_is_kept_when_it_is_gone(start):
     del rws
     gc.collect()
     assert step() is None
+
+
+def test_what_has_been_compiled_is_kept_as_by_jit(start):
+    """A global variable that has changed is seen by another step, and not by this one."""
+    data = [X]
+    step, later = lambda state: RWS.step(state, data[0]), lambda state: RWS.step(state, data[0])
+    before, _ = rws_jax.fit(step, start, 2, progress_bar=False)
+    data[0] = 1.0 - X
+    again, _ = rws_jax.fit(step, start, 2, progress_bar=False)
+    other, _ = rws_jax.fit(later, start, 2, progress_bar=False)
+    chex.assert_trees_all_equal(again.phi, before.phi)
+    assert not jnp.array_equal(other.phi["b"], before.phi["b"])
 
 
 def test_keyword_arguments_reach_the_programs(start):
