@@ -88,6 +88,19 @@ def check_shape(name: str, dreamt: Any, real: Any) -> None:
         )
 
 
+def fail_dtype(site: Site, drawn: Any, dtype: Any) -> NoReturn:
+    """A guide that computes with the type of its data would see other numbers in dreams."""
+    name, family = site["name"], type(base_distribution(site["fn"])).__name__
+    family, drawn, dtype = family.removesuffix("Probs").removesuffix("Logits"), jnp.dtype(drawn), jnp.dtype(dtype)
+    fail(
+        ValueError,
+        f"dreams of observed site {name!r} are no numbers of the type that its data have",
+        expected=f"data of a type that holds all that {family} may draw, such as {drawn}",
+        found=f"data of type {dtype}",
+        hint=f"pass them to both programs as {drawn}; a guide that computes with {dtype} converts them itself",
+    )
+
+
 def check_pair(value: Any) -> None:
     """`simulated_data_to_args` returns ``(args, kwargs)``."""
     pair = value if isinstance(value, tuple) and len(value) == 2 else (None, None)

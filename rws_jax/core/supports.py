@@ -101,6 +101,31 @@ def bounds(fn: Distribution) -> tuple:
     return () if numbers is None else tuple(jnp.asarray(bound, float) for bound in numbers[1:])
 
 
+def fits(fn: Distribution, drawn: Any, dtype: Any) -> bool:
+    """Whether what a distribution draws, numbers of type `drawn`, are numbers of `dtype` too.
+
+    Floating point numbers are rounded, as data of that type have been. A bound of the support that is traced, or that
+    the distribution does not have, is that of `drawn`; some samplers return counts as floats.
+    """
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return True
+    if not fn.is_discrete:
+        return False
+    support, (low, high) = elementwise(fn), _limits(jnp.int32 if jnp.issubdtype(drawn, jnp.inexact) else drawn)
+    low = 0 if isinstance(support, constraints.multinomial) else low
+    own = getattr(support, "lower_bound", low), getattr(support, "upper_bound", high)
+    own = (0, 1) if support is constraints.boolean else own
+    low = low if isinstance(own[0], Tracer) else max(low, np.min(own[0]))
+    high = high if isinstance(own[1], Tracer) else min(high, np.max(own[1]))
+    least, greatest = _limits(dtype)
+    return bool(least <= low and high <= greatest)
+
+
+def _limits(dtype: Any) -> tuple[int, int]:
+    """Least and greatest number of a type of integers, or of bools."""
+    return (0, 1) if jnp.issubdtype(dtype, jnp.bool_) else (int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max))
+
+
 def elementwise(fn: Any) -> Any:
     """The support of one element of a distribution."""
     support = fn.support

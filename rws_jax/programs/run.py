@@ -23,6 +23,7 @@ from rws_jax.core.supports import feasible
 from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
 from rws_jax.programs.program import Arguments, Index, Program
+from rws_jax.programs.stand_in import stand_in
 
 
 class Draws(NamedTuple):
@@ -95,9 +96,7 @@ def simulate(
             site["is_data"] = site["name"] in data_sites
             return _drawn_inside(site)
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
-        value = _draw(site, numpyro.prng_key())
-        real = jnp.asarray(site["value"]).dtype
-        return value.astype(real) if jnp.issubdtype(real, jnp.floating) else value  # counts come as floats if data do
+        return stand_in(site, _draw(site, numpyro.prng_key()), site["value"])
 
     run = _run(program, arguments, index, value_of)
     for site in run.values():

@@ -1,0 +1,33 @@
+"""What a dream has in the place of a real value: numbers of the same type, and the real ones where the model masks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.checks import dreams
+from rws_jax.core.sites import Site
+from rws_jax.core.supports import fits
+
+
+def stand_in(site: Site, dreamt: jax.Array, real: Any) -> jax.Array:
+    """Dreamt values of an observed site in the form of real ones.
+
+    Numbers get the type of the real ones: a guide that negates bits or wraps around would compute something else.
+
+    Args:
+      site: what was dreamt, with its distribution.
+      dreamt: values of this distribution.
+      real: what they stand for.
+
+    Raises:
+      ValueError: if numbers that the distribution draws are none of that type.
+    """
+    real = real if hasattr(real, "dtype") else jnp.asarray(real)
+    dtype = jnp.result_type(real)
+    is_weak = getattr(real, "weak_type", False) and jnp.issubdtype(dtype, jnp.integer)
+    if is_weak or dtype == dreamt.dtype:  # Python's integers have no type of their own
+        return dreamt
+    if not fits(site["fn"], dreamt.dtype, dtype):
+        dreams.fail_dtype(site, dreamt.dtype, dtype)
+    return dreamt.astype(dtype)
