@@ -33,8 +33,8 @@ class DreamParticle:
 
     def __call__(self, programs: Programs, index: Index) -> ScoredDreams:
         """Dream and score."""
-        _, dream = self.dream(programs, index)
-        return self.score(programs, index, dream)
+        model_run, dream = self.dream(programs, index)
+        return self.score(programs, index, dream, model_run)
 
     def dream(self, programs: Programs, index: Index) -> tuple[Trace, Dream]:
         """Simulate latents and data."""
@@ -43,19 +43,25 @@ class DreamParticle:
         dream = Dream(Draws.of(model_run), data)
         return model_run, lax.stop_gradient(dream)  # removes the gradient of what the model closes over, too
 
-    def run(self, programs: Programs, index: Index, dream: Dream) -> tuple[Trace, Arguments]:
-        """Run the guide on dreamt data, at the dreamt latents."""
+    def run(
+        self, programs: Programs, index: Index, dream: Dream, model_run: Trace | None = None
+    ) -> tuple[Trace, Arguments]:
+        """Run the guide on dreamt data, at the dreamt latents, and check that it fits to the run that dreamt them."""
         guide, (args, kwargs) = programs.guide, programs.arguments
         subsampled = bool(dream.draws.plates)
         shown = show_data(guide.fn, dream.data, args, kwargs, self.simulated_data_to_args, subsampled=subsampled)
         guide_run = replay(guide, shown, index, dream.draws)
         sites.check_guide(guide_run)
-        matching.check_none_missing(dream.draws.latents, guide_run)
+        if model_run is None:
+            matching.check_none_missing(dream.draws.latents, guide_run)
+        else:
+            matching.check_match(model_run, guide_run)
+            Units.of(model_run, guide_run)
         return guide_run, shown
 
-    def score(self, programs: Programs, index: Index, dream: Dream) -> ScoredDreams:
+    def score(self, programs: Programs, index: Index, dream: Dream, model_run: Trace | None = None) -> ScoredDreams:
         """Log q(z | x) of a dream."""
-        guide_run, _ = self.run(programs, index, dream)
+        guide_run, _ = self.run(programs, index, dream, model_run)
         units = Units.of(guide_run)
         log_q = units.log_density(guide_run, dream.draws.latents, lambda site: None)
         return ScoredDreams(log_q, units, frozenset(latent_sites(guide_run)))

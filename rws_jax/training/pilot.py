@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from rws_jax.checks import matching, sites
+from rws_jax.checks import sites
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.supports import check_fixed, warn_of_narrower
 from rws_jax.checks.units import warn_of_one_unit
@@ -80,9 +80,7 @@ def _run_sleep(programs: Programs, index: Index, options: SleepOptions) -> Pilot
     particle, arguments = options.estimator.particle, programs.arguments
     model_run, dream = particle.dream(programs, index)
     check_reads_no_data(programs.model, arguments, index, model_run, dream.data, particle.data_sites)
-    guide_run, shown = particle.run(programs, index, dream)
-    matching.check_match(model_run, guide_run)
-    Units.of(model_run, guide_run)
+    guide_run, shown = particle.run(programs, index, dream, model_run)
     check_shows_no_data(programs.model, programs.guide, arguments, shown, index, guide_run, dream.data)
     return PilotRuns(model_run, guide_run)
 

@@ -349,6 +349,11 @@ MISMATCHES = {
     "no plate": (model, no_plate_guide, ["plates differ at latent site 'z'", "data(size=3, dim=-1)", "no plate"]),
     "other plate": (model, other_plate_guide, ["plates differ at latent site 'z'", "images(size=3, dim=-1)"]),
     "size of subsampled plate": (subsampled(12), subsampled_guide, ["plate 'data' differs", "12", "6"]),
+    "subsampling in one of both": (
+        subsampled(12),
+        in_plate(("z", NORMAL)),
+        ["plate 'data' differs", "size 12, subsample size 3, as in the model", "size 3, subsample size 3 in the guide"],
+    ),
     "plate that does not enclose all": (global_model, global_guide, ["plate 'data' is subsampled (3 of 6)", "['mu']"]),
     "param in both": (same_param_model, guide, ["param sites ['m'] occur in both model and guide", "rename"]),
     "param in scan": (scan_model, scan_guide(3), ["param 'w' of the model is inside a scan or cond"]),
@@ -379,6 +384,27 @@ def test_programs_that_do_not_fit_are_refused_by_the_losses(name):
     with pytest.raises(ValueError, match="expected") as error:
         rws_jax.wake_theta_loss({}, {"m": 0.0}, seed(bad_model, 0), seed(bad_guide, 1), X)
     check(error, ValueError, *words)
+
+
+DREAMT_MISMATCHES = ["missing latent", "extra site", "dim of plate", "support within", "size of plate", "event dim"]
+DREAMT_MISMATCHES += ["no plate", "other plate", "size of subsampled plate", "subsampling in one of both"]
+DREAMT_MISMATCHES += ["plate that does not enclose all", "delta in a plate", "length of scan"]
+
+
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+@pytest.mark.parametrize("name", DREAMT_MISMATCHES)
+def test_programs_that_do_not_fit_are_refused_by_sleep_alone(name):
+    """A guide whose plate has the size of the minibatch would have its loss divided by size / subsample size."""
+    bad_model, bad_guide, _ = MISMATCHES[name]
+    loss = lambda x: rws_jax.sleep_phi_loss({}, {"m": 0.0}, seed(bad_model, 0), seed(bad_guide, 1), x)
+    init = lambda x: rws_jax.make_step(bad_model, bad_guide, insomnia=0.0).init(jax.random.key(0), x)
+    messages = set()
+    for sleep in (loss, jax.jit(loss), init):
+        with pytest.raises(ValueError, match="expected") as error:
+            sleep(X)
+        check(error, ValueError)
+        messages.add(str(error.value))
+    assert len(messages) == 1
 
 
 def test_parameters_must_all_have_values():
