@@ -203,13 +203,12 @@ def sleep_phi_loss(
     estimation and forward-KL amortised inference. Gradient: reaches `phi` alone; that of `theta` is exactly zero.
     Bias: none, for data that follow the model.
 
-    The model runs with its real arguments, which give shapes and covariates, and draws its observed sites anew. What it
-    reads of the data other than by ``obs=`` (a shifted copy as covariate, say) stays real: write such models with
-    `numpyro.contrib.control_flow.scan`, the carry being the value of the observed site.
+    The model runs with its real arguments, which give shapes and covariates, and draws its observed sites anew. It must
+    read data by ``obs=`` alone: an autoregressive one is a `numpyro.contrib.control_flow.scan` that carries its site.
 
     The guide is called with the same arguments, dreamt data in place of real ones: by `simulated_data_to_args` if
-    given, else as its argument ``observations`` (a dict keyed by site) or by arguments named as the observed sites.
-    `AutoNormal`, which reads no data, is called as it is.
+    given, else in the argument, or array within one, that the model observes, in arguments named as the observed sites
+    and as ``observations``, a dict keyed by site. Where the model masks a site, real values stay.
 
     Args:
       theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
@@ -230,7 +229,7 @@ def sleep_phi_loss(
       Scalar loss in nats, summed over units; ``inf`` if a dream lies outside of the guide's support.
 
     Raises:
-      ValueError: if programs or parameters do not match, dreams cannot be drawn, or not be shown to the guide.
+      ValueError: if programs or parameters do not match, dreams cannot be drawn or shown, or real data come into them.
       TypeError: if a program is not seeded, `num_particles` is no int, or `simulated_data_to_args` returns no pair.
 
     Example:
@@ -257,4 +256,4 @@ def sleep_phi_loss(
     execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
     execution.check_number(num_particles, "num_particles", 1)
     programs = programs_of(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
-    return options.estimator(execution.executor(), programs)
+    return options.estimator.checked(execution.executor(), programs)

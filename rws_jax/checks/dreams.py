@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide
 
 from rws_jax.core.errors import describe, fail
+from rws_jax.core.layers import unwrapped
 from rws_jax.core.sites import Site, Trace, base_distribution
 
 
@@ -88,6 +90,77 @@ def check_shape(name: str, dreamt: Any, real: Any) -> None:
         )
 
 
+def check_placeholders(name: str, dreamt: Any, real: Any) -> None:
+    """Where a site is masked its real values stay, so there must be one for each that was dreamt."""
+    try:
+        fits = jnp.broadcast_shapes(jnp.shape(real), jnp.shape(dreamt)) == jnp.shape(dreamt)
+    except ValueError:
+        fits = False
+    if not fits:
+        check_shape(name, dreamt, real)
+
+
+def check_single_site(name: str, other: str | None, argument: str) -> None:
+    """One array cannot hold the dreams of two sites."""
+    if other is not None and other != name:
+        fail(
+            ValueError,
+            f"sites {other!r} and {name!r} observe one array, and their dreams differ",
+            expected="an array for each observed site",
+            found=f"argument {argument!r}, which both observe",
+            hint="observe it once, or say by simulated_data_to_args what the guide is to see",
+        )
+
+
+def fail_ambiguous(name: str, arguments: list[str]) -> NoReturn:
+    """Data in one argument, a covariate in the other: dreams must go to the first alone."""
+    fail(
+        ValueError,
+        f"observed site {name!r} observes an array that is passed more than once",
+        expected=f"one argument that is the data of {name!r}",
+        found=f"the same array in arguments {arguments}",
+        hint=f"name the argument that is data {name!r}, pass a copy (jnp.array(x)) for the other,"
+        " or pass simulated_data_to_args",
+    )
+
+
+def check_masks(moved: list[str]) -> None:
+    """What is masked keeps its real values, so a dream must not choose what that is."""
+    if moved:
+        fail(
+            ValueError,
+            f"the mask of observed site {moved[0]!r} depends on what is dreamt",
+            expected="masks that follow from the arguments: where one is False the guide sees the real placeholder",
+            found=f"a mask of {moved[0]!r} that depends on latents or on other dreamt data, a length, say",
+            hint="pass simulated_data_to_args, which says what the guide sees where a dream is masked, as in"
+            " jnp.where(mask, sim['x'], 0.0); or pass the mask as an argument, or use insomnia=1.0",
+        )
+
+
+def fail_reads_data(name: str) -> NoReturn:
+    """Parts of a dream would be real data."""
+    fail(
+        ValueError,
+        f"the model's dreams depend on the real data of observed site {name!r}",
+        expected="a model that reads them by obs=... alone: it has to dream up all data by itself",
+        found="dreams that change with the data, for the same seed",
+        hint="pass what is not to be dreamt (totals, masks, a shifted copy) as an argument of its own, let a scan carry"
+        " what is, or use insomnia=1.0",
+    )
+
+
+def fail_shows_data(name: str, guide: Any) -> NoReturn:
+    """The guide would learn from dreamt latents and real data."""
+    fail(
+        ValueError,
+        f"the guide {name_of(unwrapped(guide))} reads real data of observed site {name!r} in sleep",
+        expected="a guide that reads data where it is shown dreams",
+        found="log densities that change with the real data, for the same dreams",
+        hint=f"name the argument that holds them {name!r}, read them from 'observations', or pass"
+        " simulated_data_to_args; pass what is no data (a mask, a length) as an argument of its own",
+    )
+
+
 def fail_dtype(site: Site, drawn: Any, dtype: Any) -> NoReturn:
     """A guide that computes with the type of its data would see other numbers in dreams."""
     name, family = site["name"], type(base_distribution(site["fn"])).__name__
@@ -98,6 +171,15 @@ def fail_dtype(site: Site, drawn: Any, dtype: Any) -> NoReturn:
         expected=f"data of a type that holds all that {family} may draw, such as {drawn}",
         found=f"data of type {dtype}",
         hint=f"pass them to both programs as {drawn}; a guide that computes with {dtype} converts them itself",
+    )
+
+
+def warn_of_prior(guide: Any) -> None:
+    """Sleep is amortised: what a guide learns that reads no data is the same for all of them."""
+    warnings.warn(
+        f"the guide {name_of(unwrapped(guide))} reads no data: sleep trains it to the model's prior, not to the"
+        " posterior. Use insomnia=1.0, or a guide that reads the data",
+        stacklevel=2,
     )
 
 
@@ -130,10 +212,11 @@ def fail_unrouted(guide: Callable[..., Any], observed: list[str], parameters: li
     fail(
         ValueError,
         f"sleep cannot hand its dreams to the guide {name_of(guide)}",
-        expected=f"guide arguments named as the observed sites {observed}, or one named 'observations'",
+        expected=f"guide arguments named as the observed sites {observed}, or one named 'observations', or an argument"
+        " that is, or has in it, the very array that the model observes",
         found=f"arguments {parameters}",
-        hint="rename the guide's data argument, or pass simulated_data_to_args="
-        "lambda sim, *args, **kwargs: (guide_args, guide_kwargs)",
+        hint="rename the guide's data argument, let the model observe the array as it was passed, or pass"
+        " simulated_data_to_args=lambda sim, *args, **kwargs: (guide_args, guide_kwargs)",
     )
 
 

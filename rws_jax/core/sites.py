@@ -1,5 +1,6 @@
 """Sites of one program's trace."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpyro.distributions as dist
@@ -30,6 +31,13 @@ def plate_sizes(site: Site) -> dict[Any, int]:
 def mutable_sites(run: Trace) -> Trace:
     """The sites of a trace that hold mutable state."""
     return {name: site for name, site in run.items() if site["type"] == "mutable"}
+
+
+def short_names(sites: Iterable[str]) -> dict[str, str]:
+    """Names of sites without what `numpyro.handlers.scope` puts before them, where that leaves each its own."""
+    shortened = {name: name.rsplit("/", 1)[-1] for name in sites}
+    short = list(shortened.values())
+    return {name: own if short.count(own) == 1 else name for name, own in shortened.items()}
 
 
 def base_distribution(fn: Any) -> Any:

@@ -62,6 +62,17 @@ def _of_events(inside: Any, num_dims: int) -> Any:
     return inside.reshape(inside.shape + (1,) * -num_dims)
 
 
+def mask_of_values(fn: Distribution) -> Any:
+    """Which numbers of a value are scored, in a shape that broadcasts to it; None: all are."""
+    if isinstance(fn, dist.MaskedDistribution):
+        inner, mask = mask_of_values(fn.base_dist), mask_of(fn)
+        if mask is True:
+            return inner
+        own = jnp.reshape(jnp.asarray(mask), jnp.shape(mask) + (1,) * fn.event_dim)
+        return own if inner is None else own & inner
+    return mask_of_values(fn.base_dist) if isinstance(fn, dist.ExpandedDistribution | dist.Independent) else None
+
+
 def is_all_known(inside: Any) -> bool:
     """Whether it is known, and not traced, that all of some events are inside."""
     return not isinstance(inside, Tracer) and bool(np.all(inside))

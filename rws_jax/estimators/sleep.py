@@ -12,6 +12,7 @@ from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators.scored import ScoredDreams
 from rws_jax.execution.executor import Executor
 from rws_jax.programs.density import Units
+from rws_jax.programs.leaks import check_no_real_data
 from rws_jax.programs.observations import SimulatedDataToArgs, show_data
 from rws_jax.programs.program import Arguments, Index, Programs
 from rws_jax.programs.run import Draws, replay, simulate
@@ -48,8 +49,8 @@ class DreamParticle:
     ) -> tuple[Trace, Arguments]:
         """Run the guide on dreamt data, at the dreamt latents, and check that it fits to the run that dreamt them."""
         guide, (args, kwargs) = programs.guide, programs.arguments
-        subsampled = bool(dream.draws.plates)
-        shown = show_data(guide.fn, dream.data, args, kwargs, self.simulated_data_to_args, subsampled=subsampled)
+        by, subsampled = self.simulated_data_to_args, bool(dream.draws.plates)
+        shown = show_data(guide.fn, dream.data, args, kwargs, by, model_run=model_run, subsampled=subsampled)
         guide_run = replay(guide, shown, index, dream.draws)
         sites.check_guide(guide_run)
         if model_run is None:
@@ -77,6 +78,17 @@ class Sleep:
     def __call__(self, executor: Executor, programs: Programs) -> jax.Array:
         """Run one set of dreams; the loss is a scalar in nats."""
         return dream_loss(executor(self.particle, programs, self.num_dreams))
+
+    def checked(self, executor: Executor, programs: Programs) -> jax.Array:
+        """The same, once it is clear that no real data come into dreams or guide: `init` has checked it for a step.
+
+        One dream is traced for it. Programs that Python branches in are run instead, which is left to `init`.
+        """
+        datum = None if executor.data.count(programs) is None else 0
+        with executor.watch():
+            index = Index(0, datum, executor.ragged)
+            check_no_real_data(self.particle, executor.data.take(programs, datum), index, by_values=False)
+        return self(executor, programs)
 
 
 def dream_loss(dreams: ScoredDreams) -> jax.Array:

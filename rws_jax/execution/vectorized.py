@@ -15,7 +15,7 @@ from rws_jax.execution.branching.handler import no_branching
 from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.devices import automatic_sharding
 from rws_jax.execution.executor import Executor, ParticleFn
-from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.program import Arguments, Index, Programs
 
 T = TypeVar("T")
 
@@ -41,9 +41,15 @@ class Vectorized(Executor):
                 num_data = self.data.count(programs)
                 if num_data is None:
                     return jax.vmap(lambda number: particle(programs, Index(number)))(numbers)
-                of_one = lambda number, datum, args: particle(programs.with_args(args), Index(number, datum))
-                of_datum = jax.vmap(of_one, in_axes=(0, None, None))
-                of_all = jax.vmap(of_datum, in_axes=(None, 0, self.data.axes), out_axes=1)
-                return of_all(numbers, jnp.arange(num_data), programs.arguments.args)
+                (args, kwargs), (axes, by_keyword) = programs.arguments, self.data.in_axes(programs.arguments)
+                mapped = {name: kwargs[name] for name, axis in by_keyword.items() if axis is not None}
+
+                def of_one(number: jax.Array, datum: jax.Array, args: tuple, mapped: dict) -> T:
+                    own = programs.with_arguments(Arguments(args, kwargs | mapped))
+                    return particle(own, Index(number, datum))
+
+                of_datum = jax.vmap(of_one, in_axes=(0, None, None, None))
+                of_all = jax.vmap(of_datum, in_axes=(None, 0, axes, 0), out_axes=1)
+                return of_all(numbers, jnp.arange(num_data), args, mapped)
         except CONCRETIZATION_ERRORS as error:
             fail_static(error)

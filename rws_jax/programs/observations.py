@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
 
 from rws_jax.checks import dreams
 from rws_jax.core.layers import ProgramFn, unwrapped
+from rws_jax.core.sites import Trace, short_names
 from rws_jax.programs.program import Arguments
+from rws_jax.programs.stand_in import stand_in
 
 # ``(simulated data by site, *args, **kwargs) -> (args, kwargs)`` of the guide, as in NumPyro's `vsbc_diagnostic`.
 SimulatedDataToArgs = Callable[..., tuple[tuple, dict]]
@@ -21,12 +24,14 @@ def show_data(
     kwargs: dict,
     simulated_data_to_args: SimulatedDataToArgs | None,
     *,
+    model_run: Trace | None = None,
     subsampled: bool = False,
 ) -> Arguments:
     """Put dreamt `data` in place of the real ones among the guide's arguments.
 
-    By, in this order: `simulated_data_to_args`; the guide's argument ``observations``, a dict keyed by site, and
-    whatever arguments are named as observed sites; these arguments alone, if all observed sites have one.
+    By `simulated_data_to_args` alone, if given. Else each site's data go to the argument named as the site; to the
+    argument, or array within one, that is the very array that the site observes; and into the guide's argument
+    ``observations``, a dict keyed by site. Each site needs one of these places.
 
     Args:
       guide: the guide, whose signature is inspected.
@@ -34,13 +39,14 @@ def show_data(
       args: the model's real positional arguments, covariates among them.
       kwargs: the model's real keyword arguments.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
+      model_run: the trace of the dream, which knows what its sites observe in reality.
       subsampled: whether the dream is of a minibatch.
 
     Returns:
       The arguments to call the guide with.
 
     Raises:
-      ValueError: if none of the three ways applies, or dreamt and real data differ in shape.
+      ValueError: if there is no place, data and covariate are one array, or dreamt and real data differ in shape.
       TypeError: if `simulated_data_to_args` does not return such a pair.
     """
     if simulated_data_to_args is not None:
@@ -53,22 +59,67 @@ def show_data(
     if isinstance(bare, AutoGuide):
         dreams.fail_joint(bare)
     signature = inspect.signature(guide)
-    by_name = {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     try:
         bound = signature.bind_partial(*args, **kwargs)
     except TypeError as error:
         dreams.fail_unbound(bare, str(error), signature)
-    if "observations" in by_name:
-        real, shown = bound.arguments.get("observations"), {"observations": data}
-        shown |= {name: data[name] for name in data.keys() & bound.arguments.keys()}  # not real ones beside dreamt
-    elif data.keys() <= by_name:
-        real, shown = bound.arguments, data
-    else:
+    sites, real = model_run or {}, dict(bound.arguments)
+    observed = {name: sites[name].get("real") if name in sites else None for name in data}
+    places = _find_places(signature, real, observed)
+    if places.none_for:
         dreams.fail_unrouted(bare, sorted(data), [str(p) for p in signature.parameters.values()])
-    for name, value in data.items():
-        if isinstance(real, dict):
-            dreams.check_shape(name, value, real.get(name))
-        elif subsampled:
-            dreams.check_minibatch(name, value, args, kwargs)
-    bound.arguments.update(shown)
+    for name in data if subsampled and places.observations is not None and not real.get("observations") else ():
+        dreams.check_minibatch(name, data[name], args, kwargs)
+
+    def shown(name: str, real: Any) -> jax.Array:
+        if real is None:
+            return data[name]
+        dreams.check_shape(name, data[name], real)
+        return stand_in(sites[name], data[name], real) if name in sites else data[name]
+
+    leaves, structure = jax.tree.flatten(real)
+    new = [shown(places.leaves[i], leaf) if i in places.leaves else leaf for i, leaf in enumerate(leaves)]
+    bound.arguments |= jax.tree.unflatten(structure, new)
+    bound.arguments |= {argument: shown(name, real.get(argument)) for argument, name in places.arguments.items()}
+    if places.observations is not None:
+        given = real.get("observations") or {}
+        entries = {key: shown(name, given.get(key)) for key, name in places.observations.items()}
+        rest = bound.arguments.get("observations") or {}
+        bound.arguments["observations"] = rest | entries if rest.keys() - data.keys() else entries
     return Arguments(bound.args, bound.kwargs)
+
+
+class _Places(NamedTuple):
+    """Where dreams go."""
+
+    arguments: dict[str, str]  # arguments of the guide that are data, and of which site
+    leaves: dict[int, str]  # arrays, counted through all arguments
+    observations: dict[str, str] | None  # keys of `observations`, if the guide takes a dict of them
+    none_for: list[str]  # sites that have no place
+
+
+def _find_places(signature: inspect.Signature, real: dict[str, Any], observed: dict[str, Any]) -> _Places:
+    """Find places by names and, for what sites are known to observe, by identity."""
+    by_name = {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    names, given = short_names(observed), real.get("observations", {})
+    takes_dict = "observations" in by_name and (given is None or isinstance(given, dict))
+    keys = {name if name in (given or {}) or names[name] not in (given or {}) else names[name]: name for name in names}
+    places = _Places({}, {}, keys if takes_dict else None, [])
+    argument_of = [path[0].key for path, _ in jax.tree.leaves_with_path(real)]
+    for name, array in observed.items():
+        same = [i for i, leaf in enumerate(jax.tree.leaves(real)) if leaf is array and array is not None]
+        own = [i for i in same if argument_of[i] == names[name]]
+        is_named = names[name] in real or (names[name] in by_name and not takes_dict)
+        if is_named and not (own and real[names[name]] is not array):
+            places.arguments[names[name]] = name
+        same = own or [i for i in same if argument_of[i] not in names.values()] or same
+        # The same array in another argument than that of its name is a covariate.
+        if own or len(same) == 1:
+            for i in same:
+                dreams.check_single_site(name, places.leaves.get(i), argument_of[i])
+                places.leaves[i] = name
+        elif names[name] not in places.arguments and not takes_dict:
+            if same:
+                dreams.fail_ambiguous(name, [argument_of[i] for i in same])
+            places.none_for.append(name)
+    return places

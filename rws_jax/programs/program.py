@@ -111,9 +111,9 @@ class Programs:
         model, guide = (replace(p, params=q) for p, q in zip((self.model, self.guide), params, strict=True))
         return replace(self, model=model, guide=guide)
 
-    def with_args(self, args: tuple) -> "Programs":
-        """The same programs with other positional arguments, those of one datum among many, say."""
-        return replace(self, arguments=self.arguments._replace(args=args))
+    def with_arguments(self, arguments: Arguments) -> "Programs":
+        """The same programs with other arguments, those of one datum among many, say."""
+        return replace(self, arguments=arguments)
 
     def map(self, change: Callable[[Program], Program]) -> "Programs":
         """Change every program in the same way."""

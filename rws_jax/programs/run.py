@@ -86,7 +86,11 @@ def replay(
 def simulate(
     program: Program, arguments: Arguments, index: Index, data_sites: tuple[str, ...]
 ) -> tuple[Trace, dict[str, jax.Array]]:
-    """Run and draw latents and data together; also return the data, the values of the observed sites."""
+    """Run and draw latents and data together; also return the data, the values of the observed sites.
+
+    In the trace, sites have what they observe in reality as ``real``, where that is known as a whole.
+    """
+    real: dict[str, Any] = {}
 
     def value_of(site: Site, steps: tuple) -> Any:
         if site["type"] != "sample":
@@ -96,10 +100,13 @@ def simulate(
             site["is_data"] = site["name"] in data_sites
             return _drawn_inside(site)
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
+        if not steps:
+            real[site["name"]] = site["value"]
         return stand_in(site, _draw(site, numpyro.prng_key()), site["value"])
 
     run = _run(program, arguments, index, value_of)
-    for site in run.values():
+    for name, site in run.items():
+        site["real"] = real.get(name)
         site["is_observed"] = site.get("is_observed", False) or site.get("is_data", False)
     dreams.check_dream(run, data_sites)
     return run, {name: s["value"] for name, s in run.items() if s["type"] == "sample" and s["is_observed"]}

@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from rws_jax.checks import sites
 from rws_jax.checks.control_flow import fail_static
+from rws_jax.checks.dreams import warn_of_prior
 from rws_jax.checks.supports import check_fixed, warn_of_narrower
 from rws_jax.checks.units import warn_of_one_unit
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
@@ -29,7 +30,7 @@ from rws_jax.execution.branching.trace import BranchingValue
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.independence import SiteOf, check_independent
-from rws_jax.programs.leaks import check_reads_no_data, check_shows_no_data
+from rws_jax.programs.leaks import check_no_real_data, reads_data
 from rws_jax.programs.program import Arguments, Index, Programs
 from rws_jax.programs.run import Draws, mutable_start, param_values, replay, sample
 from rws_jax.training.step_loss import StepLoss
@@ -49,6 +50,8 @@ def run_pilot(
     arguments: Arguments,
     number: int = 0,
     mutable_state: MutableState | None = None,
+    *,
+    is_thorough: bool = True,
 ) -> PilotRuns:
     """Run one particle, of the first datum, as the chosen phases do, and check that the programs fit together.
 
@@ -59,6 +62,7 @@ def run_pilot(
       arguments: those of the programs.
       number: which particle.
       mutable_state: that of both programs; None for initial values.
+      is_thorough: whether to make as well the checks that run programs several times more.
     """
     options, executor = loss.options, loss.executor
     programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments, mutable_state)
@@ -67,31 +71,37 @@ def run_pilot(
     runs, needs_wake = None, options.trains_phi_on_wake
     with executor.watch():
         if options.sleep:
-            runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep)
+            runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep, is_thorough=is_thorough)
             needs_wake = needs_wake or bool(param_sites(runs.model))
         if runs is None or needs_wake:
             runs_alone = cache(lambda: executor.runs_alone(options.wake.estimator.particle, of_all))
             index = lambda: Index(number, datum, executor.ragged and runs_alone())  # programs may turn out to branch
-            runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)
+            runs = _run_wake(
+                programs, index, options.wake, trains_phi=options.trains_phi_on_wake, is_thorough=is_thorough
+            )
     return runs
 
 
-def _run_sleep(programs: Programs, index: Index, options: SleepOptions) -> PilotRuns:
-    particle, arguments = options.estimator.particle, programs.arguments
+def _run_sleep(programs: Programs, index: Index, options: SleepOptions, *, is_thorough: bool) -> PilotRuns:
+    particle = options.estimator.particle
     model_run, dream = particle.dream(programs, index)
-    check_reads_no_data(programs.model, arguments, index, model_run, dream.data, particle.data_sites)
-    guide_run, shown = particle.run(programs, index, dream, model_run)
-    check_shows_no_data(programs.model, programs.guide, arguments, shown, index, guide_run, dream.data)
+    guide_run, _ = particle.run(programs, index, dream, model_run)
+    if is_thorough:
+        check_no_real_data(particle, programs, index, by_values=True)
+        if not reads_data(particle, programs, index, model_run, dream):
+            warn_of_prior(programs.guide.fn)
     return PilotRuns(model_run, guide_run)
 
 
-def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptions, *, trains_phi: bool) -> PilotRuns:
+def _run_wake(
+    programs: Programs, index: Callable[[], Index], options: WakeOptions, *, trains_phi: bool, is_thorough: bool
+) -> PilotRuns:
     particle = options.estimator.particle
     of_guide = replace(particle, delta=0.0)
     draws = of_guide.draw(programs, index())
     runs = of_guide.run(programs, index(), draws)
     units = of_guide.units_of(runs)
-    if not index().alone:  # else all is one unit
+    if is_thorough and not index().alone:  # else all is one unit
         check_independent(units, *_functions_of(of_guide, programs, index(), units))
     if trains_phi and options.needs_fixed_support:
         _check_fixed_support(programs, index(), runs.guide)

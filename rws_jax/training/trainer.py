@@ -100,7 +100,8 @@ class Trainer:
         params, names = {}, state.theta.keys() | state.phi.keys()
         for number in range(self.num_runs):
             values, rng_key = (state.theta, state.phi), jax.random.key(0)
-            for run in run_pilot(self.loss, values, rng_key, arguments, number, state.mutable_state or {}):
+            pilot = partial(run_pilot, self.loss, values, rng_key, arguments, is_thorough=False)
+            for run in pilot(number, state.mutable_state or {}):
                 params |= constrained_values(run)
             if params.keys() >= names:
                 break
@@ -121,7 +122,7 @@ class Trainer:
         phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
         if not executor.ragged:
-            pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state)
+            pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
             check_compiles(pilot, rng_key, arguments, latent_sites(runs.guide))
         return theta, phi, mutable.check(self.loss, (theta, phi), rng_key, arguments) or None
 

@@ -130,7 +130,7 @@ def test_one_particle_is_too_few_where_the_model_has_parameters():
         model(x)
 
     rws = rws_jax.make_step(
-        with_param, guide, insomnia=0.0, num_particles=1, simulated_data_to_args=lambda s, x: ((x,), {})
+        with_param, guide, insomnia=0.0, num_particles=1, simulated_data_to_args=lambda s, x: ((s["x"],), {})
     )
     with pytest.raises(ValueError, match="num_particles") as error:
         rws.init(jax.random.key(0), X)
@@ -538,6 +538,13 @@ def test_model_has_params_must_be_true_to_its_word():
 # sleep
 
 
+def rescaled_model(x):
+    """What it observes is none of its arguments."""
+    with numpyro.plate("data", 3):
+        z = numpyro.sample("z", NORMAL)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=2.0 * x)
+
+
 def other_name_guide(data):
     with numpyro.plate("data", 3):
         numpyro.sample("z", dist.Normal(data, 1.0))
@@ -608,8 +615,13 @@ def indexing_guide(x):
 
 
 UNDREAMABLE = {
-    "argument of another name": (model, other_name_guide, {}, ["sleep cannot hand its dreams", "['x']", "'data'"]),
-    "arguments without names": (model, any_arguments_guide, {}, ["sleep cannot hand its dreams", "'*args'"]),
+    "argument of another name": (
+        rescaled_model,
+        other_name_guide,
+        {},
+        ["sleep cannot hand its dreams", "['x']", "'data'", "the very array that the model observes"],
+    ),
+    "arguments without names": (rescaled_model, any_arguments_guide, {}, ["sleep cannot hand its dreams", "'*args'"]),
     "factor": (factor_model, guide, {}, ["sleep cannot dream", "site 'penalty' is a numpyro.factor", "insomnia=1.0"]),
     "improper": (improper_model, guide, {}, ["site 'z' is an improper prior", "insomnia=1.0"]),
     "auxiliary": (model, auxiliary_guide, {}, ["auxiliary site 'u'", "AutoNormal"]),

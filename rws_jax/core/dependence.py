@@ -1,0 +1,89 @@
+"""Which outputs of a traced function depend on which of its inputs: what its jaxpr says, whatever the values.
+
+An output depends on an input if arithmetic leads from the one to the other. Shapes are not arithmetic: what is made of
+`x.shape` or by `jnp.zeros_like(x)` does not depend on `x`; ``0 * x`` does.
+"""
+
+from collections.abc import Iterable
+from functools import reduce
+from operator import or_
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+# Primitives that do nothing but call the one jaxpr among their parameters.
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+_CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+
+
+def in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.Array:
+    """``jnp.where(mask, value, rest)`` that counts as depending on `value` alone."""
+    return jax.jit(_in_part)(mask, value, rest)  # so that it is found in a jaxpr, by its name; XLA sees through it
+
+
+def _in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.Array:
+    return jnp.where(mask, value, rest)
+
+
+def dependence(jaxpr: ClosedJaxpr) -> list[set[int]]:
+    """For each output, the inputs that it may depend on.
+
+    Exact through loops, branches and nested calls; a primitive of unknown inner workings counts as using all of its
+    inputs for all of its outputs.
+    """
+    num = len(jaxpr.in_avals)
+    outputs = _outputs(jaxpr.jaxpr, [1 << i for i in range(num)])
+    return [{i for i in range(num) if output >> i & 1} for output in outputs]
+
+
+def _outputs(jaxpr: Jaxpr, inputs: list[int]) -> list[int]:
+    """Sets of inputs as the bits of integers: those of each output, from those that each variable depends on."""
+    reached = dict(zip(jaxpr.invars, inputs, strict=True))
+    escaped = 0  # into the host or a mutable array, from where it may come back anywhere
+    of = lambda var: escaped | (0 if isinstance(var, Literal) else reached.get(var, 0))
+    for eqn in jaxpr.eqns:
+        into = [of(var) for var in eqn.invars]
+        if any(type(effect).__name__ != "DebugEffect" for effect in eqn.effects):
+            escaped |= _union(into)
+        out = [escaped | bits for bits in _through(eqn, into)] if any(into) else [0] * len(eqn.outvars)
+        reached.update(zip(eqn.outvars, out, strict=True))
+    return [of(var) for var in jaxpr.outvars]
+
+
+def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
+    """What one equation makes of its inputs."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        split = params["num_consts"], params["num_consts"] + params["num_carry"]
+        carry = into[split[0] : split[1]]
+        while True:
+            out = _outputs(params["jaxpr"].jaxpr, [*into[: split[0]], *carry, *into[split[1] :]])
+            after = [a | b for a, b in zip(carry, out, strict=False)]
+            if after == carry:
+                return [*carry, *out[len(carry) :]]
+            carry = after
+    if name == "while":
+        split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        carry = into[split[1] :]
+        while True:
+            out = _outputs(params["body_jaxpr"].jaxpr, [*into[split[0] : split[1]], *carry])
+            again = _outputs(params["cond_jaxpr"].jaxpr, [*into[: split[0]], *carry])
+            after = [again[0] | a | b for a, b in zip(carry, out, strict=True)]
+            if after == carry:
+                return carry
+            carry = after
+    if name == "cond":
+        branches = [_outputs(branch.jaxpr, into[1:]) for branch in params["branches"]]
+        return [into[0] | _union(out) for out in zip(*branches, strict=True)]
+    if name in _CALLS:
+        if params.get("name") == _in_part.__name__:
+            return [into[1]]
+        inner = [param for param in params.values() if isinstance(param, Jaxpr | ClosedJaxpr)]
+        if len(inner) == 1:
+            return _outputs(inner[0].jaxpr if isinstance(inner[0], ClosedJaxpr) else inner[0], into)
+    return [_union(into)] * len(eqn.outvars)
+
+
+def _union(sets: Iterable[int]) -> int:
+    return reduce(or_, sets, 0)
