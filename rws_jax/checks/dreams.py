@@ -9,12 +9,15 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.infer.autoguide import AutoGuide
 
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import unwrapped
-from rws_jax.core.sites import Site, Trace, base_distribution
+from rws_jax.core.sites import Site, Trace, base_distribution, constant_sites, latent_sites
+from rws_jax.core.supports import mask_of_values
+from rws_jax.core.trees import is_traced
 
 
 def check_dreamable(site: Site) -> None:
@@ -29,9 +32,29 @@ def check_dreamable(site: Site) -> None:
             found=f"{what} at site {name!r}",
             hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
         )
+    mask = mask_of_values(site["fn"])
+    if not (site["is_observed"] or mask is None or is_traced(mask) or np.any(mask)):
+        fail(
+            ValueError,
+            f"sleep cannot dream latent site {name!r}, which is masked as a whole: its density is another one",
+            expected="latents that are drawn from what they are scored by",
+            found=f"mask False at site {name!r}",
+            hint="draw it from its own distribution, or use insomnia=1.0",
+        )
 
 
-def check_dream(run: Trace, data_sites: tuple[str, ...]) -> None:
+def fail_observes_latents(name: str) -> NoReturn:
+    """What is observed is drawn elsewhere in the model, and dreamt from another distribution there."""
+    fail(
+        ValueError,
+        f"sleep cannot dream site {name!r}, which observes what the model itself draws",
+        expected="obs=... of data, that is of arguments: dreams of latents come from where these are drawn",
+        found=f"an observed value that depends on latents at site {name!r}",
+        hint="draw the latent from the distribution that it is scored by, or use insomnia=1.0",
+    )
+
+
+def check_dream(run: Trace, data_sites: tuple[str, ...], data: dict[str, Any]) -> None:
     """There must be data to dream."""
     samples = {name: site for name, site in run.items() if site["type"] == "sample"}
     unknown = sorted(set(data_sites) - samples.keys())
@@ -52,12 +75,13 @@ def check_dream(run: Trace, data_sites: tuple[str, ...]) -> None:
                 found=f"obs_mask=... at site {name!r}",
                 hint="hide missing data by numpyro.handlers.mask, or use insomnia=1.0",
             )
-    if not any(site["is_observed"] for site in samples.values()):
+    if not data:
+        given = sorted(constant_sites(run))
         fail(
             ValueError,
             "sleep has no data to dream: the model has no observed site",
             expected="a sample site with obs=..., or option 'observed_sites'",
-            found=f"latent sites {sorted(samples)}",
+            found=f"latent sites {sorted(latent_sites(run))}" + (f", constants {given}" if given else ""),
             hint="for a model that runs without data, name its data sites, as in observed_sites=('x',)",
         )
 

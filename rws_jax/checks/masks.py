@@ -5,19 +5,19 @@ import numpy as np
 from jax.core import Tracer
 
 from rws_jax.core.errors import fail
-from rws_jax.core.masks import mask_of_elements
 from rws_jax.core.sites import Site
+from rws_jax.core.supports import mask_of_values
 
 
 def check_same_mask(name: str, site: Site, other: Site, roles: tuple[str, str]) -> None:
     """What one program leaves out and the other scores would weigh particles by half of their density."""
-    masks, shape = [mask_of_elements(s["fn"]) for s in (site, other)], jnp.shape(site["value"])
+    masks, shape = [mask_of_values(s["fn"]) for s in (site, other)], jnp.shape(site["value"])
     if any(isinstance(mask, Tracer) for mask in masks):
-        if not any(isinstance(mask, bool) for mask in masks):
+        if not any(mask is None for mask in masks):
             return  # both have one, and which elements are masked is not known
-        found = ["no mask" if isinstance(mask, bool) else "a mask" for mask in masks]
+        found = ["no mask" if mask is None else "a mask" for mask in masks]
     else:
-        masks = [np.broadcast_to(np.asarray(mask), shape) for mask in masks]
+        masks = [np.broadcast_to(True if mask is None else np.asarray(mask), shape) for mask in masks]
         if np.array_equal(*masks):
             return
         found = [f"{mask.sum()} of {mask.size} elements count" for mask in masks]

@@ -11,10 +11,12 @@ from numpyro.contrib.control_flow.cond import _subs_wrapper as value_in_cond
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import _subs_wrapper as value_in_scan
 from numpyro.distributions import Distribution, MaskedDistribution
+from numpyro.handlers import condition
 from numpyro.primitives import _PYRO_STACK as ACTIVE_HANDLERS
 from numpyro.primitives import Messenger, plate
 
 __all__ = ["SUBSTITUTE_STACK", "ActivePlate", "Messenger", "active_plates", "comes_out_of_control_flow", "is_cond"]
+__all__ += ["is_conditioned"]
 __all__ += ["mask_of", "own_validation", "value_in_cond", "value_in_scan"]
 
 # The argument by which scan and cond pass the handlers of `condition` and `substitute` on into their bodies.
@@ -65,3 +67,18 @@ def active_plates() -> list[ActivePlate]:
     """The plates around the statement that runs, whatever their names and records have become."""
     plates = [handler for handler in ACTIVE_HANDLERS if isinstance(handler, plate)]
     return [ActivePlate(handler.name, handler.dim, handler.size, handler._indices) for handler in plates]
+
+
+def is_conditioned(site: dict[str, Any]) -> bool:
+    """Whether the value of the sample site that is processed comes from `numpyro.handlers.condition`.
+
+    The name that the handler knows may have been another one.
+    """
+    for handler in ACTIVE_HANDLERS:
+        if isinstance(handler, condition):
+            given = (handler.data or {}).values()
+            if any(value is site["value"] for value in given):
+                return True
+            if handler.condition_fn is not None and handler.condition_fn(site) is not None:
+                return True
+    return False

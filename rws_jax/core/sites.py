@@ -28,6 +28,11 @@ def plate_sizes(site: Site) -> dict[Any, int]:
     return {frame: full.get(frame.dim, frame.size) for frame in site["cond_indep_stack"]}
 
 
+def constant_sites(run: Trace) -> Trace:
+    """Sample sites that were given by `numpyro.handlers.condition`, and whose log density no latent bears upon."""
+    return {name: site for name, site in run.items() if site.get("is_constant")}
+
+
 def mutable_sites(run: Trace) -> Trace:
     """The sites of a trace that hold mutable state."""
     return {name: site for name, site in run.items() if site["type"] == "mutable"}

@@ -68,7 +68,8 @@ def mask_of_values(fn: Distribution) -> Any:
         inner, mask = mask_of_values(fn.base_dist), mask_of(fn)
         if mask is True:
             return inner
-        own = jnp.reshape(jnp.asarray(mask), jnp.shape(mask) + (1,) * fn.event_dim)
+        mask = np.asarray(mask) if isinstance(mask, bool) else mask  # a constant, whatever is traced
+        own = mask.reshape(mask.shape + (1,) * fn.event_dim)
         return own if inner is None else own & inner
     return mask_of_values(fn.base_dist) if isinstance(fn, dist.ExpandedDistribution | dist.Independent) else None
 

@@ -46,7 +46,8 @@ class Units:
     @classmethod
     def of(cls, *runs: Trace) -> "Units":
         """Infer the units; a subsampled plate that is not among them is an error."""
-        plates = [plate_sizes(site) for run in runs for site in run.values() if site["type"] == "sample"]
+        sites = [site for run in runs for site in run.values() if site["type"] == "sample"]
+        plates = [plate_sizes(site) for site in sites if not site.get("is_constant")]
         common = set.intersection(*map(set, plates)) if plates else set()
         check_subsampling(runs, set().union(*plates) - common)
         scale = math.prod((plates[0][frame] / frame.size for frame in common), start=1.0)
@@ -87,9 +88,12 @@ class Units:
                 is_latent = name in latents
                 value, source = (latents[name], proposal_dists(site)) if is_latent else (site["value"], site["fn"])
                 log_prob = log_density(site["fn"], value, source)
-                if site["scale"] is not None:
-                    log_prob = log_prob * (site["scale"] / self.scale)
-                log_densities[name] = self.sum(log_prob)
+                scale = 1.0 if site["scale"] is None else site["scale"]
+                if site["scale"] is not None or self.scale != 1.0:
+                    log_prob = log_prob * (scale / self.scale)
+                log_prob = self.sum(log_prob)
+                # A constant may be outside of the units' plates, and then is no more than once in the sum over units.
+                log_densities[name] = log_prob * (log_prob.size / math.prod(self.shape))
         return log_densities
 
     def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:

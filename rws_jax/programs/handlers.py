@@ -21,6 +21,7 @@ from rws_jax.core.numpyro_internals import (
     active_plates,
     comes_out_of_control_flow,
     is_cond,
+    is_conditioned,
     value_in_cond,
     value_in_scan,
 )
@@ -167,6 +168,7 @@ class given_values(Messenger):
     ) -> None:
         self.role, self.value_of, self.steps = role, value_of, steps  # steps is None outside of control flow
         self.minibatches: list[Any] = []  # indices of all plates whose records are seen
+        self.conditioned: list[str] = []  # sites whose values are given by `numpyro.handlers.condition`
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
@@ -181,6 +183,8 @@ class given_values(Messenger):
             plates = active_plates()
             check_minibatches(self.role, msg, plates, self.minibatches)
             msg["plate_sizes"] = {plate.dim: plate.size for plate in plates}
+            if msg["is_observed"] and is_conditioned(msg):
+                self.conditioned.append(msg["name"])
             if self.steps is not None and msg["value"] is None:
                 # The key that a draw takes, also if the value is given: what follows must see the same randomness.
                 msg["kwargs"]["rng_key"] = numpyro.prng_key()
@@ -206,7 +210,9 @@ class given_values(Messenger):
             for kind, values in inner:
                 given = partial(at_site, values)
                 body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, None, given)
-            return given_values(body, self.role, self.value_of, steps)
+            handler = given_values(body, self.role, self.value_of, steps)
+            handler.conditioned = self.conditioned
+            return handler
 
         steps = self.steps or ()
         if is_cond(msg):

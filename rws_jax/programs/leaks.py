@@ -35,6 +35,8 @@ def check_no_real_data(dreamer: Dreamer, programs: Programs, index: Index, *, by
     source = traced or known
     if source is None:
         return  # such programs are refused, or run, elsewhere
+    for name in source.sites_of_latents():
+        dreams.fail_observes_latents(name)
     if dreamer.simulated_data_to_args is None:
         dreams.check_masks(source.masks_of_dreams())
     for name, holders in source.holders.items():

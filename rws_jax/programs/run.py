@@ -16,9 +16,10 @@ from numpyro.handlers import trace
 
 from rws_jax.checks import dreams, matching
 from rws_jax.checks.sites import check_proper
+from rws_jax.core.dependence import dependence
 from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Site, Trace, latent_sites, mutable_sites
+from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites
 from rws_jax.core.supports import feasible
 from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
@@ -88,12 +89,15 @@ def simulate(
 ) -> tuple[Trace, dict[str, jax.Array]]:
     """Run and draw latents and data together; also return the data, the values of the observed sites.
 
+    What `numpyro.handlers.condition` gives and no latent bears upon is a constant, and no data.
+
     In the trace, sites have what they observe in reality as ``real``, where that is known as a whole.
     """
     real: dict[str, Any] = {}
+    given: set[str] = set()
 
     def value_of(site: Site, steps: tuple) -> Any:
-        if site["type"] != "sample":
+        if site["type"] != "sample" or site["name"] in given:
             return None
         dreams.check_dreamable(site)
         if not site["is_observed"]:
@@ -105,11 +109,19 @@ def simulate(
         return stand_in(site, _draw(site, numpyro.prng_key()), site["value"])
 
     run = _run(program, arguments, index, value_of)
+    given |= constant_sites(run).keys() - set(data_sites)
+    if given:  # known once the model has run
+        run = _run(program, arguments, index, value_of)
     for name, site in run.items():
         site["real"] = real.get(name)
         site["is_observed"] = site.get("is_observed", False) or site.get("is_data", False)
-    dreams.check_dream(run, data_sites)
-    return run, {name: s["value"] for name, s in run.items() if s["type"] == "sample" and s["is_observed"]}
+    drawn = [site["value"] for site in latent_sites(run).values()]
+    for name, value in real.items():
+        if name not in given and any(value is one for one in drawn):
+            dreams.fail_observes_latents(name)
+    data = {n: s["value"] for n, s in run.items() if s["type"] == "sample" and s["is_observed"] and n not in given}
+    dreams.check_dream(run, data_sites, data)
+    return run, data
 
 
 def _drawn_inside(site: Site) -> Any:
@@ -149,8 +161,35 @@ def constrained_values(run: Trace) -> Params:
 
 
 def _run(program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]) -> Trace:
+    run, conditioned = _run_with(program, arguments, index, value_of)
+    for name in conditioned:
+        run[name]["is_constant"] = False
+    for name in _constants(program, arguments, index) if conditioned else ():
+        run[name]["is_constant"] = True
+    return run
+
+
+def _constants(program: Program, arguments: Arguments, index: Index) -> list[str]:
+    """Sites that are conditioned, and whose log density does not depend on what is drawn."""
+
+    def log_densities(particle: Any) -> dict[str, jax.Array]:
+        value_of = lambda site, steps: _drawn_inside(site) if site["type"] == "sample" else None
+        run, conditioned = _run_with(program, arguments, index._replace(particle=particle), value_of)
+        return {name: run[name]["fn"].log_prob(run[name]["value"]) for name in conditioned}
+
+    try:
+        jaxpr, names = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle))
+    except TypeError:  # Python has to know what is drawn, and all that is given counts as data
+        return []
+    return [name for name, inputs in zip(names, dependence(jaxpr), strict=True) if not inputs]
+
+
+def _run_with(
+    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]
+) -> tuple[Trace, list[str]]:
     run = randomness(program.seeded, program.role, index)
     if program.params is not None:
         run = parameters(run, program.role, program.params)
     run = mutable_state(run, program.role, program.mutable_state)
-    return trace(given_values(run, program.role, value_of)).get_trace(*arguments.args, **arguments.kwargs)
+    given = given_values(run, program.role, value_of)
+    return trace(given).get_trace(*arguments.args, **arguments.kwargs), given.conditioned

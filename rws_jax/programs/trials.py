@@ -138,6 +138,10 @@ class Traced:
         """The sites whose mask depends on what is dreamt."""
         return [name for name, mask in self.inputs.masks.items() if _any_depends(mask, [0])]
 
+    def sites_of_latents(self) -> list[str]:
+        """The sites that observe what is dreamt."""
+        return [name for name, value in self.inputs.observed.items() if _any_depends(value, [0])]
+
     def moved_by_data(self, holders: list[int]) -> Moved:
         """What depends on the real data of a site."""
         inputs = [1 + holder for holder in holders]
@@ -161,12 +165,18 @@ class Known:
         """Which numbers hold the data of each site."""
         return self._base[1]
 
+    @cached_property
+    def _next(self) -> Outcome:
+        with jax.ensure_compile_time_eval():
+            return self.trial.run(self.trial.index.particle + 1, self.trial.numbers)[0]
+
     def masks_of_dreams(self) -> list[str]:
         """The sites whose mask is another in the next dream."""
-        base = self._base[0].masks
-        with jax.ensure_compile_time_eval():
-            masks = self.trial.run(self.trial.index.particle + 1, self.trial.numbers)[0].masks
-        return [name for name in base.keys() & masks.keys() if not _equal(base[name], masks[name])]
+        return _other_sites(self._base[0].masks, self._next.masks)
+
+    def sites_of_latents(self) -> list[str]:
+        """The sites that observe another value in the next dream."""
+        return _other_sites(self._base[0].observed, self._next.observed)
 
     def moved_by_data(self, name: str, holders: list[int]) -> Moved | None:
         """What comes out differently with dreamt data in place of a site's real ones; None if programs do not run."""
@@ -182,6 +192,10 @@ class Known:
             numbers = [other(real) if i in holders else real for i, real in enumerate(self.trial.numbers)]
             again = self.trial.run(self.trial.index.particle, numbers)[0]
         return Moved(not _equal(base.dream, again.dream), not _equal(base.density, again.density))
+
+
+def _other_sites(base: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [name for name in base.keys() & other.keys() if not _equal(base[name], other[name])]
 
 
 def _any_depends(tree: Any, inputs: list[int]) -> bool:

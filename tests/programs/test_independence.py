@@ -64,7 +64,7 @@ def test_elements_that_do_not_are_accepted():
     """They may depend on all data, and on their own latents."""
     model, guide = in_plate(5, lambda z: 2.0 * z), coins(5, lambda z: -1.0 * z)
     init(model, lambda x: guide(x - x.mean()), jnp.arange(5.0))
-    init(in_plate(5, forward), coins(5), jnp.zeros(5), insomnia=0.0, observed_sites=("x",))  # sleep has no weights
+    init(in_plate(5, forward), lambda x: coins(5, lambda z: x)(x), jnp.zeros(5), insomnia=0.0)  # sleep has no weights
 
 
 def chains(read):
