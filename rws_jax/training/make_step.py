@@ -55,6 +55,7 @@ def make_step(
     (Le et al. 2019). Both wake losses share one set of particles, and all gradients come from one pass; what the
     chosen insomnia does not need is not computed. `step` is jitted, and can be scanned, vmapped and jitted again. But
     Python may branch on sites with ``infer={"branching": True}``: then each path is compiled by itself, not `step`.
+    Mutable sites (BatchNorm, nnx.Dropout) are carried on by finite steps; dreams see them and leave them alone.
 
     Args:
       model: NumPyro model; it need not be reparameterisable.
@@ -93,7 +94,7 @@ def make_step(
 
     Raises:
       ValueError: for an option out of range. From `init`, if model, guide and arguments do not fit together.
-      TypeError: for an option of the wrong kind.
+      TypeError: for an option of the wrong kind, or an optimizer that needs more than gradients, parameters and loss.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
