@@ -13,6 +13,7 @@ from numpyro.handlers import seed
 
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import layers, unwrapped
+from rws_jax.core.unconstrained import Unconstrained, fail_unconstrained
 
 
 def check_flag(value: Any, option: str) -> None:
@@ -133,3 +134,5 @@ def check_params(value: Any, symbol: str) -> None:
             found=describe(value),
             hint="losses take (theta, phi, seeded_model, seeded_guide, *args)",
         )
+    if isinstance(value, Unconstrained):
+        fail_unconstrained(f"the values of {symbol}")

@@ -33,7 +33,7 @@ def check_dreamable(site: Site) -> None:
             hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
         )
     mask = mask_of_values(site["fn"])
-    if not (site["is_observed"] or mask is None or is_traced(mask) or np.any(mask)):
+    if not (site["is_observed"] or mask is None or is_traced(mask) or np.asarray(mask).any()):
         fail(
             ValueError,
             f"sleep cannot dream latent site {name!r}, which is masked as a whole: its density is another one",

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
@@ -66,33 +65,6 @@ _NOT_IN_CONTROL_FLOW = {
     "plate": ("subsampled plate", "numpyro.plate", "pass the minibatch as an argument, and give the plate its size"),
     "mutable": ("mutable site", "numpyro.primitives.mutable", "run layers that have state before or after it"),
 }
-
-
-def check_param(role: str, name: str, values: dict[str, Any]) -> None:
-    """A param site must have a value."""
-    if name not in values:
-        symbol = "theta" if role == "model" else "phi"
-        fail(
-            ValueError,
-            f"param site {name!r} of the {role} has no value in {symbol}",
-            expected=f"{symbol} to have the key {name!r}",
-            found=f"keys {sorted(values)}",
-            hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
-            " was made with, and those that branch in Python take all parameters before they branch",
-        )
-
-
-def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
-    """The constraints of parameters are known once programs have run that have them."""
-    missing = sorted(set(names) - found.keys())
-    if missing:
-        fail(
-            ValueError,
-            f"param sites {missing} of the state were not met when the programs ran",
-            expected="programs that take all of their parameters",
-            found=f"param sites {sorted(found)}",
-            hint="pass the state that belongs to these programs; take parameters at their top, not in branches",
-        )
 
 
 def check_guide(run: Trace, role: str = "guide") -> None:
@@ -216,19 +188,6 @@ def warn_of_auxiliary(guide_run: Trace, model_run: Trace) -> None:
             f" the evidence. Add numpyro.sample({name!r}, ...) to the model, any density of it given the latents.",
             stacklevel=2,
         )
-
-
-def check_initial(params: dict[str, Any]) -> None:
-    """A parameter cannot be trained from where its unconstrained value is infinite."""
-    for name, value in params.items():
-        if not all(isinstance(leaf, Tracer) or np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value)):
-            fail(
-                ValueError,
-                f"param site {name!r} starts at the edge of its constraint, or is not finite",
-                expected="an initial value in the interior",
-                found="an unconstrained value that is infinite or NaN",
-                hint="start a positive parameter at 1e-3, say, rather than at 0",
-            )
 
 
 def check_data(name: str, num_outside: int) -> None:

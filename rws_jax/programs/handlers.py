@@ -12,8 +12,9 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
 
 from rws_jax.checks.mutable_state import check_mutable, fail_changed_in_control_flow
+from rws_jax.checks.params import check_constrained, check_param
 from rws_jax.checks.shapes import check_shapes, check_within_plates
-from rws_jax.checks.sites import check_in_control_flow, check_minibatches, check_param, fail_unseeded
+from rws_jax.checks.sites import check_in_control_flow, check_minibatches, fail_unseeded
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.numpyro_internals import (
     SUBSTITUTE_STACK,
@@ -57,13 +58,15 @@ class parameters(Messenger):
     """Gives every param site its value from `values`; a site without one is an error."""
 
     def __init__(self, fn: ProgramFn, role: str, values: Params) -> None:
-        self.role, self.values = role, values
+        self.role, self.values = role, dict(values)
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
         if msg["type"] == "param" and msg["value"] is None:
             check_param(self.role, msg["name"], self.values)
             msg["value"] = self.values[msg["name"]]
+            if "transform" not in msg:  # else it is unconstrained
+                check_constrained(self.role, msg)
 
 
 class mutable_state(Messenger):

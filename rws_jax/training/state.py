@@ -14,9 +14,10 @@ from rws_jax.core.summaries import summary
 class RWSState(NamedTuple):
     """All that the next step needs, arrays only; it can be saved, restored and passed on in a new process.
 
-    `theta` and `phi` hold unconstrained values keyed by `numpyro.param` site of the model and of the guide;
-    `get_params` gives the constrained ones. `mutable_state` holds what the mutable sites of both programs do (running
-    statistics of BatchNorm, say), keyed by site, and is None where there are none.
+    `theta` and `phi` hold unconstrained values keyed by `numpyro.param` site of the model and of the guide; they are
+    read as dicts, and refused where parameters are asked for, which are what `get_params` gives. `mutable_state` holds
+    what the mutable sites of both programs do (running statistics of BatchNorm, say), keyed by site, and is None where
+    there are none.
     """
 
     theta: Params
@@ -29,6 +30,16 @@ class RWSState(NamedTuple):
 
     def __repr__(self) -> str:
         return summary(self)
+
+    @property
+    def plain(self) -> "RWSState":
+        """The same values in plain dicts, as optimizers and programs take them."""
+        return self._replace(theta=dict(self.theta), phi=dict(self.phi))
+
+    def in_containers_of(self, other: "RWSState") -> "RWSState":
+        """The same values in dicts of another state's kind; one that was put together by hand has plain ones."""
+        kinds = type(other.theta), type(other.phi)
+        return self._replace(theta=kinds[0](self.theta), phi=kinds[1](self.phi))
 
 
 class RWSInfo(NamedTuple):

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from numpyro.infer.elbo import ELBO
 
-from rws_jax.checks.arguments import check_flag, check_program, check_rng_key
+from rws_jax.checks.arguments import check_flag, check_params, check_program, check_rng_key
 from rws_jax.checks.control_flow import fail_jitted, fail_static
 from rws_jax.checks.options import check_constant_insomnia, check_max_plate_nesting
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
@@ -219,6 +219,7 @@ class ReweightedWakeSleep(ELBO):
         check_rng_key(
             rng_key, "the first argument of the loss", "pass (jax.random.key(0), params, model, guide, *args)"
         )
+        check_params(params, "param_map")
         options = self._options
         loss, theta, phi = self._step_loss(model, guide)
         mutable = self._check(loss, rng_key, params, arguments)

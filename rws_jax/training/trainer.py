@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rws_jax.checks import sites
 from rws_jax.checks.arguments import check_rng_key, check_state, check_takes
 from rws_jax.checks.options import check_scheduled_insomnia
+from rws_jax.checks.params import check_all_found, check_initial
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
 from rws_jax.core.trees import copied, strong, trainable
+from rws_jax.core.unconstrained import Unconstrained
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
@@ -50,8 +51,8 @@ class Trainer:
         with on_automatic_axes((pilot_key, arguments)) as placed:
             theta, phi, mutable_state = automatic(self._initial_values)(*placed)
         state = RWSState(
-            theta=theta,
-            phi=phi,
+            theta=Unconstrained(theta),
+            phi=Unconstrained(phi),
             theta_opt_state=strong(self.updates.theta_optimizer.init(theta)),
             phi_opt_state=strong(self.updates.phi_optimizer.init(phi)),
             rng_key=rng_key,
@@ -61,15 +62,15 @@ class Trainer:
         insomnia = self.loss.options.insomnia
         if callable(insomnia):
             check_scheduled_insomnia(insomnia(state.step))
-        self.kinds.add(state)
+        self.kinds.add(state.plain)
         state = copied(state)  # initial values may be one array, that of the caller, and states of optimizers hold them
         return replicate(state, arguments, self.loss.options.execution.particle_sharding)
 
     # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
     def step(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
         """The next state, and what this step has seen."""
-        state, arguments = rws_state, Arguments(args, kwargs)
-        check_state(state, RWSState)
+        check_state(rws_state, RWSState)
+        state, arguments = rws_state.plain, Arguments(args, kwargs)
         self.kinds.check(state, lambda: self._like_init(state, arguments))
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
         insomnia = self._insomnia(state.step)
@@ -88,12 +89,13 @@ class Trainer:
         if self.phi_steps > 1:
             progress, _ = self.loop(guide_step, progress, jax.random.split(guide_key[0], self.phi_steps - 1))
         grads, aux = gradients(progress, step_key, trains_theta=True)
-        return self.of_both(state, rng_key, progress, grads, insomnia, aux)
+        new_state, info = self.of_both(state, rng_key, progress, grads, insomnia, aux)
+        return new_state.in_containers_of(rws_state), info
 
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
-        state, arguments = rws_state, Arguments(args, kwargs)
-        check_state(state, RWSState, "the first argument of get_params")
+        check_state(rws_state, RWSState, "the first argument of get_params")
+        state, arguments = rws_state.plain, Arguments(args, kwargs)
         check_takes(self.loss.model, "model", args, kwargs)
         if self.loss.options.trains_phi_on_wake:  # else it runs on dreams alone, perhaps in other arguments
             check_takes(self.loss.guide, "guide", args, kwargs)
@@ -105,7 +107,7 @@ class Trainer:
                 params |= constrained_values(run)
             if params.keys() >= names:
                 break
-        sites.check_all_found(names, params)
+        check_all_found(names, params)
         return params
 
     def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
@@ -120,7 +122,7 @@ class Trainer:
         options.check_params(theta_sites, phi_sites)
         theta = trainable(param_values(theta_sites))
         phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
-        sites.check_initial(theta | phi)
+        check_initial(theta | phi)
         if not executor.ragged:
             pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
             check_compiles(pilot, rng_key, arguments, latent_sites(runs.guide))
@@ -137,7 +139,7 @@ class Trainer:
     def _like_init(self, state: RWSState, arguments: Arguments) -> RWSState:
         """A state of the kind that `init` would make of these arguments."""
         if not self.loss.executor.ragged:
-            return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs)
+            return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs).plain
         *params, mutable_state = self._initial_values(jax.random.key(0), arguments)
         # There may be more, in branches that were not taken.
         theta, phi = (

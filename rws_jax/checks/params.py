@@ -1,0 +1,72 @@
+"""What the values of parameters must be, and the messages that say so."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from numpyro.distributions import constraints
+
+from rws_jax.core.errors import fail
+from rws_jax.core.sites import Site
+from rws_jax.core.supports import range_of
+from rws_jax.core.trees import is_traced
+
+
+def check_param(role: str, name: str, values: dict[str, Any]) -> None:
+    """A param site must have a value."""
+    if name not in values:
+        symbol = "theta" if role == "model" else "phi"
+        fail(
+            ValueError,
+            f"param site {name!r} of the {role} has no value in {symbol}",
+            expected=f"{symbol} to have the key {name!r}",
+            found=f"keys {sorted(values)}",
+            hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
+            " was made with, and those that branch in Python take all parameters before they branch",
+        )
+
+
+def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
+    """The constraints of parameters are known once programs have run that have them."""
+    missing = sorted(set(names) - found.keys())
+    if missing:
+        fail(
+            ValueError,
+            f"param sites {missing} of the state were not met when the programs ran",
+            expected="programs that take all of their parameters",
+            found=f"param sites {sorted(found)}",
+            hint="pass the state that belongs to these programs; take parameters at their top, not in branches",
+        )
+
+
+def check_constrained(role: str, site: Site) -> None:
+    """A value that is known lies where the program declares that it does; a float may be rounded to the border."""
+    value, constraint = site["value"], site["kwargs"].get("constraint", constraints.real)
+    numbers = range_of(constraint) if isinstance(value, jax.Array | np.ndarray | float | int) else None
+    if numbers is None or is_traced((value, numbers.low, numbers.high)):
+        return
+    value = np.asarray(value)
+    if not np.all((value >= numbers.low) & (value <= numbers.high) | np.isnan(value)):
+        symbol = "theta" if role == "model" else "phi"
+        fail(
+            ValueError,
+            f"the value of param site {site['name']!r} of the {role} is outside of its constraint",
+            expected=f"{constraint}",
+            found=f"{value}" if value.ndim == 0 else f"values from {value.min()} to {value.max()}",
+            hint=f"{symbol} holds constrained values, as rws.get_params(state, *args) gives them",
+        )
+
+
+def check_initial(params: dict[str, Any]) -> None:
+    """A parameter cannot be trained from where its unconstrained value is infinite."""
+    for name, value in params.items():
+        if not all(isinstance(leaf, Tracer) or np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value)):
+            fail(
+                ValueError,
+                f"param site {name!r} starts at the edge of its constraint, or is not finite",
+                expected="an initial value in the interior",
+                found="an unconstrained value that is infinite or NaN",
+                hint="start a positive parameter at 1e-3, say, rather than at 0",
+            )
