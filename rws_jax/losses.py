@@ -139,8 +139,8 @@ def wake_phi_loss(
         densities are kept. Results do not depend on it, but for keys of the kind ``rbg``.
       particle_sharding: over which devices particles are spread, ``NamedSharding(mesh, PartitionSpec("particles"))``.
       data_axes: for programs written for one datum, where `args` have the axis of data, as `in_axes` of `jax.vmap`: an
-        int, or a tuple with None for what is the same for all data. Every datum is a unit. Where Python branches on
-        sites with ``infer={"branching": True}``, each path is compiled by itself.
+        int, or a tuple with None for what is the same for all data. Of keyword arguments `observations` alone has data,
+        along axis 0. Every datum is a unit. By branching sites, ``infer={"branching": True}``, paths are compiled.
       **kwargs: keyword arguments of both programs.
 
     Returns:

@@ -104,13 +104,15 @@ def check_minibatch(name: str, dreamt: Any, args: tuple, kwargs: dict) -> None:
 def check_shape(name: str, dreamt: Any, real: Any) -> None:
     """Dreams have the shape of the real data that they stand in for."""
     if real is not None and jnp.shape(real) != jnp.shape(dreamt):
+        other_length = jnp.ndim(real) == jnp.ndim(dreamt)
         fail(
             ValueError,
             f"dreamt and real data differ in shape at observed site {name!r}",
             expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
             found=f"{jnp.shape(dreamt)}, as dreamt by the model",
             hint="pass the data (the minibatch, not the full data) in the shape that the model gives them, or say by"
-            " simulated_data_to_args what the guide is to see",
+            " simulated_data_to_args what the guide is to see"
+            + ("; data of random length are padded, and masked in the model (docs/control_flow.md)" * other_length),
         )
 
 
@@ -201,8 +203,9 @@ def fail_dtype(site: Site, drawn: Any, dtype: Any) -> NoReturn:
 def warn_of_prior(guide: Any) -> None:
     """Sleep is amortised: what a guide learns that reads no data is the same for all of them."""
     warnings.warn(
-        f"the guide {name_of(unwrapped(guide))} reads no data: sleep trains it to the model's prior, not to the"
-        " posterior. Use insomnia=1.0, or a guide that reads the data",
+        f"the guide {name_of(unwrapped(guide))} reads no data, and sleep trains such a guide to the model's prior (to"
+        " its marginals, if sites are independent), not to the posterior of the data. Use insomnia=1.0, or a guide that"
+        " reads data",
         stacklevel=2,
     )
 

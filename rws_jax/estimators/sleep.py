@@ -49,8 +49,16 @@ class DreamParticle:
     ) -> tuple[Trace, Arguments]:
         """Run the guide on dreamt data, at the dreamt latents, and check that it fits to the run that dreamt them."""
         guide, (args, kwargs) = programs.guide, programs.arguments
-        by, subsampled = self.simulated_data_to_args, bool(dream.draws.plates)
-        shown = show_data(guide.fn, dream.data, args, kwargs, by, model_run=model_run, subsampled=subsampled)
+        shown = show_data(
+            guide.fn,
+            dream.data,
+            args,
+            kwargs,
+            self.simulated_data_to_args,
+            model_run=model_run,
+            subsampled=bool(dream.draws.plates),
+            alone=index.alone,
+        )
         guide_run = replay(guide, shown, index, dream.draws)
         sites.check_guide(guide_run)
         if model_run is None:

@@ -26,6 +26,7 @@ def show_data(
     *,
     model_run: Trace | None = None,
     subsampled: bool = False,
+    alone: bool = False,
 ) -> Arguments:
     """Put dreamt `data` in place of the real ones among the guide's arguments.
 
@@ -41,6 +42,7 @@ def show_data(
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
       model_run: the trace of the dream, which knows what its sites observe in reality.
       subsampled: whether the dream is of a minibatch.
+      alone: whether reality may have other sites than the dream, as Python branches on what is drawn.
 
     Returns:
       The arguments to call the guide with.
@@ -84,8 +86,8 @@ def show_data(
     if places.observations is not None:
         given = real.get("observations") or {}
         entries = {key: shown(name, given.get(key)) for key, name in places.observations.items()}
-        rest = bound.arguments.get("observations") or {}
-        bound.arguments["observations"] = rest | entries if rest.keys() - data.keys() else entries
+        rest = {} if alone else bound.arguments.get("observations") or {}  # where sites are the same, it is no data
+        bound.arguments["observations"] = rest | entries
     return Arguments(bound.args, bound.kwargs)
 
 

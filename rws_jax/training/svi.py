@@ -46,8 +46,8 @@ class ReweightedWakeSleep(ELBO):
     use ``SVI.stable_update`` or ``SVI.run(..., stable_update=True)``.
 
     Programs and arguments are checked whenever the loss is traced or, un-jitted, called. What shows in values only
-    (data that are NaN or outside of a support, dreams that depend on real data, supports that move) is checked by
-    `SVI.run` too; with a jitted ``SVI.update``, call ``svi.evaluate(state, *args)`` once before, un-jitted.
+    (data that are NaN or outside of a support, supports that move) is checked by `SVI.run` too; with a jitted
+    ``SVI.update``, call ``svi.evaluate(state, *args)`` once before, un-jitted.
 
     Args:
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.

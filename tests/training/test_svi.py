@@ -283,6 +283,7 @@ def test_stable_updates_do_not_learn_from_particles_outside_of_the_support():
         assert {name: float(value) for name, value in params.items()} == {"m": 0.0, "loc": 50.0}
 
 
+@pytest.mark.filterwarnings("ignore:the guide 'wide_guide' reads no data")
 def test_stable_updates_learn_from_dreams_where_no_particle_is_alive():
     loss = ReweightedWakeSleep(num_particles=5, insomnia=0.5)
     svi = SVI(narrow_model, wide_guide, optax.adam(0.5), loss=loss)
@@ -474,7 +475,7 @@ def test_parameters_of_one_branch_belong_to_one_program_all_the_same():
         numpyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     def guide(x, name="own"):
-        numpyro.sample("branch", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
+        numpyro.sample("branch", dist.Bernoulli(logits=numpyro.param("logit", 0.0) + 0.0 * x))
 
     params = {"own": jnp.array(0.2), "logit": jnp.array(0.1)}
     for insomnia in (0.0, 1.0):
@@ -554,7 +555,7 @@ def test_values_are_checked_before_training(bad, method):
 
     def guide(x):
         with numpyro.plate("data", 3):
-            numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+            numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0) + 0.0 * x, 1.0))
 
     x = jnp.array([0.5, jnp.nan if bad == "data" else 1.0, 2.0])
     svi = SVI(reading_model, guide, optax.adam(0.1), loss=ReweightedWakeSleep(insomnia=0.5))
