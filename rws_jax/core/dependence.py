@@ -1,7 +1,8 @@
 """Which outputs of a traced function depend on which of its inputs: what its jaxpr says, whatever the values.
 
-An output depends on an input if arithmetic leads from the one to the other. Shapes are not arithmetic: what is made of
-`x.shape` or by `jnp.zeros_like(x)` does not depend on `x`; ``0 * x`` does.
+An output depends on an input if arithmetic leads from the one to the other. Shapes are not arithmetic, nor is which
+numbers are missing: what is made of `x.shape`, by `jnp.zeros_like(x)` or by `jnp.isnan(x)` does not depend on `x`;
+``0 * x`` does.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ _CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
 
 def in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.Array:
-    """``jnp.where(mask, value, rest)`` that counts as depending on `value` alone."""
+    """``jnp.where(mask, value, rest)`` that does not count as depending on `rest`."""
     return jax.jit(_in_part)(mask, value, rest)  # so that it is found in a jaxpr, by its name; XLA sees through it
 
 
@@ -54,6 +55,8 @@ def _outputs(jaxpr: Jaxpr, inputs: list[int]) -> list[int]:
 def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
     """What one equation makes of its inputs."""
     name, params = eqn.primitive.name, eqn.params
+    if name == "is_finite" or (name in ("eq", "ne") and eqn.invars[0] is eqn.invars[1]):  # what is a number
+        return [0]
     if name == "scan":
         split = params["num_consts"], params["num_consts"] + params["num_carry"]
         carry = into[split[0] : split[1]]
@@ -78,7 +81,7 @@ def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
         return [into[0] | _union(out) for out in zip(*branches, strict=True)]
     if name in _CALLS:
         if params.get("name") == _in_part.__name__:
-            return [into[1]]
+            return [into[0] | into[1]]
         inner = [param for param in params.values() if isinstance(param, Jaxpr | ClosedJaxpr)]
         if len(inner) == 1:
             return _outputs(inner[0].jaxpr if isinstance(inner[0], ClosedJaxpr) else inner[0], into)

@@ -16,6 +16,8 @@ from rws_jax.core.sites import Trace
 from rws_jax.programs.program import Index, Program, Programs
 from rws_jax.programs.trials import UNTRACEABLE, Dreamer, Moved, Trial, density_of
 
+_TRIES = 8  # dreams that are put in place of data, as one may equal them: discrete data are often few
+
 
 def check_no_real_data(dreamer: Dreamer, programs: Programs, index: Index, *, by_values: bool) -> None:
     """Dreams are of the model alone, and the guide is shown dreams alone.
@@ -40,16 +42,13 @@ def check_no_real_data(dreamer: Dreamer, programs: Programs, index: Index, *, by
     if dreamer.simulated_data_to_args is None:
         dreams.check_masks(source.masks_of_dreams())
     for name, holders in source.holders.items():
-        moved = traced.moved_by_data(holders) if traced is not None else _MOVED
-        if known is not None and any(moved):
-            moved = known.moved_by_data(name, holders) or moved
+        moved = traced.moved_by_data(holders) if traced is not None else Moved(dream=False, density=False)
+        if known is not None and (traced is None or any(moved)):
+            moved = known.moved_by_data(name, holders, tries=1 if traced is None else _TRIES) or moved
         if moved.dream:
             dreams.fail_reads_data(name)
         if moved.density:
             dreams.fail_shows_data(name, programs.guide.fn)
-
-
-_MOVED = Moved(dream=True, density=True)  # for all that is known
 
 
 def reads_data(dreamer: Dreamer, programs: Programs, index: Index, model_run: Trace, dream: Any) -> bool:

@@ -178,20 +178,32 @@ class Known:
         """The sites that observe another value in the next dream."""
         return _other_sites(self._base[0].observed, self._next.observed)
 
-    def moved_by_data(self, name: str, holders: list[int]) -> Moved | None:
-        """What comes out differently with dreamt data in place of a site's real ones; None if programs do not run."""
+    def moved_by_data(self, name: str, holders: list[int], tries: int) -> Moved | None:
+        """What comes out differently with dreamt data in place of a site's real ones, those of so many dreams.
+
+        None if no dream differs from the data, or programs do not run.
+        """
+        particle, moved = self.trial.index.particle, None
         try:
             base, _, model_run = self._base
         except Exception:
             if self.at_start:
                 return None
             raise
-        data = base.dream[1][name]
         with jax.ensure_compile_time_eval():
-            other = lambda real: _other(real, data, model_run[name])
-            numbers = [other(real) if i in holders else real for i, real in enumerate(self.trial.numbers)]
-            again = self.trial.run(self.trial.index.particle, numbers)[0]
-        return Moved(not _equal(base.dream, again.dream), not _equal(base.density, again.density))
+            for number in range(tries):
+                dreamt = base if number == 0 else self.trial.run(particle + number, self.trial.numbers)[0]
+                if name not in dreamt.dream[1]:  # sites may be others, as Python branches
+                    continue
+                other = lambda real, data=dreamt.dream[1][name]: _other(real, data, model_run[name])
+                numbers = [other(real) if i in holders else real for i, real in enumerate(self.trial.numbers)]
+                if _equal(numbers, self.trial.numbers):
+                    continue
+                again = self.trial.run(particle, numbers)[0]
+                moved = Moved(not _equal(base.dream, again.dream), not _equal(base.density, again.density))
+                if any(moved):
+                    return moved
+        return moved
 
 
 def _other_sites(base: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -170,6 +170,28 @@ def test_programs_of_one_datum_are_followed():
             sleep(X)
 
 
+def test_which_data_are_masked_is_read_from_no_data_that_are_dreamt():
+    """A length that is observed, and dreamt, as the argument that masks others; or the sign of the data themselves."""
+
+    def by_length(n, x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("n", dist.Binomial(3, 0.5), obs=n)
+        with numpyro.plate("data", 3), numpyro.handlers.mask(mask=jnp.arange(3) < n):
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def by_sign(n, x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", 3), numpyro.handlers.mask(mask=x > 0):
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = lambda n, x: numpyro.sample("z", dist.Normal(n + x.sum(), 1.0))
+    for model, name in ((by_length, "n"), (by_sign, "x")):
+        loss = lambda n, x, model=model: rws_jax.sleep_phi_loss({}, {}, seed(model, 0), seed(guide, 1), n, x)
+        for sleep in (loss, jax.jit(loss)):
+            with pytest.raises(ValueError, match=f"dreams depend on the real data of observed site '{name}'"):
+                sleep(2, X)
+
+
 def test_programs_that_branch_in_python_are_followed_by_values():
     def model(y):
         z = numpyro.sample("z", dist.Bernoulli(0.5), infer={"branching": True})
