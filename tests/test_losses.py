@@ -304,7 +304,7 @@ def test_mask_and_scale_handlers_count_as_written():
 
     def model(x):
         with numpyro.plate("data", 3), numpyro.handlers.scale(scale=2.0):
-            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0).mask(mask))
             with numpyro.handlers.mask(mask=mask):
                 numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
@@ -316,7 +316,8 @@ def test_mask_and_scale_handlers_count_as_written():
     z = drawn(model, guide, {}, x, num_particles=5)["z"]
     particles = wake(model, guide, x, num_particles=5)
     likelihood = jnp.where(mask[None], norm.logpdf(jnp.nan_to_num(x)[None], z), 0.0)
-    assert jnp.allclose(particles.log_p, 2.0 * (norm.logpdf(z) + likelihood), rtol=1e-5)
+    prior = jnp.where(mask[None], norm.logpdf(z), 0.0)
+    assert jnp.allclose(particles.log_p, 2.0 * (prior + likelihood), rtol=1e-5)
     assert jnp.allclose(particles.log_q, jnp.where(mask[None], norm.logpdf(z, 0.5), 0.0), rtol=1e-5)
 
 

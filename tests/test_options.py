@@ -63,9 +63,12 @@ def test_options_are_passed_on_to_the_losses(name):
         common["defensive_guide"] = seed(uniform_guide, keys[4])
     programs_ = seed(models.binary_model, keys[0]), seed(models.binary_guide, keys[1])
     own = {k: v for k, v in options.items() if k == "control_variate"}
-    theta_loss = lambda theta: rws_jax.wake_theta_loss(constrained(theta), state.phi, *programs_, DATA, **common)
-    phi_loss = lambda phi: rws_jax.wake_phi_loss(constrained(state.theta), phi, *programs_, DATA, **common, **own)
-    expected = jax.jit(jax.value_and_grad(theta_loss))(state.theta), jax.jit(jax.value_and_grad(phi_loss))(state.phi)
+    theta_loss = lambda theta: rws_jax.wake_theta_loss(constrained(theta), dict(state.phi), *programs_, DATA, **common)
+    phi_loss = lambda phi: rws_jax.wake_phi_loss(constrained(dict(state.theta)), phi, *programs_, DATA, **common, **own)
+    expected = (
+        jax.jit(jax.value_and_grad(theta_loss))(dict(state.theta)),
+        jax.jit(jax.value_and_grad(phi_loss))(dict(state.phi)),
+    )
     found = (info.wake_theta_loss, theta_grad), (info.wake_phi_loss, phi_grad)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
     plain = rws_jax.make_step(models.binary_model, models.binary_guide, num_particles=4, **SCALE)
@@ -82,7 +85,7 @@ def test_dreg_is_passed_on_to_wake_phi():
     loss = lambda t, f: rws_jax.wake_phi_loss(t, f, *programs_, 1.3, num_particles=4, gradient="dreg")
     bound = lambda t, f: rws_jax.wake_theta_loss(t, f, *programs_, 1.3, num_particles=4)
     expected = jax.jit(lambda *params: (jax.value_and_grad(loss, argnums=1)(*params), jax.grad(bound)(*params)))
-    (value, grad), theta_expected = expected(state.theta, state.phi)
+    (value, grad), theta_expected = expected(dict(state.theta), dict(state.phi))
     chex.assert_trees_all_close((info.wake_phi_loss, phi_grad), (value, grad), rtol=1e-5)
     chex.assert_trees_all_close(theta_grad, theta_expected, rtol=1e-5)
 
@@ -108,12 +111,12 @@ def test_several_guide_updates_are_those_of_as_many_steps():
     for _ in range(3):
         _, _ = rws.step(again(after), DATA)
     assert count == traced
-    phi, opt_state = state.phi, state.phi_opt_state
+    phi, opt_state = dict(state.phi), state.phi_opt_state
     for keys in step_keys(state, 4, phi_steps=3):
         before = phi
 
         def loss(phi, keys=keys):
-            theta, options = constrained(state.theta), {"num_particles": 4}
+            theta, options = constrained(dict(state.theta)), {"num_particles": 4}
             wake = seed(models.binary_model, keys[0]), seed(models.binary_guide, keys[1])
             sleep = seed(models.binary_model, keys[2]), seed(models.binary_guide, keys[3])
             wake_loss = rws_jax.wake_phi_loss(theta, phi, *wake, DATA, **options)
@@ -127,7 +130,7 @@ def test_several_guide_updates_are_those_of_as_many_steps():
     assert int(after.phi_opt_state[0].count) == 3
     wake = seed(models.binary_model, keys[0]), seed(models.binary_guide, keys[1])
     bound = lambda theta: rws_jax.wake_theta_loss(constrained(theta), before, *wake, DATA, num_particles=4)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.theta, jax.jit(jax.grad(bound))(state.theta))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, dict(state.theta), jax.jit(jax.grad(bound))(state.theta))
     chex.assert_trees_all_close(after.theta, expected, rtol=1e-5, atol=1e-6)
     assert int(after.step) == 1
 
@@ -176,11 +179,11 @@ def test_shared_parameters_take_the_sum_of_both_gradients(insomnia):
     bound = lambda theta: rws_jax.wake_theta_loss(theta, phi, *wake, x, num_particles=4)
 
     def phi_loss(phi):
-        wake_loss = rws_jax.wake_phi_loss(state.theta, phi, *wake, x, num_particles=4)
-        sleep_loss = rws_jax.sleep_phi_loss(state.theta, phi, *sleep, x, num_particles=4)
+        wake_loss = rws_jax.wake_phi_loss(dict(state.theta), phi, *wake, x, num_particles=4)
+        sleep_loss = rws_jax.sleep_phi_loss(dict(state.theta), phi, *sleep, x, num_particles=4)
         return insomnia * wake_loss + (1 - insomnia) * sleep_loss
 
-    of_theta, of_phi = jax.jit(jax.grad(bound))(state.theta), jax.jit(jax.grad(phi_loss))(phi)
+    of_theta, of_phi = jax.jit(jax.grad(bound))(dict(state.theta)), jax.jit(jax.grad(phi_loss))(phi)
     expected = {"weight": of_theta["weight"] + of_phi["weight"], "scale": of_theta["scale"]}
     chex.assert_trees_all_close(theta_grad, expected, rtol=1e-5)
     chex.assert_trees_all_close(phi_grad, {"bias": of_phi["bias"]}, rtol=1e-5)
@@ -210,7 +213,7 @@ def test_programs_may_have_arguments_named_as_those_of_the_package():
     chex.assert_trees_all_close((after.phi, info), (other.phi, by_position))
     assert rws.get_params(after, **by_name).keys() == {"m"}
     loss = lambda *args, **kwargs: rws_jax.wake_theta_loss(
-        {}, state.phi, seed(model, 0), seed(guide, 1), *args, num_particles=3, **kwargs
+        {}, dict(state.phi), seed(model, 0), seed(guide, 1), *args, num_particles=3, **kwargs
     )
     assert jax.jit(loss)(**by_name) == jax.jit(loss)(x, 0.5, 2.0)
 

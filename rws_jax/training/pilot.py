@@ -23,12 +23,11 @@ from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
-from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.branching.errors import fail_unannotated
 from rws_jax.execution.branching.handler import KnownValues
 from rws_jax.execution.branching.trace import BranchingValue
 from rws_jax.options import SleepOptions, WakeOptions
-from rws_jax.programs.density import Units, dists_of, own_dists
+from rws_jax.programs.density import dists_of, own_dists
 from rws_jax.programs.independence import SiteOf, check_independent
 from rws_jax.programs.leaks import check_no_real_data, reads_data
 from rws_jax.programs.program import Arguments, Index, Programs
@@ -76,9 +75,7 @@ def run_pilot(
         if runs is None or needs_wake:
             runs_alone = cache(lambda: executor.runs_alone(options.wake.estimator.particle, of_all))
             index = lambda: Index(number, datum, executor.ragged and runs_alone())  # programs may turn out to branch
-            runs = _run_wake(
-                programs, index, options.wake, trains_phi=options.trains_phi_on_wake, is_thorough=is_thorough
-            )
+            runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)
     return runs
 
 
@@ -93,16 +90,12 @@ def _run_sleep(programs: Programs, index: Index, options: SleepOptions, *, is_th
     return PilotRuns(model_run, guide_run)
 
 
-def _run_wake(
-    programs: Programs, index: Callable[[], Index], options: WakeOptions, *, trains_phi: bool, is_thorough: bool
-) -> PilotRuns:
+def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptions, *, trains_phi: bool) -> PilotRuns:
     particle = options.estimator.particle
     of_guide = replace(particle, delta=0.0)
     draws = of_guide.draw(programs, index())
     runs = of_guide.run(programs, index(), draws)
-    units = of_guide.units_of(runs)
-    if is_thorough and not index().alone:  # else all is one unit
-        check_independent(units, *_functions_of(of_guide, programs, index(), units))
+    of_guide.units_of(runs)
     if trains_phi and options.needs_fixed_support:
         _check_fixed_support(programs, index(), runs.guide)
     sites.warn_of_auxiliary(runs.guide, runs.model)
@@ -118,10 +111,26 @@ def _run_wake(
     return PilotRuns(runs.model, runs.guide)
 
 
-def _functions_of(
-    particle: WakeParticle, programs: Programs, index: Index, units: Units
-) -> tuple[Callable[[int], Trace], Callable[[Draws], dict[SiteOf, jax.Array]]]:
-    """How particles are drawn and scored: by the guide, and site by site."""
+def check_elements(
+    loss: StepLoss,
+    params: tuple[Params | None, Params | None],
+    rng_key: jax.Array,
+    arguments: Arguments,
+    mutable_state: MutableState | None,
+) -> None:
+    """Check that elements of plates do not depend on one another, where wake runs and gives each of them a weight."""
+    options, executor = loss.options, loss.executor
+    programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments, mutable_state)
+    if is_traced(programs):
+        return  # not known yet
+    particle = replace(options.wake.estimator.particle, delta=0.0)
+    datum = None if executor.data.count(programs) is None else 0
+    index = Index(0, datum, executor.runs_alone(particle, programs))
+    if index.alone:
+        return  # all is one unit
+    programs = executor.data.take(programs, datum)
+    runs = particle.run(programs, index, particle.draw(programs, index))
+    units = particle.units_of(runs)
 
     def draw(number: int) -> Trace:
         return sample(programs.guide, programs.arguments, index._replace(particle=number))
@@ -133,7 +142,7 @@ def _functions_of(
         pairs = (("model", of_model), ("guide", of_guide))
         return {SiteOf(role, name): value for role, values in pairs for name, value in values.items()}
 
-    return draw, log_densities
+    check_independent(units, draw, log_densities)
 
 
 def check_compiles(

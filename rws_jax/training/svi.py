@@ -25,7 +25,7 @@ from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Arguments
 from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import run_pilot
+from rws_jax.training.pilot import check_elements, run_pilot
 from rws_jax.training.state import RWSInfo
 from rws_jax.training.step_loss import LossAux, StepLoss
 
@@ -255,7 +255,11 @@ class ReweightedWakeSleep(ELBO):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
                 pilot(None)
-        return MutableSites(runs).check(loss, (params, params), jax.random.key(0), arguments)
+        found = loss, (params, params), jax.random.key(0), arguments
+        mutable_state = MutableSites(runs).check(*found)
+        if self._options.trains_phi_on_wake or param_sites(runs.model):
+            check_elements(*found, mutable_state)
+        return mutable_state
 
 
 def _has_initial_value(site: Site) -> bool:

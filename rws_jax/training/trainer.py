@@ -21,7 +21,7 @@ from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
 from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import check_compiles, run_pilot
+from rws_jax.training.pilot import check_compiles, check_elements, run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
@@ -126,7 +126,10 @@ class Trainer:
         if not executor.ragged:
             pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
             check_compiles(pilot, rng_key, arguments, latent_sites(runs.guide))
-        return theta, phi, mutable.check(self.loss, (theta, phi), rng_key, arguments) or None
+        mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
+        if options.trains_phi_on_wake or theta:
+            check_elements(self.loss, (theta, phi), rng_key, arguments, mutable_state)
+        return theta, phi, mutable_state or None
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
         insomnia = self.loss.options.insomnia

@@ -55,7 +55,7 @@ def errors_after_training(rng_key, **options):
     state = rws.init(init_key, jnp.zeros(BATCH_SIZE))
     state, _ = jax.lax.scan(body, state, jnp.arange(5000))
     x = jnp.linspace(-10.0, 50.0, BATCH_SIZE)
-    program = numpyro.handlers.substitute(numpyro.handlers.seed(guide, 0), state.phi)
+    program = numpyro.handlers.substitute(numpyro.handlers.seed(guide, 0), dict(state.phi))
     posterior = jax.nn.softmax(jnp.log(TRUTH)[None] + norm.logpdf(x[:, None], LOCS[None], 5.0))
     q_error = jnp.linalg.norm(numpyro.handlers.trace(program).get_trace(x)["z"]["fn"].probs - posterior, axis=-1)
     return jnp.linalg.norm(jax.nn.softmax(state.theta["logits"]) - TRUTH), q_error.mean()

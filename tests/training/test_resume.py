@@ -20,7 +20,13 @@ from tests import models
 from tests.checks.test_errors import check
 from tests.training import resumed
 
-pytestmark = pytest.mark.usefixtures("allow_key_reuse")
+pytestmark = [
+    pytest.mark.usefixtures("allow_key_reuse"),
+    pytest.mark.filterwarnings("ignore:the guide .* reads no data"),
+]
+    pytest.mark.usefixtures("allow_key_reuse"),
+    pytest.mark.filterwarnings("ignore:the guide .* reads no data"),
+]
 
 
 @pytest.mark.slow

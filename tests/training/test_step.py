@@ -25,6 +25,7 @@ def make(**options):
 def gradients_of(rws, state, *args):
     """Gradients that a step takes, read off an optimizer that adds them to the parameters."""
     new, info = rws.step(again(state), *args)
+    new, state = new.plain, state.plain
     subtract = lambda new, old: jax.tree.map(jnp.subtract, new, old)
     return subtract(new.theta, state.theta), subtract(new.phi, state.phi), info
 
@@ -56,16 +57,16 @@ def test_a_step_takes_the_gradients_of_the_three_losses(insomnia):
     constrain = lambda theta: {**theta, "p1": jax.nn.sigmoid(theta["p1"])}
 
     def theta_loss(theta):
-        return rws_jax.wake_theta_loss(constrain(theta), state.phi, *wake(), DATA, num_particles=4)
+        return rws_jax.wake_theta_loss(constrain(theta), dict(state.phi), *wake(), DATA, num_particles=4)
 
     def phi_losses(phi):
-        theta = constrain(state.theta)
+        theta = constrain(dict(state.theta))
         wake_loss = rws_jax.wake_phi_loss(theta, phi, *wake(), DATA, num_particles=4)
         sleep_loss = rws_jax.sleep_phi_loss(theta, phi, *sleep(), DATA, num_particles=3)
         return insomnia * wake_loss + (1 - insomnia) * sleep_loss, (wake_loss, sleep_loss)
 
-    theta_value, theta_expected = jax.jit(jax.value_and_grad(theta_loss))(state.theta)
-    phi_expected = jax.jit(jax.value_and_grad(phi_losses, has_aux=True))(state.phi)
+    theta_value, theta_expected = jax.jit(jax.value_and_grad(theta_loss))(dict(state.theta))
+    phi_expected = jax.jit(jax.value_and_grad(phi_losses, has_aux=True))(dict(state.phi))
     (phi_value, (wake_loss, sleep_loss)), phi_expected = phi_expected
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
     chex.assert_trees_all_close(theta_grad, theta_expected, **tolerance)
@@ -185,8 +186,8 @@ def test_every_optimizer_is_traced_once_and_updates_as_by_hand(name):
     )
     after, _ = rws.step(again(state), DATA)
     for grad, old, opt_state, new in (
-        (grads[0], state.theta, state.theta_opt_state, after.theta),
-        (grads[1], state.phi, state.phi_opt_state, after.phi),
+        (grads[0], dict(state.theta), state.theta_opt_state, dict(after.theta)),
+        (grads[1], dict(state.phi), state.phi_opt_state, dict(after.phi)),
     ):
         updates, _ = optimizer.update(grad, opt_state, old)
         chex.assert_trees_all_close(new, optax.apply_updates(old, updates), rtol=1e-4, atol=1e-6)

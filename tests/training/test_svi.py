@@ -34,6 +34,7 @@ from tests.checks.test_errors import check
 from tests.oracles import OPTIMISED
 from tests.test_options import uniform_guide
 
+pytestmark = pytest.mark.filterwarnings("ignore:the guide .* reads no data")
 DATA = models.BINARY_DATA
 ADAMS = {"theta": optax.adam(0.03), "phi": optax.adam(0.1)}
 
