@@ -22,9 +22,6 @@ pytestmark = [
     pytest.mark.usefixtures("allow_rank_promotion"),
     pytest.mark.filterwarnings("ignore:the guide .* reads no data"),
 ]
-    pytest.mark.usefixtures("allow_rank_promotion"),
-    pytest.mark.filterwarnings("ignore:the guide .* reads no data"),
-]
 X = jnp.array([0.4, 0.9])
 NUM_PARTICLES = 6
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # the latter to jax 0.7

@@ -24,9 +24,6 @@ pytestmark = [
     pytest.mark.usefixtures("allow_key_reuse"),
     pytest.mark.filterwarnings("ignore:the guide .* reads no data"),
 ]
-    pytest.mark.usefixtures("allow_key_reuse"),
-    pytest.mark.filterwarnings("ignore:the guide .* reads no data"),
-]
 
 
 @pytest.mark.slow
