@@ -3,8 +3,8 @@
 Either by dependence, from a trace, or by values, from more runs.
 """
 
-import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -13,13 +13,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rws_jax.core.dependence import dependence
 from rws_jax.core.numpyro_internals import comes_out_of_control_flow
-from rws_jax.core.sites import Trace, latent_sites, short_names
+from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.core.supports import mask_of_values
 from rws_jax.core.trees import is_traced
 from rws_jax.programs.density import log_density
+from rws_jax.programs.holders import holders_of, is_number, only_source
 from rws_jax.programs.program import Arguments, Index, Program, Programs
 from rws_jax.programs.stand_in import stand_in
 
@@ -72,14 +74,14 @@ class Trial:
     @property
     def numbers(self) -> list[Any]:
         """All numbers among the arguments."""
-        return [leaf for leaf in jax.tree.leaves(tuple(self.programs.arguments)) if _is_number(leaf)]
+        return [leaf for leaf in jax.tree.leaves(tuple(self.programs.arguments)) if is_number(leaf)]
 
     def run(self, particle: Any, numbers: Sequence[Any]) -> tuple[Outcome, dict[str, list[int]], Trace]:
         """Run with other numbers in the arguments; also return which of them hold data, and the model's trace."""
         leaves, structure = jax.tree.flatten(tuple(self.programs.arguments))
         given, positions = iter(numbers), count()
-        arguments = structure.unflatten([next(given) if _is_number(leaf) else leaf for leaf in leaves])
-        named = structure.unflatten([next(positions) if _is_number(leaf) else None for leaf in leaves])
+        arguments = structure.unflatten([next(given) if is_number(leaf) else leaf for leaf in leaves])
+        named = structure.unflatten([next(positions) if is_number(leaf) else None for leaf in leaves])
         programs, index = self.programs.with_arguments(Arguments(*arguments)), self.index._replace(particle=particle)
         model_run, dream = self.dreamer.dream(programs, index)
         guide_run, _ = self.dreamer.run(programs, index, dream, model_run)
@@ -90,7 +92,7 @@ class Trial:
             {name: mask_of_values(site["fn"]) for name, site in sites.items()},
             {name: site["real"] for name, site in sites.items() if not comes_out_of_control_flow(site)},
         )
-        return outcome, _holders(programs.model, named, numbers, sites), model_run
+        return outcome, holders_of(programs.model, named, numbers, sites), model_run
 
     def traced(self) -> "Traced | None":
         """What depends on what; None where Python has to know the numbers."""
@@ -108,7 +110,7 @@ class Trial:
         inputs: Outcome = jax.tree.structure(outcome).unflatten(dependence(jaxpr))
         for name in inputs.dream[1].keys() - holders.keys():
             shape = outcome.dream[1][name].shape
-            holders[name] = _only_source(inputs.observed.get(name) or set(), self.numbers, shape)
+            holders[name] = only_source(inputs.observed.get(name) or set(), self.numbers, shape)
         return Traced(inputs, holders)
 
     def known(self) -> "Known | None":
@@ -122,9 +124,10 @@ class Trial:
             program = replace(program, rng_key=jax.random.key(0)) if is_traced(program.rng_key) else program
             return replace(program, params=None) if is_traced(program.params) else program
 
-        with jax.ensure_compile_time_eval():
+        is_compiled = isinstance(jnp.zeros(()), Tracer)  # constants are, too, where all is
+        with jax.ensure_compile_time_eval() if is_compiled else nullcontext():
             known = replace(self, programs=self.programs.map(as_known))
-        return Known(known, at_start=is_traced(self.programs.params))
+        return Known(known, is_compiled, at_start=is_traced(self.programs.params))
 
 
 @dataclass(frozen=True)
@@ -153,57 +156,63 @@ class Known:
     """The same, by running it again with other values."""
 
     trial: Trial
-    at_start: bool  # whether at initial parameters, of which there may be none
+    is_compiled: bool  # whether it has to be kept out of a function that is compiled
+    at_start: bool  # whether at initial parameters, as others are not known
 
     @cached_property
     def _base(self) -> tuple[Outcome, dict[str, list[int]], Trace]:
-        with jax.ensure_compile_time_eval():
-            return self.trial.run(self.trial.index.particle, self.trial.numbers)
+        return self._run(0)
 
     @property
     def holders(self) -> dict[str, list[int]]:
         """Which numbers hold the data of each site."""
         return self._base[1]
 
-    @cached_property
-    def _next(self) -> Outcome:
-        with jax.ensure_compile_time_eval():
-            return self.trial.run(self.trial.index.particle + 1, self.trial.numbers)[0]
-
     def masks_of_dreams(self) -> list[str]:
         """The sites whose mask is another in the next dream."""
-        return _other_sites(self._base[0].masks, self._next.masks)
+        return _other_sites(self._base[0].masks, self._run(1)[0].masks)
 
     def sites_of_latents(self) -> list[str]:
         """The sites that observe another value in the next dream."""
-        return _other_sites(self._base[0].observed, self._next.observed)
+        return _other_sites(self._base[0].observed, self._run(1)[0].observed)
 
     def moved_by_data(self, name: str, holders: list[int], tries: int) -> Moved | None:
         """What comes out differently with dreamt data in place of a site's real ones, those of so many dreams.
 
         None if no dream differs from the data, or programs do not run.
         """
-        particle, moved = self.trial.index.particle, None
         try:
-            base, _, model_run = self._base
+            with self._context():
+                return self._moved_by_data(name, holders, tries)
         except Exception:
-            if self.at_start:
+            if self.is_compiled or self.at_start:  # not everything can be kept out, and there may be no start
                 return None
             raise
-        with jax.ensure_compile_time_eval():
-            for number in range(tries):
-                dreamt = base if number == 0 else self.trial.run(particle + number, self.trial.numbers)[0]
-                if name not in dreamt.dream[1]:  # sites may be others, as Python branches
-                    continue
-                other = lambda real, data=dreamt.dream[1][name]: _other(real, data, model_run[name])
-                numbers = [other(real) if i in holders else real for i, real in enumerate(self.trial.numbers)]
-                if _equal(numbers, self.trial.numbers):
-                    continue
-                again = self.trial.run(particle, numbers)[0]
-                moved = Moved(not _equal(base.dream, again.dream), not _equal(base.density, again.density))
-                if any(moved):
-                    return moved
+
+    def _moved_by_data(self, name: str, holders: list[int], tries: int) -> Moved | None:
+        (base, _, model_run), moved = self._base, None
+        for number in range(tries):
+            dreamt = base if number == 0 else self._run(number)[0]
+            if name not in dreamt.dream[1]:  # sites may be others, as Python branches
+                continue
+            other = lambda real, data=dreamt.dream[1][name]: _other(real, data, model_run[name])
+            numbers = [other(real) if i in holders else real for i, real in enumerate(self.trial.numbers)]
+            if _equal(numbers, self.trial.numbers):
+                continue
+            again = self._run(0, numbers)[0]
+            moved = Moved(not _equal(base.dream, again.dream), not _equal(base.density, again.density))
+            if any(moved):
+                break
         return moved
+
+    def _run(self, number: int, numbers: Sequence[Any] | None = None) -> tuple[Outcome, dict[str, list[int]], Trace]:
+        """Run another dream, or one of other numbers."""
+        with self._context():
+            particle = self.trial.index.particle + number
+            return self.trial.run(particle, self.trial.numbers if numbers is None else numbers)
+
+    def _context(self) -> AbstractContextManager:
+        return jax.ensure_compile_time_eval() if self.is_compiled else nullcontext()
 
 
 def _other_sites(base: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -214,40 +223,9 @@ def _any_depends(tree: Any, inputs: list[int]) -> bool:
     return any(not found.isdisjoint(inputs) for found in jax.tree.leaves(tree))
 
 
-def _holders(model: Program, positions: Any, numbers: Sequence[Any], sites: Trace) -> dict[str, list[int]]:
-    """The numbers that hold the data of each site: the very array that it observes, or the argument named as it is."""
-    try:
-        args, kwargs = positions
-        named: dict[str, Any] = dict(inspect.signature(model.fn).bind_partial(*args, **kwargs).arguments)
-    except (TypeError, ValueError):  # not every callable has a signature
-        named = {}
-    holders = {}
-    for name, short in short_names(sites).items():
-        same = [i for i, number in enumerate(numbers) if number is sites[name]["real"]]
-        own = jax.tree.leaves(named.get(name, named.get(short)))
-        # The same array in two arguments is data in the one and a covariate in the other.
-        found = [i for i in same if i in own] or own or (same if len(same) == 1 else [])
-        if found:
-            holders[name] = found
-    return holders
-
-
-def _only_source(inputs: set[int], numbers: Sequence[Any], shape: tuple[int, ...]) -> list[int]:
-    """Of the inputs that an observed value is computed from, the one that is data, if it stands out."""
-    sources = [i - 1 for i in inputs if i > 0 and not jnp.issubdtype(jnp.result_type(numbers[i - 1]), bool)]
-    alike = [i for i in sources if jnp.shape(numbers[i]) == shape]
-    return sources if len(sources) == 1 else alike if len(alike) == 1 else []
-
-
 def density_of(guide_run: Trace) -> dict[str, Any]:
     """Log densities of the guide's sites."""
     return {name: log_density(site["fn"], site["value"], None) for name, site in latent_sites(guide_run).items()}
-
-
-def _is_number(leaf: Any) -> bool:
-    if isinstance(leaf, np.ndarray | np.generic):
-        return leaf.dtype.kind in "biufc"
-    return isinstance(leaf, jax.Array | int | float) and not isinstance(leaf, bool)
 
 
 def _other(real: Any, dreamt: jax.Array, site: Any) -> Any:
