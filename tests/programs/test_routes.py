@@ -82,7 +82,7 @@ def test_dreams_go_where_the_data_are(name):
 
 
 @pytest.mark.parametrize("name", ROUTES)
-@pytest.mark.parametrize("way", ["init", "step"])
+@pytest.mark.parametrize("way", [pytest.param("init", marks=pytest.mark.slow), "step"])
 def test_the_ways_are_open_to_steps(name, way):
     get, args, kwargs = ROUTES[name]
     rws = rws_jax.make_step(model_of(get), guide_of(get), insomnia=0.5)
@@ -101,8 +101,18 @@ def of_one_guide(observations=None):
     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.2) * observations["x"], 1.0))
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"vectorize_particles": False}], ids=str)
-@pytest.mark.parametrize("loss", [rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss])
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        pytest.param(loss, options, marks=() if options == fast else pytest.mark.slow)
+        for loss, fast in (
+            (rws_jax.wake_theta_loss, {"vectorize_particles": False}),
+            (rws_jax.wake_phi_loss, {}),
+            (rws_jax.sleep_phi_loss, {}),
+        )
+        for options in ({}, {"chunk_size": 2}, {"vectorize_particles": False})
+    ],
+)
 def test_observations_by_keyword_are_rows_of_data(loss, options):
     """As when they are passed by position: `jax.vmap` maps keyword arguments over axis 0."""
     by_position = lambda program: lambda x: program({"x": x})

@@ -52,7 +52,7 @@ def mean_gradient(model, guide, phi, *args, num_seeds=100, **options):
     [
         pytest.param(bool, lambda x: ~x, id="bool"),
         pytest.param(jnp.uint8, lambda x: x - 1 == 255, id="uint8"),
-        pytest.param(jnp.int8, lambda x: x + 127 > 0, id="int8"),
+        pytest.param(jnp.int8, lambda x: x + 127 > 0, id="int8", marks=pytest.mark.slow),
     ],
 )
 def test_a_guide_may_compute_with_the_type_of_its_data(dtype, is_zero):
@@ -202,9 +202,11 @@ PADDED = {
     "simulated_data_to_args": (trials, lambda x, mask: sums_guide(x), (TRIALS, MASK)),
 }
 
+PADDED_FAST = "zeros, mask as argument", "in a scan", "nan, replaced by the model"
+
 
 @pytest.mark.usefixtures("allow_rank_promotion", "allow_key_reuse")
-@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("name", [n if n in PADDED_FAST else pytest.param(n, marks=pytest.mark.slow) for n in PADDED])
 def test_what_the_model_masks_stays_what_it_is(name):
     """At weights 1/2, 1/3, 1/4 no gradient is left. Where padding is dreamt it is 3.0, 0.93 and 0."""
     model, guide, args = PADDED[name]
