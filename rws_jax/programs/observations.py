@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
 
-from rws_jax.checks import dreams
+from rws_jax.checks import routes
 from rws_jax.core.layers import ProgramFn, unwrapped
 from rws_jax.core.sites import Trace, short_names
 from rws_jax.programs.program import Arguments
@@ -53,30 +53,30 @@ def show_data(
     """
     if simulated_data_to_args is not None:
         pair = simulated_data_to_args(data, *args, **kwargs)
-        dreams.check_pair(pair)
+        routes.check_pair(pair)
         return Arguments(tuple(pair[0]), dict(pair[1]))
     bare = unwrapped(guide)
     if isinstance(bare, AutoNormal):
         return Arguments(args, kwargs)  # does not read data
     if isinstance(bare, AutoGuide):
-        dreams.fail_joint(bare)
+        routes.fail_joint(bare)
     signature = inspect.signature(guide)
     try:
         bound = signature.bind_partial(*args, **kwargs)
     except TypeError as error:
-        dreams.fail_unbound(bare, str(error), signature)
+        routes.fail_unbound(bare, str(error), signature)
     sites, real = model_run or {}, dict(bound.arguments)
     observed = {name: sites[name].get("real") if name in sites else None for name in data}
     places = _find_places(signature, real, observed)
     if places.none_for:
-        dreams.fail_unrouted(bare, sorted(data), [str(p) for p in signature.parameters.values()])
+        routes.fail_unrouted(bare, sorted(data), [str(p) for p in signature.parameters.values()])
     for name in data if subsampled and places.observations is not None and not real.get("observations") else ():
-        dreams.check_minibatch(name, data[name], args, kwargs)
+        routes.check_minibatch(name, data[name], args, kwargs)
 
     def shown(name: str, real: Any) -> jax.Array:
         if real is None:
             return data[name]
-        dreams.check_shape(name, data[name], real)
+        routes.check_shape(name, data[name], real)
         return stand_in(sites[name], data[name], real) if name in sites else data[name]
 
     leaves, structure = jax.tree.flatten(real)
@@ -118,10 +118,10 @@ def _find_places(signature: inspect.Signature, real: dict[str, Any], observed: d
         # The same array in another argument than that of its name is a covariate.
         if own or len(same) == 1:
             for i in same:
-                dreams.check_single_site(name, places.leaves.get(i), argument_of[i])
+                routes.check_single_site(name, places.leaves.get(i), argument_of[i])
                 places.leaves[i] = name
         elif names[name] not in places.arguments and not takes_dict:
             if same:
-                dreams.fail_ambiguous(name, [argument_of[i] for i in same])
+                routes.fail_ambiguous(name, [argument_of[i] for i in same])
             places.none_for.append(name)
     return places

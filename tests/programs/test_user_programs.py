@@ -120,7 +120,9 @@ def test_draws_on_a_border_are_moved_inside_where_densities_are_finite(name):
         assert jnp.allclose(moved, draw, atol=1e-30) or jnp.any(jnp.isinf(draw))  # to the nearest number
 
 
-@pytest.mark.parametrize("fn", [dist.Normal(0.0, 2.0), dist.Gamma(3.0, 2.0), dist.Dirichlet(jnp.ones(4))], ids=str)
+@pytest.mark.parametrize(
+    "fn", [dist.Normal(0.0, 2.0), dist.Gamma(3.0, 2.0), dist.Dirichlet(jnp.ones(4))], ids=lambda fn: type(fn).__name__
+)
 def test_draws_inside_stay_what_they_are(fn):
     draws = fn.sample(jax.random.key(0), (100,))
     assert jnp.array_equal(moved_inside(fn, draws), draws)
@@ -398,7 +400,7 @@ def closing_over(loss, **options):
         (rws_jax.wake_phi_loss, {"gradient": "dreg"}),
         (rws_jax.sleep_phi_loss, {}),
     ],
-    ids=str,
+    ids=["wake-theta", "wake-phi", "dreg", "sleep-phi"],
 )
 def test_a_gradient_is_the_same_of_params_and_of_what_programs_close_over(loss, options):
     closed, as_params = closing_over(loss, num_particles=4, **options)
