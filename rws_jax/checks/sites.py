@@ -1,5 +1,6 @@
 """What the sites of one program must not be, and the messages that say so."""
 
+import numbers
 import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -75,8 +76,17 @@ def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
 
 
 def check_supported(role: str, run: Trace) -> None:
-    """Mutable state would keep its first value for ever."""
+    """Data are arrays, and mutable state would keep its first value for ever."""
     for name, site in run.items():
+        value = site["value"]
+        if site["type"] == "sample" and not isinstance(value, jax.Array | np.ndarray | np.generic | numbers.Number):
+            fail(
+                TypeError,
+                f"the value of site {name!r} of the {role} is no array",
+                expected="an array or a number",
+                found=f"a {type(value).__name__}",
+                hint="pass jnp.asarray(...) as obs; JAX takes a list for a tree of scalars",
+            )
         if site["type"] == "mutable":
             fail(
                 ValueError,

@@ -43,7 +43,7 @@ class DreamParticle:
 
     def run(self, programs: Programs, index: Index, dream: Dream) -> tuple[Trace, Arguments]:
         """Run the guide on dreamt data, at the dreamt latents."""
-        guide, (args, kwargs) = programs.guide, programs.arguments
+        guide, (args, kwargs) = programs.guide, programs.arguments.plain
         subsampled = bool(dream.draws.plates)
         shown = show_data(guide.fn, dream.data, args, kwargs, self.simulated_data_to_args, subsampled=subsampled)
         guide_run = replay(guide, shown, index, dream.draws)

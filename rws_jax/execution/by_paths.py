@@ -4,7 +4,6 @@ Each trace is compiled by itself, or run un-jitted while few particles have come
 a datum, whatever their traces, so results come first, and gradients once it is known what they are weighted with.
 """
 
-import numbers
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rws_jax.core.errors import describe, fail
+from rws_jax.core.errors import fail
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced, split_floats
 from rws_jax.execution.branching.errors import fail_traced
@@ -47,7 +46,6 @@ class ByPaths(Executor):
         floats, with_floats = split_floats(programs.params)
         inputs = programs.with_params((None, None))
         _check_known(inputs)
-        _check_arrays(programs)
         cache = self.cache or _cache_of(particle, *(program.fn for program in programs.all))
         avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
         kind = Kind(particle, self.data, jax.tree.structure(programs), avals)
@@ -117,18 +115,6 @@ def _check_seeded(programs: Programs) -> None:
                 expected="programs seeded outermost, seed(handler(program), rng_key)",
                 found=f"{type(program.fn).__name__} outermost",
                 hint="paths are compiled for all keys; swap the handlers, or pass vectorize_particles=False",
-            )
-
-
-def _check_arrays(programs: Programs) -> None:
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tuple(programs.arguments)):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number):
-            fail(
-                TypeError,
-                f"programs have branching sites, and argument {jax.tree_util.keystr(keys)} is no array",
-                expected="arrays and numbers, as paths are compiled",
-                found=describe(leaf),
-                hint="bind static arguments by functools.partial(model, ...)",
             )
 
 

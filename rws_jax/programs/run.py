@@ -118,6 +118,7 @@ def _run(program: Program, arguments: Arguments, index: Index, value_of: Callabl
     run = randomness(program.seeded, program.role, index)
     if program.params is not None:
         run = parameters(run, program.role, program.params)
-    sites = trace(given_values(run, program.role, value_of)).get_trace(*arguments.args, **arguments.kwargs)
+    args, kwargs = arguments.plain
+    sites = trace(given_values(run, program.role, value_of)).get_trace(*args, **kwargs)
     check_supported(program.role, sites)
     return sites

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from rws_jax.checks.arguments import check_flag, check_int, check_state
 from rws_jax.core.errors import describe, fail
 from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.programs.program import Arguments
+from rws_jax.training.dispatch import jitted
 from rws_jax.training.state import NonFiniteError, RWSInfo, RWSState
 
 
@@ -77,9 +79,7 @@ def fit(
     if batches is None and jittable:
         run = partial(_compiled, _block_of(step), max(block, _BLOCK))
     else:
-        each = (
-            jax.jit(lambda *args, **kwargs: step(*args, **kwargs)) if jittable and not hasattr(step, "lower") else step
-        )
+        each = jitted(step) if jittable and not hasattr(step, "lower") else step
         run = partial(_one_by_one, each, itertools.repeat(()) if batches is None else iter(batches))
     blocks: list[RWSInfo] = []
     num_nonfinite = 0  # without interruption, up to the last step
@@ -121,7 +121,7 @@ def _is_jittable(step: Any) -> bool:
 
 
 def _compiled(block: Callable, size: int, state: Any, num_steps: int, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-    state, infos = block(size, state, num_steps, args, kwargs)
+    state, infos = block(size, state, num_steps, Arguments.of(args, kwargs))
     return state, jax.tree.map(lambda x: x[:num_steps], jax.device_get(infos))
 
 
@@ -139,8 +139,8 @@ def _block(step_of: Callable) -> Callable:
     """At most `size` steps, compiled once: a block may have fewer."""
 
     @partial(jax.jit, static_argnums=0)
-    def block(size: int, state: Any, num_steps: jax.Array, args: tuple, kwargs: dict) -> tuple:
-        step = step_of()
+    def block(size: int, state: Any, num_steps: jax.Array, arguments: Arguments) -> tuple:
+        step, (args, kwargs) = step_of(), arguments.plain
         info = jax.eval_shape(lambda: step(state, *args, **kwargs))[1]
         _check_info(info)
         infos = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), info)

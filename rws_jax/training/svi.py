@@ -156,7 +156,7 @@ class ReweightedWakeSleep(ELBO):
           Scalar in nats, summed over the data. If no particle of any datum is within the support it is ``inf``, or the
           guide's loss alone if that has dreams to learn from.
         """
-        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
         return total if self._options.sleep else total + jnp.where(aux.alive, 0.0, jnp.inf)
 
     def losses(
@@ -166,7 +166,7 @@ class ReweightedWakeSleep(ELBO):
 
         Arguments are those of `loss`. In pure sleep without parameters in the model, wake is not run: its loss is None.
         """
-        _, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        _, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
         return aux.metrics.get("wake_theta_loss"), aux.metrics["phi_loss"]
 
     def loss_and_grads(
@@ -178,7 +178,7 @@ class ReweightedWakeSleep(ELBO):
         """
 
         def loss(param_map: Params) -> tuple[jax.Array, tuple]:
-            total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+            total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
             return total, (aux.metrics.get("wake_theta_loss"), aux.metrics["phi_loss"])
 
         grads, losses = jax.grad(loss, has_aux=True)(param_map)
@@ -188,7 +188,7 @@ class ReweightedWakeSleep(ELBO):
         self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any
     ) -> Any:
         """What `SVI` calls if there are mutable sites, which are an error here that names them."""
-        run_pilot(self._step_loss(model, guide)[0], (None, None), jax.random.key(0), Arguments(args, kwargs))
+        run_pilot(self._step_loss(model, guide)[0], (None, None), jax.random.key(0), Arguments.of(args, kwargs, model))
         return {"loss": self.loss(rng_key, param_map, model, guide, *args, **kwargs), "mutable_state": None}
 
     def _evaluate(

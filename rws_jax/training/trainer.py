@@ -43,7 +43,7 @@ class Trainer:
 
     def init(self, rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         """The first state, once it is clear that programs, options and arguments fit together."""
-        arguments = Arguments(args, kwargs)
+        arguments = Arguments.of(args, kwargs, self.loss.model)
         check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         with on_automatic_axes((pilot_key, arguments)) as placed:
@@ -65,7 +65,7 @@ class Trainer:
     # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
     def step(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
         """The next state, and what this step has seen."""
-        state, arguments = rws_state, Arguments(args, kwargs)
+        state, arguments = rws_state, Arguments.of(args, kwargs, self.loss.model)
         check_state(state, RWSState)
         self.kinds.check(state, lambda: self._like_init(state, arguments))
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
@@ -89,7 +89,7 @@ class Trainer:
 
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
-        state, arguments = rws_state, Arguments(args, kwargs)
+        state, arguments = rws_state, Arguments.of(args, kwargs, self.loss.model)
         params, names = {}, state.theta.keys() | state.phi.keys()
         for number in range(self.num_runs):
             for run in run_pilot(self.loss, (state.theta, state.phi), jax.random.key(0), arguments, number):
@@ -149,11 +149,11 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     if not trainer.loss.options.execution.vectorize_particles:
         return RWS(trainer.init, NotJittable(in_python.step), in_python.get_params)
     step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
-    executor = trainer.loss.executor
+    model, executor = loss.model, loss.executor
     return RWS(
         trainer.init,
-        Dispatched(step, in_python.step, executor),
-        Dispatched(get_params, in_python.get_params, executor),
+        Dispatched(step, in_python.step, executor, model),
+        Dispatched(get_params, in_python.get_params, executor, model),
     )
 
 
