@@ -14,9 +14,10 @@ import numpy as np
 from rws_jax.core.errors import fail
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced, split_floats
-from rws_jax.execution.branching.errors import fail_traced
+from rws_jax.execution.branching.errors import UnannotatedError, fail_traced
 from rws_jax.execution.branching.grouped_run import GroupedRun
-from rws_jax.execution.branching.handler import UnannotatedBranch
+from rws_jax.execution.branching.handler import BranchHandler, Latents, UnannotatedBranch
+from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.path_cache import Kind, PathCache
 from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn
@@ -63,6 +64,11 @@ class ByPaths(Executor):
                     break
                 except UnannotatedBranch as site:
                     cache.add_branching(site.name)
+                except UnannotatedError as error:
+                    names = self._branching(particle, inputs.with_params(with_floats(arrays))) & set(error.names)
+                    if names <= cache.also_branching:
+                        raise TypeError(str(error)) from error.__cause__
+                    cache.add_branching(*names)
             structures.append(grouped.structure)
             return tuple(jnp.asarray(column.reshape(shape)) for column in grouped.results.T), grouped
 
@@ -81,6 +87,13 @@ class ByPaths(Executor):
         results_of.defvjp(forward, backward)
         results = results_of(floats)
         return jax.tree.unflatten(structures[0], results)
+
+    def _branching(self, particle: ParticleFn, programs: Programs) -> set[str]:
+        """The sites of one particle that are annotated in any of the programs."""
+        latents, handler = Latents(), BranchHandler((), set(), goes_on=True)
+        with latents:
+            run_along(handler, particle, programs, self.data, 0, 0)
+        return latents.branching
 
     def begin(self) -> None:
         """Begin to count paths and un-jitted runs anew."""

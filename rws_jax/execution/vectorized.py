@@ -1,6 +1,6 @@
 """Particles that are mapped over: one trace for all of them and all data, by `jax.vmap`, on one device or many."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
@@ -9,12 +9,14 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from rws_jax.checks.control_flow import fail_static
-from rws_jax.core.errors import CONCRETIZATION_ERRORS
+from rws_jax.core.errors import CONCRETIZATION_ERRORS, is_own
+from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.handler import no_branching
+from rws_jax.execution.compiles import explain
 from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.devices import automatic_sharding
 from rws_jax.execution.executor import Executor, ParticleFn
-from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.program import Arguments, Index, Programs
 
 T = TypeVar("T")
 
@@ -43,5 +45,21 @@ class Vectorized(Executor):
                 of_datum = jax.vmap(of_one, in_axes=(0, None, None))
                 of_all = jax.vmap(of_datum, in_axes=(None, 0, self.data.axes), out_axes=1)
                 return of_all(numbers, jnp.arange(num_data), programs.arguments.args)
-        except CONCRETIZATION_ERRORS as error:
-            fail_static(error)
+        except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
+            self._explain(error, particle, programs)
+            raise
+
+    def _explain(self, error: Exception, particle: ParticleFn, programs: Programs) -> None:
+        """Name what Python has to know, if it can be known here; otherwise whoever has the values does."""
+        if is_own(error):
+            return
+        if is_traced(programs.arguments):
+            if isinstance(error, CONCRETIZATION_ERRORS):
+                fail_static(error)
+            return
+        datum = None if self.data.count(programs) is None else 0
+
+        def run(programs: Programs, arguments: Arguments) -> None:
+            particle(self.data.take(replace(programs, arguments=arguments), datum), Index(0, datum))
+
+        explain(error, run, lax.stop_gradient(programs), programs.arguments, programs.model.fn)

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 
+from rws_jax.core.errors import is_own
 from rws_jax.core.layers import ProgramFn
+from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.execution.executor import Executor
 from rws_jax.programs.program import Arguments
@@ -14,8 +16,11 @@ from rws_jax.programs.program import Arguments
 class Dispatched:
     """Calls `compiled`, one function for all, until branching sites are met, and `in_python` from then on."""
 
-    def __init__(self, compiled: Any, in_python: Callable, executor: Executor, model: ProgramFn) -> None:
-        self._compiled, self._in_python, self._executor, self._model = compiled, in_python, executor, model
+    def __init__(
+        self, compiled: Any, in_python: Callable, check_compiles: Callable, executor: Executor, model: ProgramFn
+    ) -> None:
+        self._compiled, self._in_python, self._check_compiles = compiled, in_python, check_compiles
+        self._executor, self._model = executor, model
 
     @property
     def jittable(self) -> bool:
@@ -32,10 +37,22 @@ class Dispatched:
         if self.jittable:
             try:
                 return self._compiled(rws_state, *args, **kwargs)
-            except BranchingSiteError:  # the executor has met a branching site, and knows from now on
+            except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
+                is_of_jax = not is_own(error) or error.__cause__ is not None
+                if self.jittable and is_of_jax and not is_traced((rws_state, args, kwargs)):
+                    self._explain(rws_state, *args, **kwargs)
                 if self.jittable:
                     raise
+        # The executor has met a branching site, and knows from now on.
         return self._in_python(rws_state, *args, **kwargs)
+
+    def _explain(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> None:
+        """Name what Python has to know, with the values at hand."""
+        try:
+            self._check_compiles(rws_state, *args, **kwargs)
+        except BranchingSiteError:
+            if self.jittable:
+                raise
 
 
 class NotJittable:

@@ -225,7 +225,9 @@ class ReweightedWakeSleep(ELBO):
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except CONCRETIZATION_ERRORS as error:
-            (fail_static if self._options.execution.vectorize_particles else fail_jitted)(error)
+            if not self._options.execution.vectorize_particles:
+                fail_jitted(error)
+            fail_static(error)
         has_start = all(_has_initial_value(site) for run in runs for site in param_sites(run).values())
         if is_traced(rng_key) and has_start and not is_traced(arguments):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.

@@ -11,15 +11,18 @@ from jax import lax
 
 from rws_jax.checks import sites
 from rws_jax.checks.arguments import check_rng_key, check_state
+from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.options import check_scheduled_insomnia
+from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import Params
-from rws_jax.core.sites import Trace, latent_sites, param_sites
+from rws_jax.core.sites import Trace, param_sites
 from rws_jax.core.trees import strong, trainable
+from rws_jax.execution.compiles import check_compiles
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
-from rws_jax.training.pilot import check_compiles, run_pilot
+from rws_jax.training.pilot import run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
@@ -99,6 +102,12 @@ class Trainer:
         sites.check_all_found(names, params)
         return params
 
+    def check_compiles(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> None:
+        """Whether programs compile with these arguments, which may be others than those of `init`."""
+        arguments = Arguments.of(args, kwargs, self.loss.model)
+        run = partial(run_pilot, self.loss, (rws_state.theta, rws_state.phi))
+        check_compiles(run, jax.random.key(0), arguments, self.loss.model)
+
     def _initial_params(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params]:
         theta_sites, phi_sites = Trace(), Trace()
         options, executor = self.loss.options, self.loss.executor
@@ -112,7 +121,7 @@ class Trainer:
         phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
         sites.check_initial(theta | phi)
         if not executor.ragged:
-            check_compiles(partial(run_pilot, self.loss, (theta, phi)), rng_key, arguments, latent_sites(runs.guide))
+            check_compiles(partial(run_pilot, self.loss, (theta, phi)), rng_key, arguments, self.loss.model)
         return theta, phi
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
@@ -126,7 +135,10 @@ class Trainer:
     def _like_init(self, state: RWSState, arguments: Arguments) -> RWSState:
         """A state of the kind that `init` would make of these arguments."""
         if not self.loss.executor.ragged:
-            return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs)
+            try:
+                return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs)
+            except CONCRETIZATION_ERRORS as error:
+                fail_static(error)
         params = self._initial_params(jax.random.key(0), arguments)
         # There may be more, in branches that were not taken.
         theta, phi = (
@@ -152,8 +164,8 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     model, executor = loss.model, loss.executor
     return RWS(
         trainer.init,
-        Dispatched(step, in_python.step, executor, model),
-        Dispatched(get_params, in_python.get_params, executor, model),
+        Dispatched(step, in_python.step, trainer.check_compiles, executor, model),
+        Dispatched(get_params, in_python.get_params, trainer.check_compiles, executor, model),
     )
 
 

@@ -89,21 +89,31 @@ class BranchHandler(Messenger):
             fail_not_deterministic(self.trace, missing, "the end of the program")
 
 
-class KnownValues(BranchHandler):
+class Latents(Messenger):
+    """Collects the latent sites of all programs that run within it, by name, and which of them branch in any."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, Site] = {}
+        self.branching: set[str] = set()
+        super().__init__()
+
+    def postprocess_message(self, msg: Site) -> None:
+        if msg["type"] == "sample" and "role" in msg and not (msg["is_observed"] or msg.get("is_data")):
+            self.sites[msg["name"]] = msg
+            if is_branching(msg):
+                self.branching.add(msg["name"])
+
+
+class KnownValues(Messenger):
     """Gives some sites known values, wherever they are met."""
 
     def __init__(self, values: Iterable[BranchingValue]) -> None:
         self.values = {value.name: value.array for value in values}
-        super().__init__((), set(self.values))
+        super().__init__()
 
-    def choose(self, site: Site) -> jax.Array:
-        """The known value, or a draw."""
-        name = site["name"]
-        return self.values[name] if name in self.values else site["fn"](*site["args"], **site["kwargs"])
-
-    def drawn(self, name: str) -> jax.Array | None:
-        """The known value, or None."""
-        return self.values.get(name)
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
 
 
 class no_branching(Messenger):
