@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
@@ -80,8 +81,9 @@ class svi_program(Messenger):
                 _warn_of_enumeration(self.role, msg["name"])
 
     def postprocess_message(self, msg: Site) -> None:
-        if msg["type"] == "param":
-            self.param_sites[msg["name"]] = msg
+        if msg["type"] == "param":  # of its value the shapes alone: it may be traced, and this is kept
+            shapes = jax.tree.map(lambda leaf: np.broadcast_to(0.0, jnp.shape(leaf)), msg["value"])
+            self.param_sites[msg["name"]] = msg | {"value": shapes}
 
 
 class randomness(Messenger):
