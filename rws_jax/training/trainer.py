@@ -1,5 +1,6 @@
 """The functions of `make_step`: how a state is made, how one step leads to the next, what its parameters are."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +23,7 @@ from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
+from rws_jax.training.exploration import pilots
 from rws_jax.training.pilot import run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
@@ -94,8 +96,9 @@ class Trainer:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
         state, arguments = rws_state, Arguments.of(args, kwargs, self.loss.model)
         params, names = {}, state.theta.keys() | state.phi.keys()
-        for number in range(self.num_runs):
-            for run in run_pilot(self.loss, (state.theta, state.phi), jax.random.key(0), arguments, number):
+        found = self.loss, (state.theta, state.phi), jax.random.key(0), arguments
+        for runs in itertools.chain(pilots(*found), map(partial(run_pilot, *found), range(self.num_runs))):
+            for run in runs:
                 params |= constrained_values(run)
             if params.keys() >= names:
                 break
@@ -111,11 +114,8 @@ class Trainer:
     def _initial_params(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params]:
         theta_sites, phi_sites = Trace(), Trace()
         options, executor = self.loss.options, self.loss.executor
-        for number in range(options.num_particles):
-            runs = run_pilot(self.loss, (None, None), jax.random.clone(rng_key), arguments, number)
+        for runs in pilots(self.loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
             theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
-            if not executor.ragged:
-                break  # else particles may differ in their param sites
         options.check_params(theta_sites, phi_sites)
         theta = trainable(param_values(theta_sites))
         phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
