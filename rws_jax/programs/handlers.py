@@ -22,7 +22,7 @@ from rws_jax.core.numpyro_internals import (
     value_in_cond,
     value_in_scan,
 )
-from rws_jax.core.sites import Site, Trace
+from rws_jax.core.sites import Site, Trace, with_batch_shape
 from rws_jax.programs.program import Index
 
 
@@ -68,6 +68,7 @@ class svi_program(Messenger):
     def __init__(self, fn: ProgramFn, role: str, warns: bool) -> None:
         self.role, self.warns = role, warns
         self.param_sites: Trace = {}  # of all runs
+        self._running: list[Site] = []
         self.warned_of: set[str] = set()  # names of sites, each warned of once
         super().__init__(fn)
 
@@ -81,9 +82,16 @@ class svi_program(Messenger):
                 _warn_of_enumeration(self.role, msg["name"])
 
     def postprocess_message(self, msg: Site) -> None:
-        if msg["type"] == "param":  # of its value the shapes alone: it may be traced, and this is kept
-            shapes = jax.tree.map(lambda leaf: np.broadcast_to(0.0, jnp.shape(leaf)), msg["value"])
-            self.param_sites[msg["name"]] = msg | {"value": shapes}
+        if msg["type"] == "param":
+            self._running.append(msg)
+
+    def __exit__(self, *error: Any) -> None:
+        """Keep the shapes of what is a parameter once the program has run; its values may be traced."""
+        super().__exit__(*error)
+        for site in self._running:
+            shapes = jax.tree.map(lambda leaf: np.broadcast_to(0.0, jnp.shape(leaf)), site["value"])
+            self.param_sites[site["name"]] = site | {"value": shapes}
+        self._running.clear()
 
 
 class randomness(Messenger):
@@ -130,6 +138,8 @@ class given_values(Messenger):
         if self.steps is not None:
             check_in_control_flow(self.role, msg)
         msg["role"] = self.role
+        if msg["type"] == "sample":
+            msg["fn"] = with_batch_shape(msg["fn"])
         if msg["type"] in ("sample", "plate") and not comes_out_of_control_flow(msg):
             value = self.value_of(msg, self.steps or ())
             if value is None:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from rws_jax.checks import matching, sites
 from rws_jax.checks.supports import check_fixed, warn_of_narrower
 from rws_jax.core.layers import Params
-from rws_jax.core.sites import Trace, latent_sites, param_sites
+from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
 from rws_jax.options import SleepOptions, WakeOptions
@@ -56,7 +56,7 @@ def run_pilot(
     with executor.watch():
         if options.sleep:
             runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep)
-            needs_wake = needs_wake or bool(param_sites(runs.model))
+            needs_wake = needs_wake or bool(trained_sites(param_sites(runs.model)))
         if runs is None or needs_wake:
             index = lambda: Index(number, datum, executor.ragged)  # programs may turn out to branch
             runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)

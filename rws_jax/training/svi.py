@@ -16,6 +16,7 @@ from rws_jax.checks.arguments import check_flag, check_rng_key
 from rws_jax.checks.options import check_max_plate_nesting
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.core.sites import trained_sites
 from rws_jax.execution.data import Axes
 from rws_jax.options import ExecutionOptions, StepOptions
 from rws_jax.programs.observations import SimulatedDataToArgs
@@ -206,7 +207,7 @@ class ReweightedWakeSleep(ELBO):
             phi.clear()
         programs.check(rng_key, params, arguments)
         options.check_params(theta, phi)
-        trains_theta = bool(theta)
+        trains_theta = bool(trained_sites(theta))
         if options.model_has_params and not options.execution.vectorize_particles:
             # Another particle may take another branch: what this one's guide has not taken may be the model's.
             trains_theta = trains_theta or params.keys() > phi.keys()

@@ -103,7 +103,7 @@ class Trainer:
             if params.keys() >= names:
                 break
         sites.check_all_found(names, params)
-        return params
+        return {name: value for name, value in params.items() if jax.tree.leaves(value)}
 
     def check_compiles(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> None:
         """Whether programs compile with these arguments, which may be others than those of `init`."""
