@@ -44,7 +44,7 @@ def programs_of(
         Program.of_seeded(model, "model", theta),
         Program.of_seeded(guide, "guide", phi),
         None if u is None else Program.of_seeded(u, "defensive guide", None),
-        Arguments(args, kwargs),
+        Arguments.of(args, kwargs, model),
     )
 
 

@@ -18,7 +18,7 @@ from rws_jax.checks import options as checks
 from rws_jax.checks.arguments import check_flag, check_int, check_program
 from rws_jax.core.errors import fail
 from rws_jax.core.layers import ProgramFn, hashable
-from rws_jax.core.sites import Trace
+from rws_jax.core.sites import Trace, trained_sites
 from rws_jax.estimators import dreg, score, vimco
 from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import DreamParticle, Sleep
@@ -216,6 +216,7 @@ class StepOptions:
 
     def check_params(self, theta: Trace, phi: Trace) -> None:
         """Param sites of model and guide must be what the options say of them."""
+        theta, phi = trained_sites(theta), trained_sites(phi)
         matching.check_disjoint(theta, phi, self.shared_params)
         matching.check_model_has_params(theta, self.model_has_params)
         if theta:

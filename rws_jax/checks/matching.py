@@ -12,7 +12,7 @@ from rws_jax.checks.shapes import check_within_plates
 from rws_jax.checks.supports import check_covers, check_same_support
 from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import comes_out_of_control_flow
-from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_sizes
+from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_sizes, site_shape
 
 
 def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
 
 def check_shape(role: str, site: Site, shape: tuple[int, ...]) -> None:
     """A value drawn by the other program must have exactly the shape of this program's site."""
-    own = tuple(site["fn"].shape())
+    own = site_shape(site)
     if own != shape:
         fail(
             ValueError,

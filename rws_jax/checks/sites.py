@@ -1,9 +1,11 @@
 """What the sites of one program must not be, and the messages that say so."""
 
+import numbers
 import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
@@ -43,6 +45,20 @@ def check_in_control_flow(role: str, site: Site) -> None:
             found=f"{full}({site['name']!r}, ...) inside of one",
             hint=hint,
         )
+
+
+def check_supported(role: str, run: Trace) -> None:
+    """Values of sites are arrays."""
+    for name, site in run.items():
+        value = site["value"]
+        if site["type"] == "sample" and not isinstance(value, jax.Array | np.ndarray | np.generic | numbers.Number):
+            fail(
+                TypeError,
+                f"the value of site {name!r} of the {role} is no array",
+                expected="an array or a number",
+                found=f"a {type(value).__name__}",
+                hint="pass jnp.asarray(...) as obs; JAX takes a list for a tree of scalars",
+            )
 
 
 def check_minibatches(role: str, site: Site, plates: Iterable[ActivePlate], seen: Iterable[Any]) -> None:

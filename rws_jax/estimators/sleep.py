@@ -48,7 +48,7 @@ class DreamParticle:
         self, programs: Programs, index: Index, dream: Dream, model_run: Trace | None = None
     ) -> tuple[Trace, Arguments]:
         """Run the guide on dreamt data, at the dreamt latents, and check that it fits to the run that dreamt them."""
-        guide, (args, kwargs) = programs.guide, programs.arguments
+        guide, (args, kwargs) = programs.guide, programs.arguments.plain
         shown = show_data(
             guide.fn,
             dream.data,

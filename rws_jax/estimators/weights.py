@@ -105,6 +105,7 @@ def num_others_alive(log_w: PerParticle) -> PerParticle:
     It does not depend on the particle itself, as the coefficient of a baseline must not.
     """
     live = log_w != -jnp.inf
+    live = live.astype(int)
     return jnp.sum(live, axis=0)[None] - live
 
 

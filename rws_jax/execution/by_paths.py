@@ -4,7 +4,6 @@ Each trace is compiled by itself, or run un-jitted while few particles have come
 a datum, whatever their traces, so results come first, and gradients once it is known what they are weighted with.
 """
 
-import numbers
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rws_jax.checks.arguments import is_rbg
-from rws_jax.core.errors import describe, fail
+from rws_jax.core.errors import fail
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced, split_floats
-from rws_jax.execution.branching.errors import fail_traced
+from rws_jax.execution.branching.errors import UnannotatedError, fail_traced
 from rws_jax.execution.branching.grouped_run import GroupedRun
-from rws_jax.execution.branching.handler import UnannotatedBranch
+from rws_jax.execution.branching.handler import BranchHandler, Latents, UnannotatedBranch
+from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.path_cache import Kind, PathCache
 from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn
@@ -49,7 +49,6 @@ class ByPaths(Executor):
         floats, with_floats = split_floats(programs.params)
         inputs = programs.with_params((None, None))
         _check_known(inputs)
-        _check_arrays(programs)
         cache = self.cache or _cache_of(particle, *(program.fn for program in programs.all))
         avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
         kind = Kind(particle, self.data, jax.tree.structure(programs), avals)
@@ -67,6 +66,11 @@ class ByPaths(Executor):
                     break
                 except UnannotatedBranch as site:
                     cache.add_branching(site.name)
+                except UnannotatedError as error:
+                    names = self._branching(particle, inputs.with_params(with_floats(arrays))) & set(error.names)
+                    if names <= cache.also_branching:
+                        raise TypeError(str(error)) from error.__cause__
+                    cache.add_branching(*names)
             structures.append(grouped.structure)
             return tuple(jnp.asarray(column.reshape(shape)) for column in grouped.results.T), grouped
 
@@ -85,6 +89,13 @@ class ByPaths(Executor):
         results_of.defvjp(forward, backward)
         results = results_of(floats)
         return jax.tree.unflatten(structures[0], results)
+
+    def _branching(self, particle: ParticleFn, programs: Programs) -> set[str]:
+        """The sites of one particle that are annotated in any of the programs."""
+        latents, handler = Latents(), BranchHandler((), set(), goes_on=True)
+        with latents:
+            run_along(handler, particle, programs, self.data, 0, 0)
+        return latents.branching
 
     def begin(self) -> None:
         """Begin to count paths and un-jitted runs anew."""
@@ -132,18 +143,6 @@ def _check_keys(programs: Programs) -> None:
             found="keys of the kind 'rbg', of which JAX draws whole groups from the first one",
             hint="jax.random.key(0, impl='threefry2x32'), JAX's default",
         )
-
-
-def _check_arrays(programs: Programs) -> None:
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tuple(programs.arguments)):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number):
-            fail(
-                TypeError,
-                f"programs have branching sites, and argument {jax.tree_util.keystr(keys)} is no array",
-                expected="arrays and numbers, as paths are compiled",
-                found=describe(leaf),
-                hint="bind static arguments by functools.partial(model, ...)",
-            )
 
 
 def _check_known(tree: Any) -> None:

@@ -1,6 +1,6 @@
 """Particles that are mapped over: one trace for all of them and all data, by `jax.vmap`, on one device or many."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
@@ -10,8 +10,10 @@ from jax.sharding import NamedSharding
 
 from rws_jax.checks.arguments import warn_of_rbg
 from rws_jax.checks.control_flow import fail_static
-from rws_jax.core.errors import CONCRETIZATION_ERRORS
+from rws_jax.core.errors import CONCRETIZATION_ERRORS, is_own
+from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.handler import no_branching
+from rws_jax.execution.compiles import explain
 from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.devices import automatic_sharding
 from rws_jax.execution.executor import Executor, ParticleFn
@@ -51,5 +53,21 @@ class Vectorized(Executor):
                 of_datum = jax.vmap(of_one, in_axes=(0, None, None, None))
                 of_all = jax.vmap(of_datum, in_axes=(None, 0, axes, 0), out_axes=1)
                 return of_all(numbers, jnp.arange(num_data), args, mapped)
-        except CONCRETIZATION_ERRORS as error:
-            fail_static(error)
+        except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
+            self._explain(error, particle, programs)
+            raise
+
+    def _explain(self, error: Exception, particle: ParticleFn, programs: Programs) -> None:
+        """Name what Python has to know, if it can be known here; otherwise whoever has the values does."""
+        if is_own(error):
+            return
+        if is_traced(programs.arguments):
+            if isinstance(error, CONCRETIZATION_ERRORS):
+                fail_static(error)
+            return
+        datum = None if self.data.count(programs) is None else 0
+
+        def run(programs: Programs, arguments: Arguments) -> None:
+            particle(self.data.take(replace(programs, arguments=arguments), datum), Index(0, datum))
+
+        explain(error, run, lax.stop_gradient(programs), programs.arguments, programs.model.fn)

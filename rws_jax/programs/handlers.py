@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
@@ -26,7 +27,7 @@ from rws_jax.core.numpyro_internals import (
     value_in_cond,
     value_in_scan,
 )
-from rws_jax.core.sites import Site, Trace
+from rws_jax.core.sites import Site, Trace, with_batch_shape
 from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.program import Index
 
@@ -117,6 +118,7 @@ class svi_program(Messenger):
     def __init__(self, fn: ProgramFn, role: str, warns: bool) -> None:
         self.role, self.warns = role, warns
         self.param_sites: Trace = {}  # of all runs
+        self._running: list[Site] = []
         self.warned_of: set[str] = set()  # names of sites, each warned of once
         super().__init__(fn)
 
@@ -131,7 +133,15 @@ class svi_program(Messenger):
 
     def postprocess_message(self, msg: Site) -> None:
         if msg["type"] == "param":
-            self.param_sites[msg["name"]] = msg
+            self._running.append(msg)
+
+    def __exit__(self, *error: Any) -> None:
+        """Keep the shapes of what is a parameter once the program has run; its values may be traced."""
+        super().__exit__(*error)
+        for site in self._running:
+            shapes = jax.tree.map(lambda leaf: np.broadcast_to(0.0, jnp.shape(leaf)), site["value"])
+            self.param_sites[site["name"]] = site | {"value": shapes}
+        self._running.clear()
 
 
 class randomness(Messenger):
@@ -180,6 +190,8 @@ class given_values(Messenger):
         if self.steps is not None:
             check_in_control_flow(self.role, msg)
         msg["role"] = self.role
+        if msg["type"] == "sample":
+            msg["fn"] = with_batch_shape(msg["fn"])
         if msg["type"] not in ("sample", "plate") or comes_out_of_control_flow(msg):
             return
         if msg["type"] == "sample":

@@ -6,11 +6,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import lax
 from numpyro.handlers import seed
 
 from rws_jax.checks.sites import fail_unseeded
+from rws_jax.checks.static import argument_name, fail_table, fail_unhashable, fail_unreadable
+from rws_jax.core.errors import first_line
 from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, layers
+from rws_jax.core.static import Static, is_foreign, is_traceable, unwrapped_static
 
 
 class Index(NamedTuple):
@@ -25,10 +29,27 @@ class Index(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """What a program is called with."""
+    """What a program is called with: a tree of arrays, in which all else is static."""
 
     args: tuple
     kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: dict[str, Any], program: ProgramFn | None = None) -> "Arguments":
+        """Arguments as users pass them; messages call them what `program` does.
+
+        Numbers and arrays are traced, those of other libraries once numpy has read them. Flags, text, functions and
+        whatever else has a hash are static, and so are namespaces of such values.
+        """
+        if all(map(is_traceable, jax.tree.leaves((args, kwargs)))):
+            return cls(args, kwargs)
+        as_leaf = lambda path, leaf: leaf if is_traceable(leaf) else _taken(leaf, path, program)
+        return cls(*jax.tree_util.tree_map_with_path(as_leaf, (args, kwargs)))
+
+    @property
+    def plain(self) -> "Arguments":
+        """The same with static values as users have passed them, for functions of theirs."""
+        return Arguments(*unwrapped_static(tuple(self)))
 
 
 @partial(
@@ -119,3 +140,21 @@ class Programs:
         """Change every program in the same way."""
         defensive_guide = self.defensive_guide and change(self.defensive_guide)
         return replace(self, model=change(self.model), guide=change(self.guide), defensive_guide=defensive_guide)
+
+
+def _taken(leaf: Any, path: tuple, program: ProgramFn | None) -> Any:
+    """An array that JAX can trace, or a static value, in place of what is none."""
+    if is_foreign(leaf):
+        if not hasattr(leaf, "dtype"):
+            fail_table(argument_name(path, program), leaf)
+        try:
+            array = np.asarray(leaf)
+        except Exception as error:  # whatever the other library raises
+            fail_unreadable(argument_name(path, program), leaf, first_line(error))
+        return _taken(array, path, program) if not is_traceable(array) else array
+    if isinstance(leaf, np.ndarray):
+        fail_unreadable(argument_name(path, program), leaf, f"dtype {leaf.dtype}")
+    try:
+        return Static(leaf)
+    except TypeError:
+        fail_unhashable(argument_name(path, program), leaf)

@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution
 from numpyro.handlers import trace
 
 from rws_jax.checks import dreams, matching
-from rws_jax.checks.sites import check_proper
+from rws_jax.checks.sites import check_proper, check_supported
 from rws_jax.core.dependence import dependence
 from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import MutableState, Params
@@ -191,5 +191,7 @@ def _run_with(
     if program.params is not None:
         run = parameters(run, program.role, program.params)
     run = mutable_state(run, program.role, program.mutable_state)
-    given = given_values(run, program.role, value_of)
-    return trace(given).get_trace(*arguments.args, **arguments.kwargs), given.conditioned
+    given, (args, kwargs) = given_values(run, program.role, value_of), arguments.plain
+    sites = trace(given).get_trace(*args, **kwargs)
+    check_supported(program.role, sites)
+    return sites, given.conditioned

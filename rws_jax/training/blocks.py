@@ -18,6 +18,7 @@ from jax import lax
 
 from rws_jax.core.trees import copied
 from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.programs.program import Arguments
 from rws_jax.training.batches import arguments_of
 from rws_jax.training.fit_checks import check_info
 from rws_jax.training.state import RWSInfo
@@ -112,8 +113,8 @@ class _Compiled:
 
     def __init__(self, step_of: Callable[[], Any]) -> None:
         @partial(jax.jit, static_argnums=0)
-        def block(size: int, state: Any, args: tuple, kwargs: dict) -> tuple:
-            step = step_of()
+        def block(size: int, state: Any, arguments: Arguments) -> tuple:
+            step, (args, kwargs) = step_of(), arguments.plain
 
             def body(state: Any, _: None) -> tuple:
                 state, info = step(state, *args, **kwargs)
@@ -124,10 +125,13 @@ class _Compiled:
             return lax.scan(body, state, length=size)
 
         @jax.jit
-        def once(*args: Any, **kwargs: Any) -> tuple:
-            return step_of()(*args, **kwargs)
+        def once(state: Any, arguments: Arguments) -> tuple:
+            args, kwargs = arguments.plain
+            return step_of()(state, *args, **kwargs)
 
-        self.loop, self.once = block, once
+        # What is static among the arguments passes around what is compiled.
+        self.loop = lambda size, state, args, kwargs: block(size, state, Arguments.of(args, kwargs))
+        self.once = lambda state, *args, **kwargs: once(state, Arguments.of(args, kwargs))
 
 
 def _compiled_of(step: Callable) -> _Compiled:

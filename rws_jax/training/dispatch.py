@@ -3,31 +3,61 @@
 from collections.abc import Callable
 from typing import Any
 
+from rws_jax.core.errors import is_own
+from rws_jax.core.layers import ProgramFn
+from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.execution.executor import Executor
+from rws_jax.programs.program import Arguments
 
 
 class Dispatched:
     """Calls `compiled`, one function for all, until branching sites are met, and `in_python` from then on."""
 
-    def __init__(self, compiled: Any, in_python: Callable, executor: Executor, max_ess: int | None = None) -> None:
-        self._compiled, self._in_python, self._executor = compiled, in_python, executor
+    def __init__(
+        self,
+        compiled: Any,
+        in_python: Callable,
+        check_compiles: Callable,
+        executor: Executor,
+        model: ProgramFn,
+        max_ess: int | None = None,
+    ) -> None:
+        self._compiled, self._in_python, self._check_compiles = compiled, in_python, check_compiles
+        self._executor, self._model = executor, model
         self.max_ess = max_ess  # that of K equal weights, which `fit` shows beside the mean
-        self.lower = compiled.lower  # as functions have that jax.jit returns
 
     @property
     def jittable(self) -> bool:
         """Whether it can be compiled as a part of something larger."""
         return not self._executor.ragged
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def lower(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """The compiled function, lowered, as functions have that `jax.jit` returns."""
+        args, kwargs = Arguments.of(args, kwargs, self._model)
+        return self._compiled.lower(rws_state, *args, **kwargs)
+
+    def __call__(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = Arguments.of(args, kwargs, self._model)  # what is static passes around jax.jit
         if self.jittable:
             try:
-                return self._compiled(*args, **kwargs)
-            except BranchingSiteError:  # the executor has met a branching site, and knows from now on
+                return self._compiled(rws_state, *args, **kwargs)
+            except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
+                is_of_jax = not is_own(error) or error.__cause__ is not None
+                if self.jittable and is_of_jax and not is_traced((rws_state, args, kwargs)):
+                    self._explain(rws_state, *args, **kwargs)
                 if self.jittable:
                     raise
-        return self._in_python(*args, **kwargs)
+        # The executor has met a branching site, and knows from now on.
+        return self._in_python(rws_state, *args, **kwargs)
+
+    def _explain(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> None:
+        """Name what Python has to know, with the values at hand."""
+        try:
+            self._check_compiles(rws_state, *args, **kwargs)
+        except BranchingSiteError:
+            if self.jittable:
+                raise
 
 
 class NotJittable:

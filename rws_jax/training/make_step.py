@@ -89,12 +89,16 @@ def make_step(
       observed_sites: names of data sites of a model that runs without data, in pure sleep.
 
     Returns:
-      `RWS`, the functions ``init``, ``step`` and ``get_params``. Arguments of `step` are traced, as by `jax.jit`; bind
-      static ones with `functools.partial`.
+      `RWS`, the functions ``init``, ``step`` and ``get_params``. Of their arguments, arrays and numbers are traced, as
+      by `jax.jit`. Booleans of Python, text, enums, functions and what else has a hash are static: programs may branch
+      on them, and a step is compiled once for each value. So are namespaces and dataclasses of such values. Arrays of
+      other libraries are read by `numpy.asarray`. A number that Python needs to know, a size say, is bound by
+      ``functools.partial(model, ...)``.
 
     Raises:
       ValueError: for an option out of range. From `init`, if model, guide and arguments do not fit together.
       TypeError: for an option of the wrong kind, or an optimizer that needs more than gradients, parameters and loss.
+        From all three functions, for an argument that is neither traced nor static.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax

@@ -3,29 +3,23 @@
 The estimators' own particles are run; only what is checked of the traces, and of values that are known, is said here.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
 from rws_jax.checks import sites
-from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.dreams import warn_of_prior
 from rws_jax.checks.supports import check_fixed, warn_of_narrower
 from rws_jax.checks.units import warn_of_one_unit
-from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Trace, latent_sites, param_sites
+from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
-from rws_jax.execution.branching.errors import fail_unannotated
-from rws_jax.execution.branching.handler import KnownValues
-from rws_jax.execution.branching.trace import BranchingValue
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import dists_of, own_dists
 from rws_jax.programs.independence import SiteOf, check_independent
@@ -71,7 +65,7 @@ def run_pilot(
     with executor.watch():
         if options.sleep:
             runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep, is_thorough=is_thorough)
-            needs_wake = needs_wake or bool(param_sites(runs.model))
+            needs_wake = needs_wake or bool(trained_sites(param_sites(runs.model)))
         if runs is None or needs_wake:
             runs_alone = cache(lambda: executor.runs_alone(options.wake.estimator.particle, of_all))
             index = lambda: Index(number, datum, executor.ragged and runs_alone())  # programs may turn out to branch
@@ -143,40 +137,6 @@ def check_elements(
         return {SiteOf(role, name): value for role, values in pairs for name, value in values.items()}
 
     check_independent(units, draw, log_densities)
-
-
-def check_compiles(
-    run: Callable[[jax.Array, Arguments], Any], rng_key: jax.Array, arguments: Arguments, latents: Trace
-) -> None:
-    """Programs that need concrete values have run in `init`, and would fail in the compiled step only.
-
-    If they do, it is found out on which of the `latents` Python branches: with its value known, they do not fail.
-    """
-
-    def error_with(known: list[BranchingValue]) -> Exception | None:
-        def traced(rng_key: jax.Array, arguments: Arguments) -> None:
-            if not known:
-                run(rng_key, arguments)
-                return
-            with jax.ensure_compile_time_eval(), KnownValues(known):  # Python may compute with what is known
-                run(rng_key, arguments)
-
-        try:
-            with warnings.catch_warnings():  # which the first run has given
-                warnings.simplefilter("ignore")
-                jax.eval_shape(traced, rng_key, arguments)
-        except TypeError as error:  # JAX's errors on tracers are of this kind
-            return error
-
-    error = error_with([])
-    if error is None:
-        return
-    discrete = [BranchingValue.of(name, site["value"]) for name, site in latents.items() if site["fn"].is_discrete]
-    may_branch = isinstance(error, CONCRETIZATION_ERRORS)
-    for known in [*([one] for one in discrete), discrete] if may_branch else ():
-        if known and error_with(known) is None:
-            fail_unannotated(error, [value.name for value in known])
-    fail_static(error)
 
 
 def _check_fixed_support(programs: Programs, index: Index, run: Trace) -> None:

@@ -57,7 +57,7 @@ class StepLoss:
         has_defensive_guide = options.wake.defensive_guide is not None
         rng_keys = [*jax.random.split(rng_key, 5 if has_defensive_guide else 4), None]
         total, alive, metrics, new_state = jnp.zeros(()), jnp.array(True), {}, mutable_state
-        if options.trains_phi_on_wake or (params[0] and trains_theta):
+        if options.trains_phi_on_wake or (jax.tree.leaves(params[0]) and trains_theta):
             awake = self.programs(params, (rng_keys[0], rng_keys[1], rng_keys[4]), arguments, mutable_state or {})
             losses = options.wake.estimator(executor, awake)
             total, alive, metrics = _wake_metrics(losses, options.trains_phi_on_wake)

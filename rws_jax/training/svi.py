@@ -1,6 +1,7 @@
 """Reweighted Wake-Sleep as a loss of NumPyro's `SVI`: the same estimators, behind one scalar.
 
-Knows NumPyro's `ELBO`. Keeps options only, no state: parameters and keys come and go with each call.
+Knows NumPyro's `ELBO`. Keeps options, and what is compiled of programs that branch; parameters and keys come and go
+with each call.
 """
 
 import math
@@ -8,26 +9,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import NamedSharding
 from numpyro.infer.elbo import ELBO
 
-from rws_jax.checks.arguments import check_flag, check_params, check_program, check_rng_key
-from rws_jax.checks.control_flow import fail_jitted, fail_static
+from rws_jax.checks.arguments import check_flag, check_params, check_rng_key
 from rws_jax.checks.options import check_constant_insomnia, check_max_plate_nesting
-from rws_jax.core.errors import CONCRETIZATION_ERRORS
-from rws_jax.core.layers import MutableState, Params, ProgramFn
-from rws_jax.core.sites import Site, Trace, param_sites
-from rws_jax.core.trees import chosen, is_traced
+from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.core.sites import trained_sites
+from rws_jax.core.trees import chosen
 from rws_jax.execution.data import Axes
 from rws_jax.options import ExecutionOptions, StepOptions
-from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Arguments
-from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import check_elements, run_pilot
 from rws_jax.training.state import RWSInfo
-from rws_jax.training.step_loss import LossAux, StepLoss
+from rws_jax.training.step_loss import LossAux
+from rws_jax.training.svi_programs import KnownPrograms
 
 
 class ReweightedWakeSleep(ELBO):
@@ -45,9 +41,10 @@ class ReweightedWakeSleep(ELBO):
     updates of the guide for one of the model, and leaves the state as it is if a step is not finite. For the last,
     use ``SVI.stable_update`` or ``SVI.run(..., stable_update=True)``.
 
-    Programs and arguments are checked whenever the loss is traced or, un-jitted, called. What shows in values only
-    (data that are NaN or outside of a support, supports that move) is checked by `SVI.run` too; with a jitted
-    ``SVI.update``, call ``svi.evaluate(state, *args)`` once before, un-jitted.
+    Programs and arguments are checked whenever the loss is traced or, un-jitted, called; those that branch in Python
+    once for arguments of one kind. What shows in values only (data that are NaN or outside of a support, supports that
+    move) is checked by `SVI.run` too; with a jitted ``SVI.update``, call ``svi.evaluate(state, *args)`` once before,
+    un-jitted.
 
     Args:
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
@@ -55,8 +52,8 @@ class ReweightedWakeSleep(ELBO):
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted: call
-        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles. Programs that branch in Python take all of their
-        parameters before they do, as ``SVI.init`` sees one branch.
+        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles, and where programs have branching sites. These
+        take all of their parameters before they branch, as ``SVI.init`` sees one branch.
       max_plate_nesting: accepted as Pyro has it, and not needed: particles never take a dim of the programs.
       strict_enumeration_warning: whether to warn of sites annotated for enumeration. They are drawn like all others.
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.
@@ -66,6 +63,8 @@ class ReweightedWakeSleep(ELBO):
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh.
       data_axes: for programs written for one datum, where the arguments have the axis of data; see `wake_phi_loss`.
+        ``SVI.init`` runs the programs as they are, so it gets one datum: ``state = svi.init(rng_key, x[0])``, then
+        ``svi.update(state, x)`` or ``svi.run(rng_key, num_steps, x, init_state=state)``.
       shared_params: whether param sites may occur in both programs; both losses train them then.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
@@ -138,7 +137,7 @@ class ReweightedWakeSleep(ELBO):
             simulated_data_to_args=simulated_data_to_args,
             observed_sites=observed_sites,
         )
-        self._warns_of_enumeration = strict_enumeration_warning
+        self._programs = KnownPrograms(self._options, strict_enumeration_warning)
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
 
     def loss(
@@ -158,7 +157,7 @@ class ReweightedWakeSleep(ELBO):
           Scalar in nats, summed over the data. If no particle of any datum is within the support it is ``inf``, or the
           guide's loss alone if that has dreams to learn from.
         """
-        return self._total(*self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs)))
+        return self._total(*self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model)))
 
     def losses(
         self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any
@@ -167,7 +166,7 @@ class ReweightedWakeSleep(ELBO):
 
         Arguments are those of `loss`. In pure sleep without parameters in the model, wake is not run: its loss is None.
         """
-        _, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        _, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
         return aux.metrics.get("wake_theta_loss"), aux.metrics["phi_loss"]
 
     def loss_and_grads(
@@ -179,7 +178,7 @@ class ReweightedWakeSleep(ELBO):
         """
 
         def loss(param_map: Params) -> tuple[jax.Array, tuple]:
-            total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+            total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
             return total, (aux.metrics.get("wake_theta_loss"), aux.metrics["phi_loss"])
 
         grads, losses = jax.grad(loss, has_aux=True)(param_map)
@@ -193,7 +192,7 @@ class ReweightedWakeSleep(ELBO):
         Arguments are those of `loss`, and the same key draws the same particles; ``svi.get_params(state)`` are the
         parameters. Gradients are not computed, so their norms are None; `finite` is whether the loss is.
         """
-        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
         info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics
         finite = jnp.isfinite(self._total(total, aux))
         return RWSInfo(**info | {"insomnia": jnp.asarray(self._options.insomnia, float), "finite": finite})
@@ -205,7 +204,7 @@ class ReweightedWakeSleep(ELBO):
 
         Returns the ``loss`` and the next ``mutable_state``, which is the old one if the loss is not finite.
         """
-        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments(args, kwargs))
+        total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
         loss, new = self._total(total, aux), aux.mutable_state or {}
         old = {name: param_map[name] for name in new}
         return {"loss": loss, "mutable_state": chosen(jnp.isfinite(loss), new, old)}
@@ -220,12 +219,15 @@ class ReweightedWakeSleep(ELBO):
             rng_key, "the first argument of the loss", "pass (jax.random.key(0), params, model, guide, *args)"
         )
         check_params(params, "param_map")
-        options = self._options
-        loss, theta, phi = self._step_loss(model, guide)
-        mutable = self._check(loss, rng_key, params, arguments)
+        options, programs = self._options, self._programs.of(model, guide)
+        loss, theta, phi = programs.loss, programs.model.param_sites, programs.guide.param_sites
+        if not loss.executor.ragged:
+            theta.clear()  # those of programs that branch are of all branches that have been taken
+            phi.clear()
+        mutable = programs.check(rng_key, params, arguments)
         params = {name: value for name, value in params.items() if name not in mutable}
         options.check_params(theta, phi)
-        trains_theta = bool(theta)
+        trains_theta = bool(trained_sites(theta))
         if options.model_has_params and not options.execution.vectorize_particles:
             # Another particle may take another branch: what this one's guide has not taken may be the model's.
             trains_theta = trains_theta or params.keys() > phi.keys()
@@ -233,35 +235,3 @@ class ReweightedWakeSleep(ELBO):
         result = loss((params, params), insomnia, rng_key, arguments, mutable or None, trains_theta=trains_theta)
         options.check_params(theta, phi)  # again, as branches may have come up with more
         return result
-
-    def _step_loss(self, model: ProgramFn, guide: ProgramFn) -> tuple[StepLoss, Trace, Trace]:
-        """What is minimised, and the param sites of both programs, which are collected as they run."""
-        check_program(model, "model")
-        check_program(guide, "guide")
-        of_model = svi_program(model, "model", self._warns_of_enumeration)
-        of_guide = svi_program(guide, "guide", self._warns_of_enumeration)
-        loss = StepLoss(of_model, of_guide, self._options, self._options.execution.executor())
-        return loss, of_model.param_sites, of_guide.param_sites
-
-    def _check(self, loss: StepLoss, rng_key: jax.Array, params: Params, arguments: Arguments) -> MutableState:
-        """Whether programs, arguments and options fit together, as `make_step`'s init does; returns mutable state."""
-        pilot = lambda params: run_pilot(loss, (params, params), jax.random.key(0), arguments, mutable_state=params)
-        try:
-            runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
-        except CONCRETIZATION_ERRORS as error:
-            (fail_static if self._options.execution.vectorize_particles else fail_jitted)(error)
-        has_start = all(_has_initial_value(site) for run in runs for site in param_sites(run).values())
-        if is_traced(rng_key) and has_start and not is_traced(arguments):
-            # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
-            with jax.ensure_compile_time_eval():
-                pilot(None)
-        found = loss, (params, params), jax.random.key(0), arguments
-        mutable_state = MutableSites(runs).check(*found)
-        if self._options.trains_phi_on_wake or param_sites(runs.model):
-            check_elements(*found, mutable_state)
-        return mutable_state
-
-
-def _has_initial_value(site: Site) -> bool:
-    """Not if the value comes from SVI's init_params alone. NumPyro's modules make one after they have asked in vain."""
-    return site["name"].endswith("$params") or all(value is not None for value in site["args"])

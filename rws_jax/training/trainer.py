@@ -1,5 +1,6 @@
 """The functions of `make_step`: how a state is made, how one step leads to the next, what its parameters are."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,18 +11,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.checks.arguments import check_rng_key, check_state, check_takes
+from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.options import check_scheduled_insomnia
 from rws_jax.checks.params import check_all_found, check_initial
+from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Trace, latent_sites, param_sites
+from rws_jax.core.sites import Trace, param_sites
 from rws_jax.core.trees import copied, strong, trainable
 from rws_jax.core.unconstrained import Unconstrained
+from rws_jax.execution.compiles import check_compiles
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values, param_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
+from rws_jax.training.exploration import pilots
 from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import check_compiles, check_elements, run_pilot
+from rws_jax.training.pilot import check_elements, run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
@@ -45,7 +50,7 @@ class Trainer:
 
     def init(self, rng_key: jax.Array, /, *args: Any, **kwargs: Any) -> RWSState:
         """The first state, once it is clear that programs, options and arguments fit together."""
-        arguments = Arguments(args, kwargs)
+        arguments = Arguments.of(args, kwargs, self.loss.model)
         check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
         with on_automatic_axes((pilot_key, arguments)) as placed:
@@ -70,7 +75,7 @@ class Trainer:
     def step(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:
         """The next state, and what this step has seen."""
         check_state(rws_state, RWSState)
-        state, arguments = rws_state.plain, Arguments(args, kwargs)
+        state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
         self.kinds.check(state, lambda: self._like_init(state, arguments))
         rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
         insomnia = self._insomnia(state.step)
@@ -95,37 +100,43 @@ class Trainer:
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
         check_state(rws_state, RWSState, "the first argument of get_params")
-        state, arguments = rws_state.plain, Arguments(args, kwargs)
+        state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
         check_takes(self.loss.model, "model", args, kwargs)
         if self.loss.options.trains_phi_on_wake:  # else it runs on dreams alone, perhaps in other arguments
             check_takes(self.loss.guide, "guide", args, kwargs)
         params, names = {}, state.theta.keys() | state.phi.keys()
-        for number in range(self.num_runs):
-            values, rng_key = (state.theta, state.phi), jax.random.key(0)
-            pilot = partial(run_pilot, self.loss, values, rng_key, arguments, is_thorough=False)
-            for run in pilot(number, state.mutable_state or {}):
+        found = self.loss, (state.theta, state.phi), jax.random.key(0), arguments
+        how: dict[str, Any] = {"mutable_state": state.mutable_state or {}, "is_thorough": False}
+        for runs in itertools.chain(
+            pilots(*found, **how), map(partial(run_pilot, *found, **how), range(self.num_runs))
+        ):
+            for run in runs:
                 params |= constrained_values(run)
             if params.keys() >= names:
                 break
         check_all_found(names, params)
-        return params
+        return {name: value for name, value in params.items() if jax.tree.leaves(value)}
+
+    def check_compiles(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> None:
+        """Whether programs compile with these arguments, which may be others than those of `init`."""
+        state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
+        how: dict[str, Any] = {"mutable_state": state.mutable_state or {}, "is_thorough": False}
+        run = partial(run_pilot, self.loss, (state.theta, state.phi), **how)
+        check_compiles(run, jax.random.key(0), arguments, self.loss.model)
 
     def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
         theta_sites, phi_sites, mutable = Trace(), Trace(), MutableSites()
         options, executor = self.loss.options, self.loss.executor
-        for number in range(options.num_particles):
-            runs = run_pilot(self.loss, (None, None), jax.random.clone(rng_key), arguments, number)
+        for runs in pilots(self.loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
             theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
             mutable.add(runs)
-            if not executor.ragged:
-                break  # else particles may differ in their param sites
         options.check_params(theta_sites, phi_sites)
         theta = trainable(param_values(theta_sites))
         phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
         check_initial(theta | phi)
         if not executor.ragged:
             pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
-            check_compiles(pilot, rng_key, arguments, latent_sites(runs.guide))
+            check_compiles(pilot, rng_key, arguments, self.loss.model)
         mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
         if options.trains_phi_on_wake or theta:
             check_elements(self.loss, (theta, phi), rng_key, arguments, mutable_state)
@@ -142,7 +153,10 @@ class Trainer:
     def _like_init(self, state: RWSState, arguments: Arguments) -> RWSState:
         """A state of the kind that `init` would make of these arguments."""
         if not self.loss.executor.ragged:
-            return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs).plain
+            try:
+                return jax.eval_shape(self.init, jax.random.key(0), *arguments.args, **arguments.kwargs).plain
+            except CONCRETIZATION_ERRORS as error:
+                fail_static(error)
         *params, mutable_state = self._initial_values(jax.random.key(0), arguments)
         # There may be more, in branches that were not taken.
         theta, phi = (
@@ -167,11 +181,11 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     if not trainer.loss.options.execution.vectorize_particles:
         return RWS(trainer.init, NotJittable(in_python.step, max_ess), in_python.get_params)
     step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
-    executor = trainer.loss.executor
+    model, executor = loss.model, loss.executor
     return RWS(
         trainer.init,
-        Dispatched(step, in_python.step, executor, max_ess),
-        Dispatched(get_params, in_python.get_params, executor),
+        Dispatched(step, in_python.step, trainer.check_compiles, executor, model, max_ess),
+        Dispatched(get_params, in_python.get_params, trainer.check_compiles, executor, model),
     )
 
 

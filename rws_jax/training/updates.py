@@ -80,9 +80,9 @@ class Updates:
             mutable_state=chosen(finite, aux.mutable_state, state.mutable_state),
         )
         info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
-        if state.theta:
+        if jax.tree.leaves(state.theta):
             info["theta_grad_norm"] = norms[0]
-        if state.phi:
+        if jax.tree.leaves(state.phi):
             info["phi_grad_norm"] = norms[1]
         return new_state, RWSInfo(**info)
 

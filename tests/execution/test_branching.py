@@ -585,10 +585,6 @@ def test_options_and_places_that_do_not_go_with_paths():
     with pytest.raises(ValueError, match=r"handlers around numpyro\.handlers\.seed") as error:
         rws_jax.wake_phi_loss(THETA, PHI, *masked, X, data_axes=0)
     check(error, ValueError, "seed(handler(program), rng_key)")
-    flagged = [lambda x, flag, program=program: program(x) for program in (model, guide)]
-    with pytest.raises(TypeError, match="is no array") as error:
-        rws_jax.wake_phi_loss(THETA, PHI, *seeded(*flagged), X, num_particles=3, data_axes=0, flag="yes")
-    check(error, TypeError, "flag", "functools.partial")
 
     def subsampled(program):
         def of_some(x):

@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from flax import nnx
-from numpyro.contrib.module import eqx_module, flax_module, nnx_module
-from numpyro.infer import SVI
+from numpyro.contrib.module import eqx_module, flax_module, nnx_module, random_flax_module
+from numpyro.infer import SVI, Predictive
 
 import rws_jax
 
@@ -82,3 +82,34 @@ def test_networks_train_in_svi_as_in_make_step(library):
         expected = rws.get_params(state, X)
     chex.assert_trees_all_close(result.params, expected, rtol=1e-4, atol=1e-6)
     assert jnp.allclose(result.losses, infos.wake_theta_loss + infos.phi_loss, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+@pytest.mark.parametrize("by", ["step", "svi"])
+def test_a_module_all_of_whose_parameters_are_random_has_none(by):
+    """Its param site holds shapes alone."""
+
+    def model(x, y):
+        net = random_flax_module("net", nn.Dense(1), prior=dist.Normal(0.0, 1.0), input_shape=(1, 2))
+        with numpyro.plate("data", 5):
+            numpyro.sample("y", dist.Normal(net(x)[:, 0], 1.0), obs=y)
+
+    def guide(x, y):
+        loc = numpyro.param("loc", jnp.zeros(3))
+        numpyro.sample("net/bias", dist.Normal(loc[:1], 1.0).to_event(1))
+        numpyro.sample("net/kernel", dist.Normal(loc[1:, None], 1.0).to_event(2))
+
+    x, y = jnp.ones((5, 2)), jnp.arange(5.0)
+    options = {"insomnia": 0.0, "model_has_params": False}
+    if by == "svi":
+        svi = SVI(model, guide, optax.adam(0.1), loss=rws_jax.ReweightedWakeSleep(**options))
+        assert svi.run(jax.random.key(0), 2, x, y, progress_bar=False).params["loc"].shape == (3,)
+        return
+    rws = rws_jax.make_step(model, guide, **options)
+    state, info = rws.step(rws.init(jax.random.key(0), x, y), x, y)
+    assert info.wake_theta_loss is info.theta_grad_norm is None
+    params = rws.get_params(state, x, y)
+    assert params.keys() == {"loc"}
+    draws = Predictive(guide, params=params, num_samples=4)(jax.random.key(1), x, y)
+    predicted = Predictive(model, posterior_samples=draws)(jax.random.key(2), x, None)["y"]
+    assert predicted.shape == (4, 5)

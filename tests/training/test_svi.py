@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpyro.contrib.control_flow import cond
 from numpyro.contrib.module import flax_module
 from numpyro.handlers import infer_config, seed, substitute
 from numpyro.infer import SVI, Predictive
@@ -499,6 +500,109 @@ def test_python_branches_in_a_compiled_run_are_told(vectorize, words):
     with pytest.raises(TypeError, match="expected") as error:
         svi.run(jax.random.key(0), 2, 1.3, progress_bar=False)
     check(error, TypeError, *words)
+
+
+# Branching sites, and programs of one datum
+
+
+def counted(program, annotated, calls):
+    """The same program, with its branching site annotated, and its runs counted."""
+
+    def run(x):
+        calls.append(x)
+        infer_config(program, lambda site: {"branching": annotated and site["name"] == "branch"})(x)
+
+    return run
+
+
+def two_branches(x):
+    is_first = numpyro.sample("branch", dist.Bernoulli(0.4))
+    numpyro.sample("x", dist.Normal(1.0 if is_first else -1.0, 1.0), obs=x)
+
+
+def two_branches_guide(x):
+    numpyro.sample("branch", dist.Bernoulli(logits=numpyro.param("a", 0.0)))
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_what_is_compiled_of_programs_that_branch_is_kept():
+    """An update that meets no new path runs no program, and is checked no more."""
+    calls = []
+    programs = [counted(program, True, calls) for program in (two_branches, two_branches_guide)]
+    svi = SVI(
+        *programs, optax.adam(0.1), loss=ReweightedWakeSleep(num_particles=200)
+    )  # each path has groups of one size
+    state = svi.init(jax.random.key(0), 1.3)
+    num_calls = []
+    for _ in range(3):
+        before = len(calls)
+        state, _ = svi.update(state, 1.3)
+        num_calls.append(len(calls) - before)
+    assert num_calls[0] > 0
+    assert num_calls[1:] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("data", [1.3, jnp.array([1.3, 0.2])])
+def test_updates_of_programs_that_branch_are_steps(data):
+    programs = [counted(program, True, []) for program in (branching_model, branching_guide)]
+    axes = None if jnp.ndim(data) == 0 else 0
+    loss = ReweightedWakeSleep(num_particles=40, data_axes=axes)
+    svi = SVI(*programs, two_optimizers("mu"), loss=loss)
+    adams = {"theta_optimizer": ADAMS["theta"], "phi_optimizer": ADAMS["phi"]}
+    rws = rws_jax.make_step(*programs, **adams, num_particles=40, data_axes=axes)
+    svi_state, state = svi.init(jax.random.key(0), 1.3), rws.init(jax.random.key(0), data)
+    for _ in range(4):
+        svi_state, value = svi.update(svi_state, data)
+        state, info = rws.step(state, data)
+        assert jnp.allclose(value, info.wake_theta_loss + info.phi_loss, rtol=1e-4)
+    chex.assert_trees_all_close(svi.get_params(svi_state), {**state.theta, **state.phi}, rtol=1e-4)
+
+
+def test_what_is_kept_is_of_these_programs_and_of_few(monkeypatch):
+    """Others in the place of programs that were collected are not taken for the same."""
+    monkeypatch.setattr("rws_jax.training.svi_programs._MAX_KNOWN", 1)
+    loss = ReweightedWakeSleep(num_particles=2)
+
+    def value_of(loc):
+        def model(x):
+            z = numpyro.sample("z", dist.Normal(loc, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        guide = lambda x: numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+        call = lambda params: loss.loss(jax.random.key(0), params, model, guide, 0.5)
+        return float(jax.jit(call)({"m": jnp.array(0.0)}))
+
+    first, second, again = value_of(0.0), value_of(3.0), value_of(0.0)
+    assert first != second
+    assert first == again
+    assert len(loss._programs._known) == 1
+
+
+@pytest.mark.parametrize("kind", ["vectors", pytest.param("cond", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_svi_starts_from_one_datum_with_data_axes(kind):
+    """`run` then is that of `make_step`."""
+    x = jnp.array([[0.3, 1.0], [-1.0, 0.5], [2.0, 0.1]])
+
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(numpyro.param("mu", 0.2), 1.0))
+        scale = cond(z > 0, lambda _: 1.0, lambda _: 2.0, None) if kind == "cond" else 1.0
+        numpyro.sample("x", dist.Normal(z, scale).expand([2]).to_event(1), obs=x)
+
+    def guide(x):
+        weight = numpyro.param("weight", jnp.array([0.3, 0.2]))
+        numpyro.sample("z", dist.Normal(jnp.dot(weight, x), 1.0))
+
+    svi = SVI(model, guide, two_optimizers("mu"), loss=ReweightedWakeSleep(num_particles=3, data_axes=0))
+    state = svi.init(jax.random.key(0), x[0])
+    result = svi.run(jax.random.key(0), 3, x, init_state=state, progress_bar=False)
+    adams = {"theta_optimizer": ADAMS["theta"], "phi_optimizer": ADAMS["phi"]}
+    rws = rws_jax.make_step(model, guide, **adams, num_particles=3, data_axes=0)
+    of_steps, infos = rws_jax.fit(rws.step, rws.init(jax.random.key(0), x), 3, x, progress_bar=False)
+    assert jnp.allclose(result.losses, infos.wake_theta_loss + infos.phi_loss, rtol=1e-5)
+    chex.assert_trees_all_close(result.params, rws.get_params(of_steps, x), rtol=1e-5)
 
 
 # Bad input

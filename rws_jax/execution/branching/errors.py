@@ -1,8 +1,9 @@
 """Messages for programs that branch in Python."""
 
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from rws_jax.core.errors import fail, first_line
+from rws_jax.core.errors import fail, is_own, where_from
 from rws_jax.core.sites import Site
 from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
 
@@ -11,7 +12,19 @@ class BranchingSiteError(TypeError):
     """A branching site was met where all is compiled at once, and its value is not known."""
 
 
-def check_outside_of_plates(site: Site) -> None:
+class UnannotatedError(TypeError):
+    """Python branches on sites that the program which draws them does not annotate, but another one may.
+
+    Attributes:
+      names: those that it may be.
+    """
+
+    def __init__(self, message: str, names: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
+def check_outside_of_plates(site: Site, cause: Exception | None = None) -> None:
     """Python can branch for one datum at a time."""
     wide = [frame for frame in site["cond_indep_stack"] if frame.size > 1]
     if wide:
@@ -22,12 +35,13 @@ def check_outside_of_plates(site: Site) -> None:
             expected="branching sites outside of plates",
             found=f"plate {wide[0].name!r} of size {wide[0].size}",
             hint="write the programs for a single datum, without the plate, and pass data_axes=0",
+            cause=cause,
         )
 
 
 def fail_located(error: Exception, trace: BranchingTrace) -> NoReturn:
     """Raise an error of the package again, with the branching trace that it is of."""
-    if "\n  expected:" in str(error) and " path" not in str(error):
+    if is_own(error) and " path" not in str(error):
         problem, rest = str(error).split("\n", 1)
         raise type(error)(f"{problem}, on {describe_trace(trace)}\n{rest}") from error
     error.add_note(f"on {describe_trace(trace)}")
@@ -47,16 +61,22 @@ def fail_supports(
     )
 
 
-def fail_unannotated(error: Exception, names: list[str], trace: BranchingTrace | None = None) -> NoReturn:
+def fail_unannotated(
+    error: Exception,
+    names: list[str],
+    trace: BranchingTrace | None = None,
+    kind: Callable[[str], Exception] = TypeError,
+) -> NoReturn:
     """Python branches on what it does not know."""
     which = f"the value of site {' or '.join(map(repr, names))}" if names else "a value that is known at run time only"
     fail(
-        TypeError,
+        kind,
         f"model or guide cannot be compiled: Python branches on {which}",
         expected="Python to branch on sites with infer={'branching': True} and on static values alone",
-        found=first_line(error) + ("" if trace is None else f" on {describe_trace(trace)}"),
+        found=where_from(error) + ("" if trace is None else f", on {describe_trace(trace)}"),
         hint="annotate the site so in model and guide, or branch by numpyro.contrib.control_flow.cond or handlers.mask,"
         " or pass vectorize_particles=False; bind flags and sizes by functools.partial(model, ...)",
+        cause=error,
     )
 
 

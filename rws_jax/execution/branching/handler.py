@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 
 import jax
 from jax.core import Tracer
+from numpyro.distributions import Distribution
 
 from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.core.sites import Site
 from rws_jax.core.supports import kind_of_support
+from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.errors import check_outside_of_plates, fail_not_deterministic, fail_traced
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 
@@ -89,21 +91,34 @@ class BranchHandler(Messenger):
             fail_not_deterministic(self.trace, missing, "the end of the program")
 
 
-class KnownValues(BranchHandler):
+class Latents(Messenger):
+    """Collects the latent sites of all programs that run within it, by name, and which of them branch in any."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, Site] = {}  # as they were met first, by the program that draws them
+        self.dists: dict[str, list[Distribution]] = {}  # of all programs
+        self.branching: set[str] = set()
+        super().__init__()
+
+    def postprocess_message(self, msg: Site) -> None:
+        if msg["type"] == "sample" and "role" in msg and not (msg["is_observed"] or msg.get("is_data")):
+            self.sites.setdefault(msg["name"], msg)
+            if not is_traced(msg["fn"]):  # else it is of a derivative, and must not be kept
+                self.dists.setdefault(msg["name"], []).append(msg["fn"])
+            if is_branching(msg):
+                self.branching.add(msg["name"])
+
+
+class KnownValues(Messenger):
     """Gives some sites known values, wherever they are met."""
 
     def __init__(self, values: Iterable[BranchingValue]) -> None:
         self.values = {value.name: value.array for value in values}
-        super().__init__((), set(self.values))
+        super().__init__()
 
-    def choose(self, site: Site) -> jax.Array:
-        """The known value, or a draw."""
-        name = site["name"]
-        return self.values[name] if name in self.values else site["fn"](*site["args"], **site["kwargs"])
-
-    def drawn(self, name: str) -> jax.Array | None:
-        """The known value, or None."""
-        return self.values.get(name)
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
 
 
 class no_branching(Messenger):

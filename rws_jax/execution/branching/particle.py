@@ -1,12 +1,13 @@
 """One particle along a branching trace: what programs compute there, and how their errors are reported."""
 
+from functools import partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from rws_jax.core.errors import CONCRETIZATION_ERRORS, fail
-from rws_jax.execution.branching.errors import fail_located, fail_unannotated
+from rws_jax.execution.branching.errors import UnannotatedError, fail_located, fail_unannotated
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn, as_one_unit
@@ -31,7 +32,8 @@ def run_along(
             result = particle(programs, index)
         handler.check_ended()
     except CONCRETIZATION_ERRORS as error:
-        fail_unannotated(error, list(dict.fromkeys(handler.unknown)), tuple(handler.taken))
+        names = list(dict.fromkeys(handler.unknown))
+        fail_unannotated(error, names, tuple(handler.taken), partial(UnannotatedError, names=names))
     except Exception as error:
         fail_located(error, tuple(handler.taken))
     result = as_one_unit(result)

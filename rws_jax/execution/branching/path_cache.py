@@ -39,7 +39,9 @@ class PathCache:
         check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
         check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
         self.compile_after, self.max_compiled = compile_after, max_compiled
-        self.also_branching: set[str] = set()  # sites that are annotated in the program that scores them alone
+        self.also_branching: set[str] = (
+            set()
+        )  # sites that are annotated in another program than the one that draws them
         self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
         self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace
         self._num_seen: Counter[tuple] = Counter()  # particles on a trace, until it is compiled
@@ -87,9 +89,9 @@ class PathCache:
                 del self._sizes[*place]
                 self._num_seen.pop(tuple(place), None)
 
-    def add_branching(self, name: str) -> None:
-        """A site branches in the program that scores it; what draws it has to stop there, and is compiled anew."""
-        self.also_branching.add(name)
+    def add_branching(self, *names: str) -> None:
+        """A site branches in another program than the one that draws it, which has to stop there and compile anew."""
+        self.also_branching.update(names)
         self._compiled.clear()
         self._sizes.clear()
 
