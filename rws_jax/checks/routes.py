@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.infer.autoguide import AutoGuide
 
 from rws_jax.core.errors import describe, fail
@@ -30,12 +31,12 @@ def check_minibatch(name: str, dreamt: Any, args: tuple, kwargs: dict) -> None:
 
 def check_shape(name: str, dreamt: Any, real: Any) -> None:
     """Dreams have the shape of the real data that they stand in for."""
-    if real is not None and jnp.shape(real) != jnp.shape(dreamt):
+    if real is not None and np.shape(real) != jnp.shape(dreamt):
         other_length = jnp.ndim(real) == jnp.ndim(dreamt)
         fail(
             ValueError,
             f"dreamt and real data differ in shape at observed site {name!r}",
-            expected=f"{jnp.shape(real)}, the shape of the guide's real argument",
+            expected=f"{np.shape(real)}, the shape of the guide's real argument",
             found=f"{jnp.shape(dreamt)}, as dreamt by the model",
             hint="pass the data (the minibatch, not the full data) in the shape that the model gives them, or say by"
             " simulated_data_to_args what the guide is to see"

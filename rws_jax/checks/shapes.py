@@ -2,7 +2,7 @@
 
 from typing import NoReturn
 
-import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
@@ -22,7 +22,7 @@ def check_shapes(role: str, site: Site) -> None:
     fn = site["fn"]
     if isinstance(base_distribution(fn), dist.Unit | dist.ImproperUniform):
         return
-    shape, own, event_shape = tuple(jnp.shape(site["value"])), tuple(fn.batch_shape), tuple(fn.event_shape)
+    shape, own, event_shape = np.shape(site["value"]), tuple(fn.batch_shape), tuple(fn.event_shape)
     num_batch_dims = max(len(shape) - len(event_shape), 0)
     batch = shape[:num_batch_dims]
     if shape[num_batch_dims:] != event_shape:
@@ -40,7 +40,7 @@ def check_shapes(role: str, site: Site) -> None:
 
 def check_within_plates(role: str, site: Site) -> None:
     """In plates, all axes of log densities are plates: what is left over would be scored in each of them."""
-    fn, shape = site["fn"], tuple(jnp.shape(site["value"]))
+    fn, shape = site["fn"], np.shape(site["value"])
     if isinstance(base_distribution(fn), dist.Unit):
         return
     whole = lax.broadcast_shapes(shape[: len(shape) - fn.event_dim], tuple(fn.batch_shape))
@@ -57,6 +57,6 @@ def _fail(role: str, site: Site, problem: str, expected: str) -> NoReturn:
         ValueError,
         f"the value of site {site['name']!r} of the {role} {problem}",
         expected=expected,
-        found=f"a value of shape {jnp.shape(site['value'])}, a distribution of {own}",
+        found=f"a value of shape {np.shape(site['value'])}, a distribution of {own}",
         hint=_HINT,
     )

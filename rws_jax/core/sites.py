@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
 from rws_jax.core.numpyro_internals import mask_of
 
@@ -77,7 +78,7 @@ def with_batch_shape(fn: Any) -> Any:
     shapes = [fn.batch_shape]
     for name, constraint in fn.arg_constraints.items():
         value = vars(fn).get(name)  # what is computed from others, on demand, tells nothing more
-        if value is not None:
+        if value is not None and not isinstance(constraint, type(constraints.dependent)):  # that of a Delta is
             shape = jnp.shape(value)
             shapes.append(shape[: max(0, len(shape) - constraint.event_dim)])
     shape = jnp.broadcast_shapes(*shapes)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from numpyro.handlers import block
 
 from rws_jax.checks.control_flow import fail_jitted
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
@@ -57,7 +58,7 @@ class OneByOne(Executor):
 
         number, num_data = jnp.zeros((), jnp.int32), self.data.count(programs)
         try:
-            with no_branching():
+            with block(), no_branching():  # handlers further out would give values, or take note of traced ones
                 if num_data is None:
                     jax.eval_shape(partial(shape_of, None), number)
                     return False

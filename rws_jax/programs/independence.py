@@ -70,7 +70,7 @@ def _differs(units: Units, run: Trace, others: Draws) -> np.ndarray:
     differs = np.zeros(units.shape, bool)
     for name, site in latent_sites(run).items():
         events = tuple(range(-site["fn"].event_dim, 0))
-        differs |= np.asarray(units.sum(jnp.any(site["value"] != others.latents[name], axis=events)) > 0)
+        differs |= np.asarray(units.sum(jnp.any(site["value"] != others.latents[name], axis=events).astype(float)) > 0)
     return differs
 
 

@@ -129,6 +129,7 @@ class _Compiled:
             args, kwargs = arguments.plain
             return step_of()(state, *args, **kwargs)
 
+        self.block = block
         # What is static among the arguments passes around what is compiled.
         self.loop = lambda size, state, args, kwargs: block(size, state, Arguments.of(args, kwargs))
         self.once = lambda state, *args, **kwargs: once(state, Arguments.of(args, kwargs))

@@ -47,7 +47,8 @@ class MutableSites:
         """Check that wake, which alone makes new state, leaves the same behind with every particle; return the old."""
         if not self.state or not (loss.options.trains_phi_on_wake or params[0]):
             return self.state
-        programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments, self.state)
+        rng_keys = jax.random.split(jax.random.clone(rng_key), 3)
+        programs = loss.programs(params, tuple(rng_keys), arguments, self.state)
         num_data = loss.executor.data.count(programs)
         state_of: _StateOf = lambda number, datum: loss.next_mutable_state(programs, number, datum) or {}
         if loss.executor.ragged:  # Python may ask for values, which are known

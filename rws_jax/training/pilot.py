@@ -114,7 +114,8 @@ def check_elements(
 ) -> None:
     """Check that elements of plates do not depend on one another, where wake runs and gives each of them a weight."""
     options, executor = loss.options, loss.executor
-    programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments, mutable_state)
+    rng_keys = jax.random.split(jax.random.clone(rng_key), 3)
+    programs = loss.programs(params, tuple(rng_keys), arguments, mutable_state)
     if is_traced(programs):
         return  # not known yet
     particle = replace(options.wake.estimator.particle, delta=0.0)

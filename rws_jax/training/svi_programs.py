@@ -40,7 +40,7 @@ class SviPrograms:
         if self.loss.executor.ragged and kind in self.checked:
             return {name: params[name] for name in self.checked[kind]}
         found = jax.random.key(0), arguments
-        pilot = lambda params: run_pilot(self.loss, (params, params), *found, mutable_state=params)
+        pilot = lambda params: run_pilot(self.loss, (params, params), jax.random.clone(found[0]), found[1], mutable_state=params)
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except CONCRETIZATION_ERRORS as error:

@@ -139,7 +139,7 @@ def test_the_posterior_of_each_datum_is_found():
     state = rws.init(jax.random.key(0), X, SCALE)
     state, _ = jax.lax.scan(lambda state, _: rws.step(state, X, SCALE), state, length=1000)
     expected = {"a": 1.0 / (1.0 + SCALE**2), "b": 0.3 * SCALE**2 / (1.0 + SCALE**2)}
-    chex.assert_trees_all_close(state.phi, expected, atol=0.03)
+    chex.assert_trees_all_close(dict(state.phi), expected, atol=0.03)
 
 
 ERRORS = {

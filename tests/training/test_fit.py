@@ -82,7 +82,7 @@ def test_a_fit_is_a_scan_whatever_its_blocks(start, caplog, loops):
 @pytest.mark.floors
 def test_a_block_is_a_loop_whose_length_xla_knows(start):
     """If it does not, a GPU asks the host after each step whether there is another."""
-    text = blocks._compiled_of(RWS.step).loop.lower(7, start, (X,), {}).compile().as_text()
+    text = blocks._compiled_of(RWS.step).block.lower(7, start, Arguments((X,), {})).compile().as_text()
     assert re.search(r'"known_trip_count":\{"n":"7"\}', text)
 
 
