@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 from jax.nn import log_sigmoid, sigmoid
@@ -87,3 +88,26 @@ def test_the_wake_program_contains_no_sleep():
     rws = rws_jax.make_step(model, demo.guide)
     _, info = rws.step(rws.init(jax.random.key(0), x), x)
     assert info.sleep_phi_loss is None
+
+
+def of_chain(num_sites):
+    """A step on dreams of a chain, each of whose latents depends on the one before."""
+
+    def model(x):
+        z = 0.0
+        for i in range(num_sites):
+            z = numpyro.sample(f"z{i}", dist.Normal(0.9 * z, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        z = x
+        for i in range(num_sites):
+            z = numpyro.sample(f"z{i}", dist.Normal(numpyro.param(f"a{i}", 0.5) * z, 1.0))
+
+    rws = rws_jax.make_step(model, guide, insomnia=0.0, num_particles=NUM_PARTICLES)
+    return flops(rws.step, rws.init(jax.random.key(0), 1.3), 1.3)
+
+
+def test_dreams_of_a_chain_cost_in_proportion_to_its_length():
+    """Each gradient would draw all latents before its own anew, as in plain JAX on CPU."""
+    assert of_chain(12) < 2.3 * of_chain(6)

@@ -101,4 +101,8 @@ class Sleep:
 
 def dream_loss(dreams: ScoredDreams) -> jax.Array:
     """Sleep-phi of scored dreams: minus the mean of log q over dreams, summed over units."""
-    return -dreams.scale * jnp.sum(dreams.log_q) / dreams.log_q.shape[0]
+    total = jnp.sum(dreams.log_q)
+    # One, but known only once the sum is. If all gradients come from one pass, XLA on CPU draws the latents anew for
+    # each of them: what it compiles, and computes, is then quadratic in the number of sites that depend on one another.
+    one = jnp.where(jnp.isnan(lax.stop_gradient(total)), jnp.nan, 1.0)  # its gradient would be zero
+    return -dreams.scale * total * one / dreams.log_q.shape[0]
