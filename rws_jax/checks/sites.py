@@ -47,18 +47,18 @@ def check_in_control_flow(role: str, site: Site) -> None:
         )
 
 
-def check_supported(role: str, run: Trace) -> None:
-    """Values of sites are arrays."""
-    for name, site in run.items():
-        value = site["value"]
-        if site["type"] == "sample" and not isinstance(value, jax.Array | np.ndarray | np.generic | numbers.Number):
-            fail(
-                TypeError,
-                f"the value of site {name!r} of the {role} is no array",
-                expected="an array or a number",
-                found=f"a {type(value).__name__}",
-                hint="pass jnp.asarray(...) as obs; JAX takes a list for a tree of scalars",
-            )
+def check_array(role: str, site: Site) -> None:
+    """What a site observes is an array."""
+    if site["value"] is not None and not isinstance(
+        site["value"], jax.Array | np.ndarray | np.generic | numbers.Number
+    ):
+        fail(
+            TypeError,
+            f"the value of site {site['name']!r} of the {role} is no array",
+            expected="an array or a number",
+            found=f"a {type(site['value']).__name__}",
+            hint="pass jnp.asarray(...) as obs; JAX takes a list for a tree of scalars",
+        )
 
 
 def check_minibatches(role: str, site: Site, plates: Iterable[ActivePlate], seen: Iterable[Any]) -> None:

@@ -15,7 +15,7 @@ from numpyro.handlers import condition, substitute
 from rws_jax.checks.mutable_state import check_mutable, fail_changed_in_control_flow
 from rws_jax.checks.params import check_constrained, check_param
 from rws_jax.checks.shapes import check_shapes, check_within_plates
-from rws_jax.checks.sites import check_in_control_flow, check_minibatches, fail_unseeded
+from rws_jax.checks.sites import check_array, check_in_control_flow, check_minibatches, fail_unseeded
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.numpyro_internals import (
     SUBSTITUTE_STACK,
@@ -195,6 +195,7 @@ class given_values(Messenger):
         if msg["type"] not in ("sample", "plate") or comes_out_of_control_flow(msg):
             return
         if msg["type"] == "sample":
+            check_array(self.role, msg)
             plates = active_plates()
             check_minibatches(self.role, msg, plates, self.minibatches)
             msg["plate_sizes"] = {plate.dim: plate.size for plate in plates}

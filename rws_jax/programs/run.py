@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution
 from numpyro.handlers import trace
 
 from rws_jax.checks import dreams, matching
-from rws_jax.checks.sites import check_proper, check_supported
+from rws_jax.checks.sites import check_proper
 from rws_jax.core.dependence import dependence
 from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import MutableState, Params
@@ -192,6 +192,4 @@ def _run_with(
         run = parameters(run, program.role, program.params)
     run = mutable_state(run, program.role, program.mutable_state)
     given, (args, kwargs) = given_values(run, program.role, value_of), arguments.plain
-    sites = trace(given).get_trace(*args, **kwargs)
-    check_supported(program.role, sites)
-    return sites, given.conditioned
+    return trace(given).get_trace(*args, **kwargs), given.conditioned

@@ -3,9 +3,9 @@
 The estimators' own particles are run; only what is checked of the traces, and of values that are known, is said here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
 from rws_jax.options import SleepOptions, WakeOptions
-from rws_jax.programs.density import dists_of, own_dists
+from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.independence import SiteOf, check_independent
 from rws_jax.programs.leaks import check_no_real_data, reads_data
 from rws_jax.programs.program import Arguments, Index, Programs
@@ -60,15 +60,14 @@ def run_pilot(
     options, executor = loss.options, loss.executor
     programs = loss.programs(params, tuple(jax.random.split(rng_key, 3)), arguments, mutable_state)
     datum = None if executor.data.count(programs) is None else 0
-    of_all, programs = programs, executor.data.take(programs, datum)
+    programs = executor.data.take(programs, datum)
     runs, needs_wake = None, options.trains_phi_on_wake
     with executor.watch():
         if options.sleep:
             runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep, is_thorough=is_thorough)
             needs_wake = needs_wake or bool(trained_sites(param_sites(runs.model)))
         if runs is None or needs_wake:
-            runs_alone = cache(lambda: executor.runs_alone(options.wake.estimator.particle, of_all))
-            index = lambda: Index(number, datum, executor.ragged and runs_alone())  # programs may turn out to branch
+            index = lambda: Index(number, datum, executor.ragged)  # programs may turn out to branch
             runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)
     return runs
 
@@ -106,6 +105,7 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
 
 
 def check_elements(
+    pilot_runs: PilotRuns,
     loss: StepLoss,
     params: tuple[Params | None, Params | None],
     rng_key: jax.Array,
@@ -113,6 +113,8 @@ def check_elements(
     mutable_state: MutableState | None,
 ) -> None:
     """Check that elements of plates do not depend on one another, where wake runs and gives each of them a weight."""
+    if math.prod(Units.of(*pilot_runs).shape) < 2:
+        return  # there is nothing beside an element
     options, executor = loss.options, loss.executor
     rng_keys = jax.random.split(jax.random.clone(rng_key), 3)
     programs = loss.programs(params, tuple(rng_keys), arguments, mutable_state)

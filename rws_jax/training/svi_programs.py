@@ -16,7 +16,7 @@ from rws_jax.options import StepOptions
 from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.program import Arguments
 from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import check_elements, run_pilot
+from rws_jax.training.pilot import PilotRuns, check_elements, run_pilot
 from rws_jax.training.step_loss import StepLoss
 
 _MAX_KNOWN = 8
@@ -40,7 +40,10 @@ class SviPrograms:
         if self.loss.executor.ragged and kind in self.checked:
             return {name: params[name] for name in self.checked[kind]}
         found = jax.random.key(0), arguments
-        pilot = lambda params: run_pilot(self.loss, (params, params), jax.random.clone(found[0]), found[1], mutable_state=params)
+
+        def pilot(params: Params | None) -> PilotRuns:
+            return run_pilot(self.loss, (params, params), jax.random.clone(found[0]), arguments, mutable_state=params)
+
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except CONCRETIZATION_ERRORS as error:
@@ -52,7 +55,7 @@ class SviPrograms:
                 pilot(None)
         mutable_state = MutableSites(runs).check(self.loss, (params, params), *found)
         if self.loss.options.trains_phi_on_wake or trained_sites(param_sites(runs.model)):
-            check_elements(self.loss, (params, params), *found, mutable_state)
+            check_elements(runs, self.loss, (params, params), *found, mutable_state)
         self.checked[kind] = tuple(mutable_state)
         return mutable_state
 

@@ -139,7 +139,7 @@ class Trainer:
             check_compiles(pilot, rng_key, arguments, self.loss.model)
         mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
         if options.trains_phi_on_wake or theta:
-            check_elements(self.loss, (theta, phi), rng_key, arguments, mutable_state)
+            check_elements(runs, self.loss, (theta, phi), rng_key, arguments, mutable_state)
         return theta, phi, mutable_state or None
 
     def _insomnia(self, step: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 import rws_jax
+from rws_jax.programs.program import Arguments
 from rws_jax.training import blocks
 from rws_jax.training import fit as fit_module
 from tests import models

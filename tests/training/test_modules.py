@@ -84,6 +84,7 @@ def test_networks_train_in_svi_as_in_make_step(library):
     assert jnp.allclose(result.losses, infos.wake_theta_loss + infos.phi_loss, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:the guide .* reads no data")
 @pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
 @pytest.mark.parametrize("by", ["step", "svi"])
 def test_a_module_all_of_whose_parameters_are_random_has_none(by):

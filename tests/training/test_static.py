@@ -304,7 +304,7 @@ def test_lists_are_trees_and_no_data(insomnia):
 
     def guide(x):
         with numpyro.plate("data", 3):
-            numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+            numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0) * jnp.asarray(x), 1.0))
 
     with pytest.raises(TypeError, match="the value of site 'x' of the model is no array") as error:
         rws_jax.make_step(model, guide, insomnia=insomnia).init(jax.random.key(0), [0.5, -1.0, 2.0])
