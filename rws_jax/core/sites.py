@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
 
 from rws_jax.core.numpyro_internals import mask_of
 
@@ -67,7 +66,7 @@ def with_batch_shape(fn: Any) -> Any:
 
     One that was made by `jax.vmap` has the batch shape of a single one, and would draw one number for all its elements.
     """
-    if isinstance(fn, dist.ExpandedDistribution) or not isinstance(fn, dist.Distribution):
+    if isinstance(fn, dist.ExpandedDistribution | dist.Delta) or not isinstance(fn, dist.Distribution):
         return fn
     if isinstance(fn, dist.Independent | dist.MaskedDistribution):
         base = with_batch_shape(fn.base_dist)
@@ -78,7 +77,7 @@ def with_batch_shape(fn: Any) -> Any:
     shapes = [fn.batch_shape]
     for name, constraint in fn.arg_constraints.items():
         value = vars(fn).get(name)  # what is computed from others, on demand, tells nothing more
-        if value is not None and not isinstance(constraint, type(constraints.dependent)):  # that of a Delta is
+        if value is not None:
             shape = jnp.shape(value)
             shapes.append(shape[: max(0, len(shape) - constraint.event_dim)])
     shape = jnp.broadcast_shapes(*shapes)
