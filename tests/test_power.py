@@ -6,15 +6,19 @@ from functools import partial
 
 import pytest
 
+import rws_jax
+from rws_jax.checks import masks
+from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.programs import density, handlers
+from rws_jax.programs import density, handlers, independence
 from rws_jax.training import step_loss, svi, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
+from tests.programs import test_conditioned, test_independence, test_user_programs
 from tests.training import test_mutable_state, test_optimizers, test_step, test_svi
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
@@ -58,6 +62,9 @@ drawn = lambda proposal: partial(test_exact.test_particles_are_drawn_from_their_
 narrower = lambda name: partial(
     test_support.test_particles_outside_of_a_narrower_model_weigh_nothing_and_are_counted, name
 )
+closing_over = lambda loss, options: partial(
+    test_user_programs.test_a_gradient_is_the_same_of_params_and_of_what_programs_close_over, loss, options
+)
 dreams_expected = test_exact.test_expected_sleep_gradient_equals_enumeration
 dreg_by_hand = partial(
     test_exact.test_the_reparameterised_gradient_is_that_of_the_formula, "two latents", test_exact.path_of_two
@@ -70,9 +77,9 @@ hand_numbers = test_losses.test_hand_numbers_on_three_particles
 MUTATIONS = {
     "draws not detached": (
         wake,
-        "stopped = programs.map(Program.stopped)",
-        "stopped = programs",
-        by_hand("two latents"),
+        "return lax.stop_gradient(draws)",
+        "return draws",
+        closing_over(rws_jax.wake_phi_loss, {}),
     ),
     "weights not detached": (
         score,
@@ -81,12 +88,11 @@ MUTATIONS = {
         by_hand("one latent"),
     ),
     "proposal not detached": (scored, "lax.stop_gradient(self.log_r)", "self.log_r", by_hand("one latent")),
-    "dreams not detached": (sleep, "programs.model.stopped()", "programs.model", asleep("one latent")),
-    "defensive draws not detached": (
-        wake,
-        "return defensive.draw(stopped, index, self.delta)",
-        "return defensive.draw(programs, index, self.delta)",
-        by_hand("one latent"),
+    "dreams not detached": (
+        sleep,
+        "return model_run, lax.stop_gradient(dream)",
+        "return model_run, dream",
+        closing_over(rws_jax.sleep_phi_loss, {}),
     ),
     "baseline not detached": (
         score,
@@ -102,14 +108,14 @@ MUTATIONS = {
     ),
     "values of dreg not detached": (
         wake,
-        "self.score(programs, index, lax.stop_gradient(draws))",
-        "self.score(programs, index, draws)",
+        "fixed = lax.stop_gradient(draws)",
+        "fixed = draws",
         test_options.test_dreg_is_passed_on_to_wake_phi,
     ),
     "densities of dreg not detached": (
         wake,
-        "self.score(programs.map(Program.stopped), index, draws)",
-        "self.score(programs, index, draws)",
+        "log_w_of_draw=lax.stop_gradient(log_w) + along(move)",
+        "log_w_of_draw=log_w + along(move)",
         dreg_by_hand,
     ),
     "single weight in dreg": (dreg, "slope = w * (1.0 - w)", "slope = w", dreg_by_hand),
@@ -200,21 +206,51 @@ MUTATIONS = {
     ),
     "r at the point that the guide drew": (
         defensive,
-        "latents[name] = jnp.where(choice, other, mine)",
-        "latents[name] = mine",
+        'jnp.where(units.beside(chosen, site), run[name]["value"], site["value"])',
+        'site["value"]',
         drawn("uniform"),
     ),
     "components exchanged": (
         defensive,
-        "jnp.where(choice, other, mine)",
-        "jnp.where(choice, mine, other)",
+        'jnp.where(units.beside(chosen, site), run[name]["value"], site["value"])',
+        'jnp.where(units.beside(chosen, site), site["value"], run[name]["value"])',
         drawn("uniform"),
     ),
     "one component for all units": (
         defensive,
-        "delta, Units.of(model_run, guide_run, run).batch_shape)",
-        "delta, (1,) * len(Units.of(model_run, guide_run, run).batch_shape))",
+        "chosen = jax.random.bernoulli(rng_key, delta, units.batch_shape)",
+        "chosen = jnp.broadcast_to(jax.random.bernoulli(rng_key, delta), units.batch_shape)",
         drawn("prior"),
+    ),
+    "supports of elements taken for those of events": (
+        supports,
+        "return inside.all(axis=tuple(range(-num_dims, 0)))",
+        "return inside",
+        partial(test_user_programs.test_a_support_of_elements_is_one_of_events, 3),
+    ),
+    "draws left on the border": (
+        draws,
+        "value = jnp.where(value < low, jnp.asarray(low, value.dtype), value)",
+        "value = jnp.asarray(value)",
+        partial(test_user_programs.test_draws_on_a_border_are_moved_inside_where_densities_are_finite, "gamma"),
+    ),
+    "a constant in each unit": (
+        density,
+        "log_prob * (log_prob.size / math.prod(self.shape))",
+        "log_prob",
+        partial(test_conditioned.test_a_constant_is_scored_once_and_leaves_each_datum_its_weight, "by data", 3),
+    ),
+    "elements not compared": (
+        independence,
+        "np.where(half, after[site], before[site])",
+        "found",
+        partial(test_independence.test_elements_of_a_plate_that_depend_on_one_another_are_refused, "cumulative sum"),
+    ),
+    "masks not compared": (
+        masks,
+        "if np.array_equal(*masks):",
+        "if True:",
+        partial(test_independence.test_masks_of_latents_must_be_those_of_both_programs, "obs_mask"),
     ),
     "u tempered by scale": (
         density,

@@ -42,7 +42,7 @@ class DreamParticle:
         model = programs.model.stopped()  # dreams are training data of the guide: theta learns nothing from them
         model_run, data = simulate(model, programs.arguments, index, self.data_sites)
         dream = Dream(Draws.of(model_run), data)
-        return model_run, lax.stop_gradient(dream)  # removes the gradient of what the model closes over, too
+        return model_run, lax.stop_gradient(dream)  # removes that of what the model closes over, too
 
     def run(
         self, programs: Programs, index: Index, dream: Dream, model_run: Trace | None = None

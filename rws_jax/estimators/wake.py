@@ -69,14 +69,14 @@ class WakeParticle:
             sites.check_unbranched(guide_run)
             sites.check_reparameterised(guide_run)
             return Draws.of(guide_run)
-        stopped = programs.map(Program.stopped)  # removes the gradient of parameters through draws, at each site
+        stopped = programs.map(Program.stopped)  # so that no way of drawing is differentiated
         if self.delta:
             draws = defensive.draw(stopped, index, self.delta)
         else:
             guide_run = sample(stopped.guide, programs.arguments, index)
             sites.check_guide(guide_run)
             draws = Draws.of(guide_run)
-        return lax.stop_gradient(draws)  # removes the gradient of what the programs close over, too
+        return lax.stop_gradient(draws)  # removes the gradient of whatever was drawn from, closed over or not
 
     def run(self, programs: Programs, index: Index, draws: Draws) -> WakeRuns:
         """Run all programs at given draws, and check that they fit together."""

@@ -46,10 +46,10 @@ class RWSInfo(NamedTuple):
     """What one step saw: device arrays, shape ``()``. What was not computed is None.
 
     Losses are in nats and summed over the (full) data; minus `wake_theta_loss` is the bound on the log evidence.
-    Effective sample sizes are in particles, over units. `num_dead_particles` counts, over all units, particles outside
-    of the support, whose weight is zero, and `num_dead_units` the units that have no others. After a step with
-    ``finite == False`` parameters, optimizer states and mutable state are what they were before; so are parameters and
-    optimizer state of the model after a step in which every unit was dead.
+    Effective sample sizes are in particles, over units. `num_dead_particles` counts, over all units, particles whose
+    weight is zero: outside of the support, or where a density is too small for a float. `num_dead_units` counts the
+    units that have no others. After a step with ``finite == False`` parameters, optimizer states and mutable state are
+    what they were before; so are parameters and optimizer state of the model after a step in which every unit was dead.
 
     Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams,
     `num_compiled` the functions of paths that are kept compiled, and `num_unjitted` the runs that were not.
