@@ -10,7 +10,7 @@ from rws_jax.core.supports import mask_of_values
 
 
 def check_same_mask(name: str, site: Site, other: Site, roles: tuple[str, str]) -> None:
-    """A weight of what only one of the programs scores is no ratio of densities, and its bound may be above the evidence."""
+    """A weight of what one program alone scores is no ratio of densities, and its bound may be above the evidence."""
     masks, shape = [mask_of_values(s["fn"]) for s in (site, other)], jnp.shape(site["value"])
     if any(isinstance(mask, Tracer) for mask in masks):
         if not any(mask is None for mask in masks):
