@@ -236,14 +236,14 @@ MUTATIONS = {
     ),
     "a constant in each unit": (
         density,
-        "log_prob * (log_prob.size / math.prod(self.shape))",
-        "log_prob",
+        "share = log_prob.size / math.prod(self.shape)",
+        "share = 1.0",
         partial(test_conditioned.test_a_constant_is_scored_once_and_leaves_each_datum_its_weight, "by data", 3),
     ),
     "elements not compared": (
         independence,
-        "np.where(half, after[site], before[site])",
-        "found",
+        "kept = np.where(exchanged, found, before[site])",
+        "kept = found",
         partial(test_independence.test_elements_of_a_plate_that_depend_on_one_another_are_refused, "cumulative sum"),
     ),
     "masks not compared": (

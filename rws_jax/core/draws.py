@@ -33,6 +33,8 @@ def moved_inside(fn: Distribution, value: jax.Array) -> jax.Array:
     if numbers is None:
         return jnp.maximum(value, jnp.finfo(value.dtype).tiny)  # probabilities, which may not be zero
     low, high = (_next(bound, sign, value.dtype) for bound, sign in ((numbers.low, 1), (numbers.high, -1)))
+    if not is_traced((value, low, high)) and np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        return value
     # By a choice: for a clip, XLA on CPU would compute anew, for each use of a draw, all draws that it depends on.
     value = jnp.where(value < low, jnp.asarray(low, value.dtype), value)
     return jnp.where(value > high, jnp.asarray(high, value.dtype), value)

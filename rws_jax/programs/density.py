@@ -93,7 +93,8 @@ class Units:
                     log_prob = log_prob * (scale / self.scale)
                 log_prob = self.sum(log_prob)
                 # A constant may be outside of the units' plates, and then is no more than once in the sum over units.
-                log_densities[name] = log_prob * (log_prob.size / math.prod(self.shape))
+                share = log_prob.size / math.prod(self.shape)
+                log_densities[name] = log_prob if share == 1.0 else share * log_prob
         return log_densities
 
     def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:
@@ -103,19 +104,18 @@ class Units:
         ]
         return sum(map(self.sum, log_probs), jnp.zeros(()))
 
-    def sum(self, log_prob: jax.Array) -> jax.Array:
+    def sum(self, log_prob: Any) -> Any:
         """Sum over all but the units, an array of the batch shape of some site."""
         dims = {dim for dim, _ in self.sizes}
         # A sum in half precision would be wrong by tenths of a nat.
         log_prob = log_prob.astype(jnp.promote_types(log_prob.dtype, jnp.float32))
-        inner = tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in dims)
-        return jnp.sum(log_prob, axis=inner)
+        return log_prob.sum(axis=tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in dims))
 
-    def beside(self, of_units: Any, site: Site) -> jax.Array:
+    def beside(self, of_units: Any, site: Site) -> Any:
         """An array with a number for each unit, in the shape that broadcasts against the value of a site."""
         event_dim, num_dims = site["fn"].event_dim, jnp.ndim(site["value"])
         batch_shape = (1,) * (num_dims - len(self.batch_shape) - event_dim) + self.batch_shape
-        return jnp.reshape(of_units, batch_shape + (1,) * event_dim)
+        return of_units.reshape(batch_shape + (1,) * event_dim)
 
 
 def log_density(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:

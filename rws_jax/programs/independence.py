@@ -16,9 +16,10 @@ import numpy as np
 from rws_jax.core.errors import fail
 from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.core.trees import is_traced
-from rws_jax.programs.density import Units
+from rws_jax.programs.density import Units, log_density
 from rws_jax.programs.run import Draws
 
+Runs = tuple[Trace, Trace]  # of model and guide
 _ENOUGH = 16  # elements that are exchanged
 _MAX_DRAWS = 8
 
@@ -30,39 +31,60 @@ class SiteOf(NamedTuple):
     name: str
 
 
-def check_independent(
-    units: Units,
-    draw: Callable[[int], Trace],
-    log_densities: Callable[[Draws], dict[SiteOf, jax.Array]],
-) -> None:
+def check_independent(units: Units, runs: Runs, draw: Callable[[int], Trace], run_at: Callable[[Draws], Runs]) -> None:
     """What is drawn for one element of a plate must not change the log density of another.
 
     Args:
       units: the elements, which have log-weights of their own.
+      runs: traces of model and guide, at what one particle has drawn.
       draw: runs the guide as the particle of a number.
-      log_densities: of each site for each unit, at given draws.
+      run_at: runs both programs at given draws.
     """
-    num = math.prod(units.shape)
-    mine, others = draw(0), draw(1)
-    if is_traced((Draws.of(mine), Draws.of(others))):
+    mine, guide_run, num = Draws.of(runs[1]), runs[1], math.prod(units.shape)
+    others = Draws.of(draw(1))
+    if is_traced((mine, others)):
         return  # not known yet
-    exchanged = Draws.of(others)
     for number in range(2, _MAX_DRAWS):
-        differs = _differs(units, mine, exchanged)
+        differs = _differs(units, guide_run, others)
         if differs.all() or differs.sum() >= _ENOUGH:
             break
-        exchanged = _chosen(units, mine, differs, exchanged, Draws.of(draw(number)))  # a coin may come up as before
+        others = _chosen(units, guide_run, differs, others, Draws.of(draw(number)))  # a coin may come up as before
     half = np.random.default_rng(0).permutation(num).reshape(units.shape) < num // 2
-    before, after = log_densities(Draws.of(mine)), log_densities(exchanged)
-    for site, found in log_densities(_chosen(units, mine, half, exchanged, Draws.of(mine))).items():
-        if not np.allclose(found, np.where(half, after[site], before[site]), rtol=1e-4, atol=1e-3, equal_nan=True):
-            _fail_dependent(site, units)
+    before = _log_densities(units, runs, mine)
+    for exchanged in (half, ~half):
+        draws = _chosen(units, guide_run, exchanged, others, mine)
+        for site, found in _log_densities(units, run_at(draws), draws).items():
+            kept = np.where(exchanged, found, before[site])
+            if not np.allclose(found, kept, rtol=1e-4, atol=1e-3, equal_nan=True):
+                _fail_dependent(site, units)
+
+
+# All by numpy, as JAX would compile each operation, but for log densities, each of which is compiled as a whole.
+_log_prob = jax.jit(lambda fn, value: log_density(fn, value, fn))
+
+
+def _log_densities(units: Units, runs: Runs, draws: Draws) -> dict[SiteOf, np.ndarray]:
+    """Of each site for each unit."""
+    log_densities = {}
+    for role, run in zip(("model", "guide"), runs, strict=True):
+        for name, site in run.items():
+            if site["type"] == "sample":
+                fn, value = site["fn"], draws.latents.get(name, site["value"])
+                try:
+                    log_prob = _log_prob(fn, value)
+                except Exception:  # not every distribution of a user's is a tree
+                    log_prob = log_density(fn, value, fn)
+                log_densities[SiteOf(role, name)] = units.sum(np.asarray(log_prob))
+    return log_densities
 
 
 def _chosen(units: Units, run: Trace, is_first: np.ndarray, first: Draws, second: Draws) -> Draws:
     """Latents of the one particle for some units, of the other for the rest."""
-    choose = lambda name, site: jnp.where(units.beside(is_first, site), first.latents[name], second.latents[name])
-    return first._replace(latents={name: choose(name, site) for name, site in latent_sites(run).items()})
+    latents = {}
+    for name, site in latent_sites(run).items():
+        is_own = units.beside(is_first, site)
+        latents[name] = jnp.asarray(np.where(is_own, first.latents[name], second.latents[name]))
+    return first._replace(latents=latents)
 
 
 def _differs(units: Units, run: Trace, others: Draws) -> np.ndarray:
@@ -70,7 +92,8 @@ def _differs(units: Units, run: Trace, others: Draws) -> np.ndarray:
     differs = np.zeros(units.shape, bool)
     for name, site in latent_sites(run).items():
         events = tuple(range(-site["fn"].event_dim, 0))
-        differs |= np.asarray(units.sum(jnp.any(site["value"] != others.latents[name], axis=events).astype(float)) > 0)
+        of_events = np.any(np.asarray(site["value"]) != np.asarray(others.latents[name]), axis=events)
+        differs |= units.sum(of_events.astype(float)) > 0
     return differs
 
 

@@ -5,7 +5,8 @@ arguments on through chains, masks and accumulation. So an optimizer is run abst
 when `make_step` is called, and on the real one by `init`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ class Optimizer:
     transformation: optax.GradientTransformationExtraArgs
     option: str  # its name in messages
     takes_value: bool | None  # None: it runs on the real parameters only, as its labels or masks name them
+    updates: set[Hashable] = field(default_factory=set, compare=False)  # the kinds of parameters that it can update
 
     @classmethod
     def of(cls, optimizer: Any, option: str) -> "Optimizer":
@@ -39,7 +41,10 @@ class Optimizer:
 
     def init(self, params: Params) -> optax.OptState:
         """Its first state, once it is clear that it can update these parameters."""
-        self._check(params)
+        kind = jax.tree.structure(params), tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(params))
+        if kind not in self.updates:
+            self._check(params)
+            self.updates.add(kind)
         return self.transformation.init(params)
 
     def update(

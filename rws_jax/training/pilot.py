@@ -21,8 +21,8 @@ from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_traced, trainable
 from rws_jax.options import SleepOptions, WakeOptions
-from rws_jax.programs.density import Units, dists_of, own_dists
-from rws_jax.programs.independence import SiteOf, check_independent
+from rws_jax.programs.density import Units
+from rws_jax.programs.independence import check_independent
 from rws_jax.programs.leaks import check_no_real_data, reads_data
 from rws_jax.programs.program import Arguments, Index, Programs
 from rws_jax.programs.run import Draws, mutable_start, param_values, replay, sample
@@ -68,7 +68,8 @@ def run_pilot(
             needs_wake = needs_wake or bool(trained_sites(param_sites(runs.model)))
         if runs is None or needs_wake:
             index = lambda: Index(number, datum, executor.ragged)  # programs may turn out to branch
-            runs = _run_wake(programs, index, options.wake, trains_phi=options.trains_phi_on_wake)
+            moves = options.trains_phi_on_wake and options.wake.needs_fixed_support and is_thorough
+            runs = _run_wake(programs, index, options.wake, check_moves=moves)
     return runs
 
 
@@ -83,13 +84,13 @@ def _run_sleep(programs: Programs, index: Index, options: SleepOptions, *, is_th
     return PilotRuns(model_run, guide_run)
 
 
-def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptions, *, trains_phi: bool) -> PilotRuns:
+def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptions, *, check_moves: bool) -> PilotRuns:
     particle = options.estimator.particle
     of_guide = replace(particle, delta=0.0)
     draws = of_guide.draw(programs, index())
     runs = of_guide.run(programs, index(), draws)
     of_guide.units_of(runs)
-    if trains_phi and options.needs_fixed_support:
+    if check_moves:
         _check_fixed_support(programs, index(), runs.guide)
     sites.warn_of_auxiliary(runs.guide, runs.model)
     if index().datum is None:
@@ -113,7 +114,8 @@ def check_elements(
     mutable_state: MutableState | None,
 ) -> None:
     """Check that elements of plates do not depend on one another, where wake runs and gives each of them a weight."""
-    if math.prod(Units.of(*pilot_runs).shape) < 2:
+    units = Units.of(*pilot_runs)
+    if math.prod(units.shape) < 2:
         return  # there is nothing beside an element
     options, executor = loss.options, loss.executor
     rng_keys = jax.random.split(jax.random.clone(rng_key), 3)
@@ -126,20 +128,10 @@ def check_elements(
     if index.alone:
         return  # all is one unit
     programs = executor.data.take(programs, datum)
-    runs = particle.run(programs, index, particle.draw(programs, index))
-    units = particle.units_of(runs)
-
-    def draw(number: int) -> Trace:
-        return sample(programs.guide, programs.arguments, index._replace(particle=number))
-
-    def log_densities(draws: Draws) -> dict[SiteOf, jax.Array]:
-        runs = particle.run(programs, index, draws)
-        of_model = units.log_densities(runs.model, draws.latents, dists_of(runs.guide))
-        of_guide = units.log_densities(runs.guide, draws.latents, own_dists)
-        pairs = (("model", of_model), ("guide", of_guide))
-        return {SiteOf(role, name): value for role, values in pairs for name, value in values.items()}
-
-    check_independent(units, draw, log_densities)
+    draw = lambda number: sample(programs.guide, programs.arguments, index._replace(particle=number))
+    check_independent(
+        units, (pilot_runs.model, pilot_runs.guide), draw, lambda draws: particle.run(programs, index, draws)[:2]
+    )
 
 
 def _check_fixed_support(programs: Programs, index: Index, run: Trace) -> None:
