@@ -458,6 +458,7 @@ def test_python_may_branch_on_dreamt_data():
     chex.assert_trees_all_close(evaluate(), evaluate(vectorize_particles=False), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_functions_without_hash_go_with_paths():
     @dataclasses.dataclass
     class Rewrite:
@@ -506,6 +507,7 @@ def test_python_branches_on_annotated_sites_only():
     check(error, TypeError, "the value of site 'w'", "on the path z=", "infer={'branching': True}")
 
 
+@pytest.mark.slow
 def test_branches_that_do_not_match_are_told_with_site_and_path():
     def model_of_more(x):
         if numpyro.sample("z", dist.Bernoulli(0.4), infer=BRANCHES):
@@ -550,6 +552,7 @@ def test_a_program_that_is_not_deterministic_is_told():
     check(error, ValueError, "on the path", "'z'", "'y'")
 
 
+@pytest.mark.slow
 def test_a_branching_site_of_different_values_is_warned_of():
     def model_of_reals(x):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0), infer=BRANCHES)
@@ -568,6 +571,7 @@ def model_without_annotation(x):
     numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Bernoulli(0.4)), 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_options_and_places_that_do_not_go_with_paths():
     annotated = in_plate("model", infer=BRANCHES), in_plate("guide", infer=BRANCHES)
     with pytest.raises(ValueError, match="branching site 'z' of the guide is in plate 'data'") as error:

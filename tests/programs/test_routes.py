@@ -101,6 +101,7 @@ def of_one_guide(observations=None):
     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.2) * observations["x"], 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "options"),
     [
@@ -123,6 +124,7 @@ def test_observations_by_keyword_are_rows_of_data(loss, options):
     assert jnp.allclose(by_keyword, call(by_position(of_one_model), by_position(of_one_guide), X))
 
 
+@pytest.mark.slow
 def test_other_keywords_are_the_same_for_all_data():
     model = lambda x, scale, observations: of_one_model(observations)
     guide = lambda x, scale, observations: numpyro.sample("z", dist.Normal(observations["x"] + x, jnp.sum(scale)))

@@ -79,6 +79,7 @@ VMAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VMAPPED)
 def test_distributions_made_by_vmap_draw_different_numbers(name):
     make, args, shape = VMAPPED[name]

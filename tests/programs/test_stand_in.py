@@ -217,6 +217,7 @@ def test_what_the_model_masks_stays_what_it_is(name):
     assert jnp.all(error < 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allow_rank_promotion")
 def test_all_of_a_vector_is_masked_with_it():
     """The mask has the batch shape; other rows are dreamt."""
@@ -245,6 +246,7 @@ def lengths_guide(n, x):
     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.1) * n + jnp.sum(x), 1.0))
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_dreamt_is_refused_unless_the_caller_says_what_the_guide_sees():
     """Where it is False the real value would stay, which is data, as the real mask is another."""
     args = jnp.array(2), jnp.array([0.3, -1.0, 0.0])

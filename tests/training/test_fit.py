@@ -107,6 +107,7 @@ def test_short_fits_compile_nothing_that_has_been_compiled(start, caplog, kind):
     assert compiled_in(caplog, lambda: run(7, batches=[X] * 3)) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_gives_its_memory_away_does_not_take_what_fit_still_needs(start):
     """On Ctrl-C the last whole block is returned, and what a callback has kept stays; so does the first state."""
     step, kept = jax.jit(RWS.step, donate_argnums=0), []
@@ -137,6 +138,7 @@ def test_nothing_of_a_step_is_kept_when_it_is_gone(start):
     assert step() is None
 
 
+@pytest.mark.slow
 def test_what_has_been_compiled_is_kept_as_by_jit(start):
     """A global variable that has changed is seen by another step, and not by this one."""
     data = [X]
@@ -182,6 +184,7 @@ def test_batches_come_before_what_all_steps_share():
     chex.assert_trees_all_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.floors
 def test_steps_that_cannot_be_jitted_are_taken_one_by_one():
     def model(x):

@@ -176,6 +176,7 @@ def test_a_plain_mutable_site_is_state_too_and_the_program_s_own_dict_stays_as_i
 # what leaves it alone
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_leaves_it_as_it_was():
     rws = rws_jax.make_step(model, guide_of(flax_nnx(0.5)), num_particles=3, phi_steps=2)
     state, _ = rws.step(rws.init(jax.random.key(0), X), X)
@@ -376,6 +377,7 @@ def test_dependence_on_draws_is_found_where_no_value_is_known():
     check(error, ValueError, "'decoder$state' of the model depends on what particles draw")
 
 
+@pytest.mark.slow
 def test_of_one_datum_there_are_counts_but_no_statistics():
     def model_of_one(x):
         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))

@@ -64,6 +64,7 @@ def test_multi_steps_accumulate_nothing_from_steps_that_are_not_finite():
 # the loss as an argument
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"insomnia": 0.5, "phi_steps": 2}, {"insomnia": optax.constant_schedule(0.3)}])
 def test_each_side_is_given_its_own_loss(options):
     rws = make(**both(optax.chain(optax.clip(1.0), recorder())), **options)
@@ -73,6 +74,7 @@ def test_each_side_is_given_its_own_loss(options):
     assert info.wake_theta_loss != info.phi_loss
 
 
+@pytest.mark.slow
 def test_shared_parameters_are_given_the_sum_of_both_losses():
     """It is the sum whose gradients they are trained on."""
     shared = lambda program: lambda x: (numpyro.param("shared", 0.0), program(x))
@@ -83,6 +85,7 @@ def test_shared_parameters_are_given_the_sum_of_both_losses():
     assert state.phi_opt_state == info.phi_loss
 
 
+@pytest.mark.slow
 def test_polyak_steps_are_those_by_hand():
     """Polyak's step is the gradient times (loss - minimum) / |gradient|^2."""
     minimum = 1.0
@@ -133,6 +136,7 @@ def test_optimizers_that_take_the_loss_train_in_one_trace(name):
     chex.assert_trees_all_equal(bad[:4], state[:4])
 
 
+@pytest.mark.slow
 def test_an_optimizer_without_room_for_the_loss_is_not_given_it():
     """`sam` claims to take any keyword argument, and does not."""
     rws = make(**both(contrib.sam(optax.sgd(0.1), optax.sgd(0.1))))
@@ -140,6 +144,7 @@ def test_an_optimizer_without_room_for_the_loss_is_not_given_it():
     assert bool(info.finite)
 
 
+@pytest.mark.slow
 def test_labels_of_the_real_parameters_are_met_by_init():
     """A small tree of other names tells nothing about them."""
     state = make(phi_optimizer=optax.adam(0.1)).init(jax.random.key(0), DATA)

@@ -152,6 +152,7 @@ def test_static_arguments_pass_through_all_that_a_step_does(name):
     assert rws.get_params(state, *args).keys() == {"m"}
 
 
+@pytest.mark.slow
 def test_static_arguments_pass_through_fit():
     model, guide, traces = programs()
     rws = rws_jax.make_step(model, guide)
@@ -202,6 +203,7 @@ def test_static_arguments_pass_through_svi():
     assert jnp.allclose(run.losses[0], loss)
 
 
+@pytest.mark.slow
 def test_static_arguments_pass_through_the_losses():
     model, guide, _ = programs()
     seeded = seed(model, jax.random.key(0)), seed(guide, jax.random.key(1))

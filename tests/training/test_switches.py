@@ -51,6 +51,7 @@ FAST = ["strict-dreams", "strict-vimco", "without jit-vimco"]
 CASES = [f"{switch}-{name}" for switch in SWITCHES for name in OPTIONS]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allow_key_reuse")
 @pytest.mark.parametrize(
     "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
