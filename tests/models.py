@@ -8,8 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from jax.scipy.stats import norm
 from numpyro.contrib.control_flow import cond, scan
+
+
+def rows(values, *, fast):
+    """Parameters of a test, all of which are slow but a few."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
 
 # Two binary latents in a plate; every quantity by enumeration
 

@@ -118,6 +118,7 @@ def test_known_values_outside_of_their_constraint_are_refused(name):
 
 
 @pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.slow
 def test_values_on_the_border_and_constrained_ones_are_accepted(state):
     """A float may be rounded to the border; vectors and matrices, which are tested within tolerances, are trusted."""
     params = RWS.get_params(state, X)

@@ -18,6 +18,7 @@ from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.branching.trace import BranchingValue
 from rws_jax.training import blocks
+from tests import models
 from tests.checks.test_errors import check
 from tests.core.test_support import enable_x64
 from tests.oracles import seeded
@@ -421,7 +422,7 @@ def test_a_site_may_branch_in_one_program_only():
     chex.assert_trees_all_close((found.theta, found.phi), (expected.theta, expected.phi))
 
 
-@pytest.mark.parametrize("kind", ["step", "function", "loop"])
+@pytest.mark.parametrize("kind", models.rows(["step", "function", "loop"], fast=["step"]))
 def test_fit_and_restored_states_run_by_paths(kind, monkeypatch):
     """Whether programs branch is known as they run: in a step, in a function around it, or in a loop."""
     monkeypatch.setattr(blocks, "LOOP_FROM", 1 if kind == "loop" else 5000)

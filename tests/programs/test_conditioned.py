@@ -16,6 +16,7 @@ from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.vectorized import Vectorized
 from rws_jax.programs.program import Index
 from tests import oracles
+from tests.models import rows
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion", "allow_key_reuse")
 
@@ -49,8 +50,8 @@ CONSTANT = {
 PHI = {"a": jnp.array(0.5), "b": jnp.array(LOC / 2)}
 
 
-@pytest.mark.parametrize("size", [3, 30])
-@pytest.mark.parametrize("name", CONSTANT)
+@pytest.mark.parametrize("size", rows([3, 30], fast=[30]))
+@pytest.mark.parametrize("name", rows(CONSTANT, fast=["by data"]))
 def test_a_constant_is_scored_once_and_leaves_each_datum_its_weight(name, size):
     """The guide is the posterior, so the bound is log p(x, loc), and so is its gradient."""
     programs = oracles.seeded(CONSTANT[name](size=size), partial(posterior, size=size))
@@ -63,7 +64,7 @@ def test_a_constant_is_scored_once_and_leaves_each_datum_its_weight(name, size):
     assert particle.units.shape == (3,)
 
 
-@pytest.mark.parametrize("name", CONSTANT)
+@pytest.mark.parametrize("name", rows(CONSTANT, fast=["drawn last"]))
 def test_a_constant_is_not_dreamt(name):
     program = CONSTANT[name]()
     programs = oracles.programs_of(program, posterior, {"m": 0.0}, PHI, X)

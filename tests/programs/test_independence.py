@@ -11,6 +11,7 @@ from numpyro.infer.autoguide import AutoNormal
 
 import rws_jax
 from tests import oracles
+from tests.models import rows
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion", "allow_key_reuse")
 
@@ -53,7 +54,7 @@ DEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("name", DEPENDENT)
+@pytest.mark.parametrize("name", rows(DEPENDENT, fast=["cumulative sum", "latents of the guide"]))
 def test_elements_of_a_plate_that_depend_on_one_another_are_refused(name):
     num, of_model, of_guide, where = DEPENDENT[name]
     with pytest.raises(ValueError, match=rf"(?s)depend on one another at site {where}.*to_event.*scan"):
@@ -89,6 +90,7 @@ def of_latents(x):
     scan(body, jnp.zeros(2), x)
 
 
+@pytest.mark.slow
 def test_chains_that_read_one_another_are_refused():
     init(chains(lambda carry: carry), of_latents, jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="depend on one another at site 'z' of the model"):
@@ -148,7 +150,7 @@ MASKED = {
 }
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", rows(MASKED, fast=["obs_mask"]))
 def test_masks_of_latents_must_be_those_of_both_programs(name):
     model, guide, words = MASKED[name]
     with pytest.raises(ValueError, match=rf"(?s)masks differ at latent site {words}"):
@@ -172,12 +174,15 @@ def test_an_automatic_guide_of_what_is_partly_observed_is_refused():
         init(model, AutoNormal(model), X, SEEN)
 
 
+OF_SEEN = dist.Normal(0.0, jnp.sqrt(2.0)).log_prob(X)[SEEN].sum()
+
+
 @pytest.mark.parametrize(
     ("model", "guide", "exact"),
     [
         (partly_observed, guess_masked, 2 * jnp.log(0.3)),
-        (padded, posterior_masked, dist.Normal(0.0, jnp.sqrt(2.0)).log_prob(X)[SEEN].sum()),
-        (padded_outside, posterior_masked_inside, dist.Normal(0.0, jnp.sqrt(2.0)).log_prob(X)[SEEN].sum()),
+        pytest.param(padded, posterior_masked, OF_SEEN, marks=pytest.mark.slow),
+        pytest.param(padded_outside, posterior_masked_inside, OF_SEEN, marks=pytest.mark.slow),
     ],
     ids=["obs_mask", "padded", "masked inside and outside of an event"],
 )

@@ -19,6 +19,7 @@ from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.log_probs import exact
 from rws_jax.programs.density import log_density
 from tests import oracles
+from tests.models import rows
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
 
@@ -48,7 +49,7 @@ class ThreeNormals(dist.Distribution):
         return dist.Normal(jnp.asarray(self.loc)[..., None], 1.0).log_prob(value).sum(axis=-1)
 
 
-@pytest.mark.parametrize("num_data", [1, 2, 3])
+@pytest.mark.parametrize("num_data", rows([1, 2, 3], fast=[3]))
 def test_a_support_of_elements_is_one_of_events(num_data):
     x = jax.random.normal(jax.random.key(0), (num_data, 3))
 
@@ -69,7 +70,7 @@ INTERVALS = jnp.array([[0.5, 1.0], [2.0, jnp.inf], [jnp.nan, 0.7]])
 
 
 @pytest.mark.skipif(not hasattr(dist, "IntervalCensoredDistribution"), reason="NumPyro has none yet")
-@pytest.mark.parametrize("num_data", [1, 2, 3])
+@pytest.mark.parametrize("num_data", rows([1, 2, 3], fast=[3]))
 @pytest.mark.parametrize("latent", [dist.Exponential(1.0), dist.Normal(0.5, 2.0)], ids=["positive", "real"])
 def test_an_interval_is_tested_as_its_own_distribution_tests_it(latent, num_data):
     left, right = jnp.array([0, 0, 1])[:num_data], jnp.array([0, 1, 0])[:num_data]
@@ -133,7 +134,7 @@ def test_points_and_integers_are_not_moved():
         assert not may_round(fn)
 
 
-@pytest.mark.parametrize("name", ["gamma", "lognormal", "weibull", "inverse gamma", "beta"])
+@pytest.mark.parametrize("name", rows(["gamma", "lognormal", "weibull", "inverse gamma", "beta"], fast=["gamma"]))
 def test_a_guide_that_is_the_prior_gives_every_particle_weight_one(name):
     """So the bound is the evidence, if the data do not depend on the latent."""
     fn, _ = ROUNDED[name]
@@ -153,6 +154,7 @@ def test_a_guide_that_is_the_prior_gives_every_particle_weight_one(name):
         assert jnp.allclose(evidence(model, guide, x, **options), exact, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dreams_on_a_border_have_finite_densities(allow_key_reuse):
     """Latents and data, in scan as well."""
 
@@ -175,8 +177,8 @@ def test_dreams_on_a_border_have_finite_densities(allow_key_reuse):
     assert jnp.isfinite(jax.jit(loss)(jnp.ones(20)))
 
 
-@pytest.mark.parametrize("total", [None, 3])
-@pytest.mark.parametrize("logit", [0.0, -0.0, 0.7, -40.0])
+@pytest.mark.parametrize("total", rows([None, 3], fast=[None]))
+@pytest.mark.parametrize("logit", rows([0.0, -0.0, 0.7, -40.0], fast=[0.0]))
 def test_gradients_of_logits_are_exact_where_guides_start(logit, total):
     """Through masks, expansions and mixtures, too."""
     wrap = {
@@ -332,7 +334,7 @@ def coin():
     numpyro.sample("z", dist.Bernoulli(0.5))
 
 
-@pytest.mark.parametrize("name", MISFITS)
+@pytest.mark.parametrize("name", rows(MISFITS, fast=["column under a plate", "one word for three", "column in scan"]))
 def test_a_value_that_would_be_broadcast_is_refused(name, allow_key_reuse):
     model, words = MISFITS[name]
     with pytest.raises(ValueError, match=rf"(?s)value of site 'x' of the model.*{words}.*to_event"):
@@ -349,7 +351,7 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("name", rows(FITS, fast=["a batch of one distribution", "a scalar for a plate"]))
 def test_values_that_fit_are_scored_once(name, allow_key_reuse):
     model, num = FITS[name]
     assert jnp.allclose(evidence(model, coin), num * N.log_prob(1.0), rtol=1e-5)
@@ -395,10 +397,10 @@ def closing_over(loss, **options):
 @pytest.mark.parametrize(
     ("loss", "options"),
     [
-        (rws_jax.wake_theta_loss, {"defensive": 0.3}),
+        pytest.param(rws_jax.wake_theta_loss, {"defensive": 0.3}, marks=pytest.mark.slow),
         (rws_jax.wake_phi_loss, {}),
-        (rws_jax.wake_phi_loss, {"gradient": "dreg"}),
-        (rws_jax.sleep_phi_loss, {}),
+        pytest.param(rws_jax.wake_phi_loss, {"gradient": "dreg"}, marks=pytest.mark.slow),
+        pytest.param(rws_jax.sleep_phi_loss, {}, marks=pytest.mark.slow),
     ],
     ids=["wake-theta", "wake-phi", "dreg", "sleep-phi"],
 )
@@ -444,7 +446,7 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("name", rows(BATCHES, fast=["vectors", "a plate"]))
 def test_a_batch_outside_of_any_plate_is_one_unit_and_a_warning_says_so(name):
     x, options, num = BATCHES[name]
     guide = lambda x: batch_program(x, False, **options)

@@ -87,7 +87,7 @@ def test_a_block_is_a_loop_whose_length_xla_knows(start):
     assert re.search(r'"known_trip_count":\{"n":"7"\}', text)
 
 
-@pytest.mark.parametrize("kind", ["step", pytest.param("jit", marks=pytest.mark.slow), "function", "vmap"])
+@pytest.mark.parametrize("kind", models.rows(["step", "jit", "function", "vmap"], fast=["step"]))
 def test_short_fits_compile_nothing_that_has_been_compiled(start, caplog, kind):
     """Whether by a call of the step itself, or by an earlier fit; with minibatches or without."""
     rws = rws_jax.make_step(models.binary_model, models.binary_guide)

@@ -370,6 +370,7 @@ def test_state_that_is_not_one_is_refused_by_init(name):
     check(error, ValueError, *words)
 
 
+@pytest.mark.slow
 def test_dependence_on_draws_is_found_where_no_value_is_known():
     rws = rws_jax.make_step(decoder, plain_guide)
     with pytest.raises(ValueError, match="mutable site") as error:

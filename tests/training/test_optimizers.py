@@ -50,6 +50,7 @@ def test_multi_steps_move_by_the_mean_gradient_of_their_steps():
     chex.assert_trees_all_close(last.plain[:2], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_multi_steps_accumulate_nothing_from_steps_that_are_not_finite():
     rws = make(**both(optax.MultiSteps(optax.adam(0.1), 3)), phi_steps=2)
     state, _ = rws.step(rws.init(jax.random.key(0), DATA), DATA)

@@ -297,7 +297,7 @@ def test_arguments_by_keyword_and_beyond_the_signature_are_named_as_well():
         Arguments.of((X, Table()), {}, lambda x, *rest: None)
 
 
-@pytest.mark.parametrize("insomnia", [0.0, 1.0])
+@pytest.mark.parametrize("insomnia", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_lists_are_trees_and_no_data(insomnia):
     def model(x):
         with numpyro.plate("data", 3):
