@@ -236,7 +236,7 @@ MUTATIONS = {
     ),
     "a constant in each unit": (
         density,
-        "share = log_prob.size / math.prod(self.shape)",
+        "share = 1.0 / math.prod(self.shape)",
         "share = 1.0",
         partial(test_conditioned.test_a_constant_is_scored_once_and_leaves_each_datum_its_weight, "by data", 3),
     ),

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from rws_jax.checks.masks import check_same_mask
@@ -13,6 +14,8 @@ from rws_jax.checks.supports import check_covers, check_same_support
 from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import comes_out_of_control_flow
 from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_sizes, site_shape
+from rws_jax.core.supports import mask_of_values
+from rws_jax.core.trees import is_traced
 
 
 def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
@@ -61,6 +64,8 @@ def check_match(model_run: Trace, guide_run: Trace, *, same_supports: bool = Fal
     for name, guide_site in guide_latents.items():
         if name in model_latents:
             _check_same_site(name, model_latents[name], guide_site, ("model", "guide"))
+            if not _is_scored_elsewhere(model_latents[name], model_run):
+                check_same_mask(name, model_latents[name], guide_site, ("model", "guide"))
             if not (joint or isinstance(base_distribution(model_latents[name]["fn"]), dist.Delta)):
                 _check_density(name, guide_site)
             check_covers(name, guide_site["fn"], model_latents[name]["fn"], "model")
@@ -86,6 +91,7 @@ def check_defensive_match(guide_run: Trace, run: Trace) -> None:
         )
     for name, site in latents.items():
         _check_same_site(name, guide_latents[name], site, ("guide", role))
+        check_same_mask(name, guide_latents[name], site, ("guide", role))
         check_covers(name, guide_latents[name]["fn"], site["fn"], role)
 
 
@@ -195,9 +201,17 @@ def _check_same_site(name: str, site: Site, other: Site, roles: tuple[str, str])
                 found=f"size {sizes[1][frame]}, subsample size {frame.size} in the {roles[1]}",
                 hint="give the plate the same size and subsample_size in both programs",
             )
-    check_same_mask(name, site, other, roles)
     if not comes_out_of_control_flow(site):  # where its axes are steps as well as plates
         check_within_plates(roles[0], site)
+
+
+def _is_scored_elsewhere(site: Site, run: Trace) -> bool:
+    """Whether a latent that is masked as a whole has its density at another site: one that observes it, or a factor."""
+    mask = mask_of_values(site["fn"])
+    if mask is None or is_traced(mask) or np.asarray(mask).any():
+        return False
+    observed = (other for other in run.values() if other["type"] == "sample" and other["is_observed"])
+    return any(isinstance(other["fn"], dist.Unit) or other["value"] is site["value"] for other in observed)
 
 
 def _check_density(name: str, guide_site: Site) -> None:

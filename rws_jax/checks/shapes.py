@@ -47,10 +47,12 @@ def check_within_plates(role: str, site: Site) -> None:
     sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"]}
     if sizes and any(size > 1 and axis - len(whole) not in sizes for axis, size in enumerate(whole)):
         plates = tuple(sizes.get(dim, 1) for dim in range(min(sizes), 0))
-        _fail(role, site, f"has log densities of shape {whole}, wider than its plates", f"log densities {plates}")
+        hint = "declare what is left over by a plate of its own, or as a part of each event by to_event(); data of"
+        hint += " shape (N, 1) in a plate of N are x[:, 0]"
+        _fail(role, site, f"has log densities of shape {whole}, wider than its plates", f"log densities {plates}", hint)
 
 
-def _fail(role: str, site: Site, problem: str, expected: str) -> NoReturn:
+def _fail(role: str, site: Site, problem: str, expected: str, hint: str = _HINT) -> NoReturn:
     fn = site["fn"]
     own = f"batch shape {tuple(fn.batch_shape)}, event shape {tuple(fn.event_shape)}"
     fail(
@@ -58,5 +60,5 @@ def _fail(role: str, site: Site, problem: str, expected: str) -> NoReturn:
         f"the value of site {site['name']!r} of the {role} {problem}",
         expected=expected,
         found=f"a value of shape {np.shape(site['value'])}, a distribution of {own}",
-        hint=_HINT,
+        hint=hint,
     )

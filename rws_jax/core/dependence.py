@@ -20,10 +20,12 @@ _CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
 def in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.Array:
     """``jnp.where(mask, value, rest)`` that does not count as depending on `rest`."""
-    return jax.jit(_in_part)(mask, value, rest)  # so that it is found in a jaxpr, by its name; XLA sees through it
+    return jax.jit(_rws_jax_in_part)(
+        mask, value, rest
+    )  # so that it is found in a jaxpr, by its name; XLA sees through it
 
 
-def _in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.Array:
+def _rws_jax_in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.Array:
     return jnp.where(mask, value, rest)
 
 
@@ -80,7 +82,7 @@ def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
         branches = [_outputs(branch.jaxpr, into[1:]) for branch in params["branches"]]
         return [into[0] | _union(out) for out in zip(*branches, strict=True)]
     if name in _CALLS:
-        if params.get("name") == _in_part.__name__:
+        if params.get("name") == _rws_jax_in_part.__name__:
             return [into[0] | into[1]]
         inner = [param for param in params.values() if isinstance(param, Jaxpr | ClosedJaxpr)]
         if len(inner) == 1:

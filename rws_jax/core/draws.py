@@ -10,18 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpyro.distributions import Delta, Distribution, constraints
+from numpyro.distributions import Beta, Delta, Dirichlet, Distribution, constraints
 
 from rws_jax.core.sites import base_distribution
 from rws_jax.core.supports import elementwise, range_of
 from rws_jax.core.trees import is_traced
 
+# Their borders are not in them. In supports that are closed, border values may be drawn on purpose: zeros, say, of a
+# rectified or zero-inflated variable.
+_OPEN = constraints.greater_than, constraints.less_than, constraints.open_interval
+_CLOSED = constraints.greater_than_eq, constraints.less_than_eq  # which are kinds of those
+
 
 def may_round(fn: Distribution) -> bool:
-    """Whether draws of a distribution are floating point numbers, or probabilities, that can lie on a border."""
-    support = None if isinstance(base_distribution(fn), Delta) else elementwise(fn)
-    numbers = None if support is None else range_of(support)
-    return support is constraints.simplex or (numbers is not None and not numbers.is_discrete)
+    """Whether draws of a distribution are floating point numbers, or probabilities, that must not lie on a border."""
+    base, support = base_distribution(fn), elementwise(fn)
+    if isinstance(base, Beta | Dirichlet):
+        return True  # whose supports are closed, and densities infinite there
+    is_open = isinstance(support, _OPEN) and not isinstance(support, _CLOSED)
+    return not isinstance(base, Delta) and (support is constraints.real or is_open)
 
 
 def moved_inside(fn: Distribution, value: jax.Array) -> jax.Array:

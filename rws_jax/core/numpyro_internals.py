@@ -76,8 +76,11 @@ def is_conditioned(site: dict[str, Any]) -> bool:
     """
     for handler in ACTIVE_HANDLERS:
         if isinstance(handler, condition):
-            given = (handler.data or {}).values()
-            if any(value is site["value"] for value in given):
+            given = handler.data or {}
+            if given.get(site["name"]) is site["value"]:
+                return True
+            # By identity, as `scope` may have changed the name since; equal integers of Python are one object anywhere.
+            if not isinstance(site["value"], int) and any(value is site["value"] for value in given.values()):
                 return True
             if handler.condition_fn is not None and handler.condition_fn(site) is not None:
                 return True

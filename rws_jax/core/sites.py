@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 
 from rws_jax.core.numpyro_internals import mask_of
@@ -80,7 +81,16 @@ def with_batch_shape(fn: Any) -> Any:
         if value is not None:
             shape = jnp.shape(value)
             shapes.append(shape[: max(0, len(shape) - constraint.event_dim)])
-    shape = jnp.broadcast_shapes(*shapes)
+    declared = jnp.broadcast_shapes(*shapes)
+    if declared == fn.batch_shape:
+        return fn
+    # A class may declare parameters as those of one element. What counts is how many log densities one event has.
+    event = jax.ShapeDtypeStruct(fn.shape(), jnp.result_type(float))
+    try:
+        with numpyro.validation_enabled(False), jax.numpy_rank_promotion("allow"):
+            shape = jax.eval_shape(fn.log_prob, event).shape
+    except Exception:  # as it has a batch, and one event is none
+        shape = declared
     return fn if shape == fn.batch_shape else fn.expand(shape)
 
 

@@ -23,6 +23,10 @@ class Unconstrained(dict[str, Any]):
         """Refused, as it is what handlers do."""
         fail_unconstrained("parameters")
 
+    def copy(self) -> "Unconstrained":
+        """A copy of the same type."""
+        return Unconstrained(self)
+
     def __or__(self, other: Any) -> "Unconstrained":
         return Unconstrained(dict(self) | dict(other))
 

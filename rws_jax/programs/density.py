@@ -91,10 +91,9 @@ class Units:
                 scale = 1.0 if site["scale"] is None else site["scale"]
                 if site["scale"] is not None or self.scale != 1.0:
                     log_prob = log_prob * (scale / self.scale)
-                log_prob = self.sum(log_prob)
-                # A constant may be outside of the units' plates, and then is no more than once in the sum over units.
-                share = log_prob.size / math.prod(self.shape)
-                log_densities[name] = log_prob if share == 1.0 else share * log_prob
+                # A constant, whatever plates it is in, adds the same to all weights: each unit has its share.
+                share = 1.0 / math.prod(self.shape)
+                log_densities[name] = share * jnp.sum(log_prob) if site.get("is_constant") else self.sum(log_prob)
         return log_densities
 
     def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:

@@ -172,8 +172,8 @@ class given_values(Messenger):
     """Sets sites to ``value_of(site, steps)``, also in the bodies of scan and cond; None leaves a site as it is.
 
     `steps` are the positions, in the data, of the enclosing scans. The role is written into the message, for handlers
-    further out. NumPyro's own `substitute` counts the steps of a
-    reversed scan from the wrong end, and does not reach a cond within a scan.
+    further out. NumPyro's own `substitute` counts the steps of a reversed scan from the wrong end, and does not reach a
+    cond within a scan.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def _log_densities(units: Units, runs: Runs, draws: Draws) -> dict[SiteOf, np.nd
     log_densities = {}
     for role, run in zip(("model", "guide"), runs, strict=True):
         for name, site in run.items():
-            if site["type"] == "sample":
+            if site["type"] == "sample" and not site.get("is_constant"):
                 fn, value = site["fn"], draws.latents.get(name, site["value"])
                 try:
                     log_prob = _log_prob(fn, value)
@@ -105,5 +105,6 @@ def _fail_dependent(site: SiteOf, units: Units) -> NoReturn:
         " its own",
         found=f"log densities of shape {units.shape} that change with latents of other elements",
         hint="draw them together, by to_event() in place of the plate, or one after the other, by a"
-        " numpyro.contrib.control_flow.scan in its place",
+        " numpyro.contrib.control_flow.scan in its place; normalise what depends on draws by LayerNorm, not by"
+        " BatchNorm",
     )

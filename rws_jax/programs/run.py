@@ -5,14 +5,15 @@ that no site passes a gradient on to a later one; densities are then taken at th
 constants. XLA merges the arithmetic that the two runs have in common.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro.distributions import Distribution
-from numpyro.handlers import trace
+from numpyro.handlers import block, trace
 
 from rws_jax.checks import dreams, matching
 from rws_jax.checks.sites import check_proper
@@ -164,13 +165,18 @@ def _run(program: Program, arguments: Arguments, index: Index, value_of: Callabl
     run, conditioned = _run_with(program, arguments, index, value_of)
     for name in conditioned:
         run[name]["is_constant"] = False
-    for name in _constants(program, arguments, index) if conditioned else ():
+    for name in _constants(program, arguments, index, run, conditioned) if conditioned else ():
         run[name]["is_constant"] = True
     return run
 
 
-def _constants(program: Program, arguments: Arguments, index: Index) -> list[str]:
-    """Sites that are conditioned, and whose log density does not depend on what is drawn."""
+def _constants(
+    program: Program, arguments: Arguments, index: Index, run: Trace, conditioned: list[str]
+) -> Iterable[str]:
+    """Sites that are conditioned, and whose log density does not depend on what is drawn.
+
+    Where Python has to know what is drawn, these are the ones before the first latent.
+    """
 
     def log_densities(particle: Any) -> dict[str, jax.Array]:
         value_of = lambda site, steps: _drawn_inside(site) if site["type"] == "sample" else None
@@ -178,9 +184,11 @@ def _constants(program: Program, arguments: Arguments, index: Index) -> list[str
         return {name: run[name]["fn"].log_prob(run[name]["value"]) for name in conditioned}
 
     try:
-        jaxpr, names = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle))
-    except TypeError:  # Python has to know what is drawn, and all that is given counts as data
-        return []
+        with block():  # handlers further out would give values, or take note of traced ones
+            jaxpr, names = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle))
+    except TypeError:
+        is_constant = lambda site: site["type"] != "sample" or site["name"] in conditioned
+        return [name for name in takewhile(lambda name: is_constant(run[name]), run) if name in conditioned]
     return [name for name, inputs in zip(names, dependence(jaxpr), strict=True) if not inputs]
 
 

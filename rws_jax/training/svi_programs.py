@@ -39,23 +39,28 @@ class SviPrograms:
         kind = jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments))
         if self.loss.executor.ragged and kind in self.checked:
             return {name: params[name] for name in self.checked[kind]}
-        found = jax.random.key(0), arguments
 
         def pilot(params: Params | None) -> PilotRuns:
-            return run_pilot(self.loss, (params, params), jax.random.clone(found[0]), arguments, mutable_state=params)
+            return run_pilot(self.loss, (params, params), jax.random.key(0), arguments, mutable_state=params)
 
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except CONCRETIZATION_ERRORS as error:
             (fail_static if self.loss.options.execution.vectorize_particles else fail_jitted)(error)
+        known = None
         has_start = all(_has_initial_value(site) for run in runs for site in param_sites(run).values())
         if is_traced(rng_key) and has_start and not is_traced(arguments):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
-                pilot(None)
-        mutable_state = MutableSites(runs).check(self.loss, (params, params), *found)
+                known = pilot(None)
+        found = self.loss, (params, params), jax.random.key(0), arguments
+        mutable_state = MutableSites(runs).check(*found)
         if self.loss.options.trains_phi_on_wake or trained_sites(param_sites(runs.model)):
-            check_elements(runs, self.loss, (params, params), *found, mutable_state)
+            if known is None:
+                check_elements(runs, *found, mutable_state)
+            else:
+                with jax.ensure_compile_time_eval():
+                    check_elements(known, self.loss, (None, None), jax.random.key(0), arguments, None)
         self.checked[kind] = tuple(mutable_state)
         return mutable_state
 

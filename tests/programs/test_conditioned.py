@@ -84,6 +84,52 @@ def test_sleep_finds_the_posterior_given_the_constant():
     assert jnp.abs(state.phi["b"] - 1.0) < 0.05
 
 
+@pytest.mark.parametrize("by", rows(["batch", "plate"], fast=["plate"]))
+def test_a_constant_may_have_a_batch_or_a_plate_of_its_own(by):
+    """Locations of a mixture, say: they add the same to all weights, once."""
+    mu = jnp.array([-1.0, 1.0])
+
+    def mixture(x):
+        if by == "batch":
+            loc = numpyro.sample("mu", dist.Normal(0.0, 3.0).expand([2]))
+        else:
+            with numpyro.plate("k", 2):
+                loc = numpyro.sample("mu", dist.Normal(0.0, 3.0))
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+    def exact_guide(x):
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Bernoulli(logits=2.0 * x))
+
+    given = condition(mixture, {"mu": mu})
+    rws_jax.make_step(given, exact_guide).init(jax.random.key(0), X)
+    loss = lambda x: rws_jax.wake_theta_loss({}, {}, *oracles.seeded(given, exact_guide), x)
+    of_data = jnp.logaddexp(*(dist.Normal(loc, 1.0).log_prob(X) for loc in mu)).sum() - 3 * jnp.log(2.0)
+    assert jnp.allclose(-jax.jit(loss)(X), of_data + dist.Normal(0.0, 3.0).log_prob(mu).sum(), rtol=1e-5)
+
+
+def test_constants_and_data_go_with_paths():
+    """Where Python branches, what is given before the first latent is a constant, and the rest data."""
+
+    def branching(x=None):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        high = numpyro.sample("high", dist.Bernoulli(0.5), infer={"branching": True})
+        numpyro.sample("x", dist.Normal(loc + 2.0 if high else loc, 1.0))
+
+    def coin(x=None):
+        numpyro.sample("high", dist.Bernoulli(0.5), infer={"branching": True})
+
+    given = condition(branching, {"loc": LOC, "x": jnp.array(2.5)})
+    rws = rws_jax.make_step(given, coin, num_particles=50)
+    _, info = rws.step(rws.init(jax.random.key(0)))
+    assert jnp.isfinite(info.wake_theta_loss)
+    programs = oracles.programs_of(given, coin, {}, {})
+    run, dream = DreamParticle().dream(programs, Index(0, alone=True))
+    assert (run["loc"]["value"], dream.data.keys()) == (LOC, {"x"})
+
+
 def test_what_depends_on_latents_is_data_as_with_obs():
     """By the handler, data come into a program without an argument."""
     given = condition(partial(model, None), {"x": X, "loc": LOC})
@@ -138,6 +184,19 @@ def test_sleep_refuses_what_observes_a_latent(name):
     with pytest.raises(ValueError, match=words):
         jax.jit(loss)(1.0)
     rws_jax.make_step(program, guess).init(jax.random.key(0), 1.0)  # wake scores it as it is
+
+
+def test_wake_scores_a_latent_at_the_site_that_observes_it():
+    """z ~ N(0, 0.3), by way of a masked site; the guide is the posterior."""
+
+    def exact_guide(x):
+        scale = 0.3 / jnp.sqrt(1.0 + 0.3**2)
+        numpyro.sample("z", dist.Normal(scale**2 * x, scale))
+
+    model = lambda x: scored_elsewhere(x, OBSERVED["the latent"])
+    rws_jax.make_step(model, exact_guide).init(jax.random.key(0), 1.0)
+    loss = lambda x: rws_jax.wake_theta_loss({}, {}, *oracles.seeded(model, exact_guide), x)
+    assert jnp.allclose(-jax.jit(loss)(1.0), dist.Normal(0.0, jnp.sqrt(1.09)).log_prob(1.0), rtol=1e-5)
 
 
 def test_sleep_refuses_a_latent_that_is_not_scored():

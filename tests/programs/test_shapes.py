@@ -1,5 +1,7 @@
 """Latents whose shape is not that of a plate: of `sample_shape`, and of distributions made by `jax.vmap`."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -89,3 +91,34 @@ def test_distributions_made_by_vmap_draw_different_numbers(name):
     assert len(jnp.unique(draw[..., 0] if fn.event_dim else draw)) == (3 if fn.event_dim else draw.size)
     for made in (fn, fn.to_event(1), dist.Normal(0.0, 1.0).expand([3]), dist.Normal(jnp.zeros(3), 1.0)):
         assert with_batch_shape(made) is made
+
+
+def test_distributions_that_were_not_made_by_vmap_stay_as_they_are():
+    """A class may declare its parameters as those of one element, or of other shapes than its events."""
+
+    class Vector(dist.Distribution):
+        arg_constraints: ClassVar = {"loc": dist.constraints.real}
+        support = dist.constraints.real_vector
+        pytree_data_fields = ("loc",)
+
+        def __init__(self, loc):
+            self.loc = loc
+            super().__init__((), jnp.shape(loc))
+
+        def log_prob(self, value):
+            return dist.Normal(self.loc, 1.0).log_prob(value).sum(-1)
+
+    kinds = [
+        Vector(jnp.zeros(3)),
+        dist.MatrixNormal(jnp.zeros((2, 3)), jnp.eye(2), jnp.eye(3)),
+        dist.GaussianCopulaBeta(jnp.ones(2), jnp.ones(2), correlation_matrix=jnp.eye(2)),
+        dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3)),
+        dist.LKJCholesky(3, 2.0),
+        dist.GaussianRandomWalk(1.0, 4),
+        dist.Dirichlet(jnp.ones(3)),
+        dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Normal(jnp.zeros(2), 1.0)),
+        dist.OrderedLogistic(0.0, jnp.array([-1.0, 1.0])),
+        dist.TruncatedNormal(jnp.zeros(2), 1.0, low=-1.0),
+    ]
+    for fn in kinds:
+        assert with_batch_shape(fn) is fn, type(fn).__name__

@@ -708,3 +708,16 @@ def test_model_has_params_must_be_true_to_its_word():
     with pytest.raises(ValueError, match="'model_has_params' is False") as error:
         loss.losses(jax.random.key(0), params, models.binary_model, models.binary_guide, DATA)
     check(error, ValueError, "['p1', 't2', 'tx']", "set_to_zero")
+
+
+def test_elements_that_depend_on_one_another_are_refused_by_run():
+    """Which values show; those of the arguments are known there."""
+
+    def model(x):
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(jnp.cumsum(z), 1.0), obs=x)
+
+    svi = SVI(model, test_errors.guide, optax.adam(0.1), loss=ReweightedWakeSleep())
+    with pytest.raises(ValueError, match="depend on one another at site 'x' of the model"):
+        svi.run(jax.random.key(0), 2, test_errors.X, progress_bar=False)

@@ -39,9 +39,7 @@ class PathCache:
         check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
         check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
         self.compile_after, self.max_compiled = compile_after, max_compiled
-        self.also_branching: set[str] = (
-            set()
-        )  # sites that are annotated in another program than the one that draws them
+        self.also_branching: set[str] = set()  # sites that another program annotates than the one that draws them
         self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
         self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace
         self._num_seen: Counter[tuple] = Counter()  # particles on a trace, until it is compiled
