@@ -191,7 +191,7 @@ MUTATIONS = {
         test_chunks.test_gradients_have_the_types_of_parameters_and_are_summed_in_single_precision,
     ),
     "scale missing in sleep": (sleep, "return -dreams.scale *", "return -1.0 *", asleep("subsampled")),
-    "scale left in the weights": (density, '(site["scale"] / self.scale)', 'site["scale"]', by_hand("subsampled")),
+    "scale left in the weights": (density, "(scale / self.scale)", "scale", by_hand("subsampled")),
     "q in place of r": (
         scored,
         "return weights.log_mixture(self.log_q, log_u, self.delta)",
@@ -285,7 +285,7 @@ MUTATIONS = {
     "a guide that SVI does not train": (
         svi,
         "loss((params, params), insomnia",
-        "loss((params, lax.stop_gradient(params)), insomnia",
+        "loss((params, jax.lax.stop_gradient(params)), insomnia",
         test_svi.test_losses_come_as_a_pair_with_the_gradients_of_both,
     ),
     "a finite loss of dead units in SVI": (

@@ -12,7 +12,7 @@ from rws_jax.core.errors import fail
 from rws_jax.core.layers import unwrapped
 from rws_jax.core.sites import Site, Trace, base_distribution, constant_sites, latent_sites
 from rws_jax.core.supports import mask_of_values
-from rws_jax.core.trees import is_traced
+from rws_jax.core.trees import is_known
 
 
 def check_dreamable(site: Site) -> None:
@@ -28,7 +28,7 @@ def check_dreamable(site: Site) -> None:
             hint="write it as numpyro.sample with a proper distribution, or use insomnia=1.0",
         )
     mask = mask_of_values(site["fn"])
-    if not (site["is_observed"] or mask is None or is_traced(mask) or np.asarray(mask).any()):
+    if not (site["is_observed"] or mask is None or not is_known(mask) or np.asarray(mask).any()):
         fail(
             ValueError,
             f"sleep cannot dream latent site {name!r}, which is masked as a whole: its density is another one",

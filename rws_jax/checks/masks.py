@@ -2,17 +2,17 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from rws_jax.core.errors import fail
 from rws_jax.core.sites import Site
 from rws_jax.core.supports import mask_of_values
+from rws_jax.core.trees import is_known
 
 
 def check_same_mask(name: str, site: Site, other: Site, roles: tuple[str, str]) -> None:
     """A weight of what one program alone scores is no ratio of densities, and its bound may be above the evidence."""
     masks, shape = [mask_of_values(s["fn"]) for s in (site, other)], jnp.shape(site["value"])
-    if any(isinstance(mask, Tracer) for mask in masks):
+    if not is_known(masks):
         if not any(mask is None for mask in masks):
             return  # both have one, and which elements are masked is not known
         found = ["no mask" if mask is None else "a mask" for mask in masks]

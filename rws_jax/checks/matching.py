@@ -15,7 +15,7 @@ from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import comes_out_of_control_flow
 from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_sizes, site_shape
 from rws_jax.core.supports import mask_of_values
-from rws_jax.core.trees import is_traced
+from rws_jax.core.trees import is_known
 
 
 def check_drawn(role: str, site: Site, values: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def _check_same_site(name: str, site: Site, other: Site, roles: tuple[str, str])
 def _is_scored_elsewhere(site: Site, run: Trace) -> bool:
     """Whether a latent that is masked as a whole has its density at another site: one that observes it, or a factor."""
     mask = mask_of_values(site["fn"])
-    if mask is None or is_traced(mask) or np.asarray(mask).any():
+    if mask is None or not is_known(mask) or np.asarray(mask).any():
         return False
     observed = (other for other in run.values() if other["type"] == "sample" and other["is_observed"])
     return any(isinstance(other["fn"], dist.Unit) or other["value"] is site["value"] for other in observed)

@@ -14,7 +14,7 @@ from numpyro.distributions import Beta, Delta, Dirichlet, Distribution, constrai
 
 from rws_jax.core.sites import base_distribution
 from rws_jax.core.supports import elementwise, range_of
-from rws_jax.core.trees import is_traced
+from rws_jax.core.trees import is_known, is_traced
 
 # Their borders are not in them. In supports that are closed, border values may be drawn on purpose: zeros, say, of a
 # rectified or zero-inflated variable.
@@ -40,7 +40,7 @@ def moved_inside(fn: Distribution, value: jax.Array) -> jax.Array:
     if numbers is None:
         return jnp.maximum(value, jnp.finfo(value.dtype).tiny)  # probabilities, which may not be zero
     low, high = (_next(bound, sign, value.dtype) for bound, sign in ((numbers.low, 1), (numbers.high, -1)))
-    if not is_traced((value, low, high)) and np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+    if is_known((value, low, high)) and np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
         return value
     # By a choice: for a clip, XLA on CPU would compute anew, for each use of a draw, all draws that it depends on.
     value = jnp.where(value < low, jnp.asarray(low, value.dtype), value)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 
 from rws_jax.core.numpyro_internals import mask_of, own_validation
-from rws_jax.core.trees import is_traced
+from rws_jax.core.trees import is_known
 
 
 def feasible(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> jax.Array:
@@ -50,8 +50,7 @@ def in_support(fn: Distribution, value: Any, proposal_dist: Distribution | None)
     if test is not None:
         return test(value)
     # Values that are known are tested by numpy, where JAX would compile each comparison.
-    is_known = not is_traced((value, *vars(support).values()))
-    value = np.asarray(value) if is_known else jnp.asarray(value)
+    value = np.asarray(value) if is_known((value, *vars(support).values())) else jnp.asarray(value)
     return _of_events(support(value), fn.event_dim - support.event_dim)
 
 

@@ -20,6 +20,12 @@ def is_traced(tree: object) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def is_known(tree: object) -> bool:
+    """Whether this process can read the values of all leaves now."""
+    leaves = jax.tree.leaves(tree)
+    return not is_traced(leaves) and all(leaf.is_fully_addressable for leaf in leaves if isinstance(leaf, jax.Array))
+
+
 def split_floats(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """The leaves that can be differentiated, and a function that puts others in their place."""
     leaves, structure = jax.tree.flatten(tree)

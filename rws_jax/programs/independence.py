@@ -15,7 +15,7 @@ import numpy as np
 
 from rws_jax.core.errors import fail
 from rws_jax.core.sites import Trace, latent_sites
-from rws_jax.core.trees import is_traced
+from rws_jax.core.trees import is_known
 from rws_jax.programs.density import Units, log_density
 from rws_jax.programs.run import Draws
 
@@ -42,8 +42,8 @@ def check_independent(units: Units, runs: Runs, draw: Callable[[int], Trace], ru
     """
     mine, guide_run, num = Draws.of(runs[1]), runs[1], math.prod(units.shape)
     others = Draws.of(draw(1))
-    if is_traced((mine, others)):
-        return  # not known yet
+    if not is_known((mine, others)):
+        return
     for number in range(2, _MAX_DRAWS):
         differs = _differs(units, guide_run, others)
         if differs.all() or differs.sum() >= _ENOUGH:
@@ -93,7 +93,7 @@ def _differs(units: Units, run: Trace, others: Draws) -> np.ndarray:
     for name, site in latent_sites(run).items():
         events = tuple(range(-site["fn"].event_dim, 0))
         of_events = np.any(np.asarray(site["value"]) != np.asarray(others.latents[name]), axis=events)
-        differs |= units.sum(of_events.astype(float)) > 0
+        differs |= units.sum(of_events.astype(np.float32)) > 0
     return differs
 
 

@@ -75,8 +75,10 @@ def _error_of(optimizer: optax.GradientTransformationExtraArgs, params: Params, 
         updates, _ = optimizer.update(params, optimizer.init(params), params, **extra_args)
         return optax.apply_updates(params, updates)
 
+    # Shapes alone: the parameters may be on the axes of a mesh, which the optimizer's own arrays are not.
+    shape_of = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
     try:
-        jax.eval_shape(update, params, extra_args)
+        jax.eval_shape(update, *jax.tree.map(shape_of, (params, extra_args)))
     except Exception as error:
         return error
     return None

@@ -19,7 +19,7 @@ from rws_jax.checks.units import warn_of_one_unit
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
-from rws_jax.core.trees import is_traced, trainable
+from rws_jax.core.trees import is_known, is_traced, trainable
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import Units
 from rws_jax.programs.independence import check_independent
@@ -120,8 +120,8 @@ def check_elements(
     options, executor = loss.options, loss.executor
     rng_keys = jax.random.split(jax.random.clone(rng_key), 3)
     programs = loss.programs(params, tuple(rng_keys), arguments, mutable_state)
-    if is_traced(programs):
-        return  # not known yet
+    if not is_known(programs):
+        return
     particle = replace(options.wake.estimator.particle, delta=0.0)
     datum = None if executor.data.count(programs) is None else 0
     index = Index(0, datum, executor.runs_alone(particle, programs))

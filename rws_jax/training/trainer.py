@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rws_jax.checks.arguments import check_rng_key, check_state, check_takes
@@ -53,7 +54,9 @@ class Trainer:
         arguments = Arguments.of(args, kwargs, self.loss.model)
         check_rng_key(rng_key, "the first argument of init", "call rws.init(jax.random.key(0), *args)")
         rng_key, pilot_key, _ = jax.random.split(rng_key, 3)  # the first of three goes on, as in NumPyro's SVI
-        with on_automatic_axes((pilot_key, arguments)) as placed:
+        # A step takes arrays of NumPy's as JAX's, which stay the same object where programs ask for an array.
+        own = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments)
+        with on_automatic_axes((pilot_key, own)) as placed:
             theta, phi, mutable_state = automatic(self._initial_values)(*placed)
         state = RWSState(
             theta=Unconstrained(theta),
@@ -127,7 +130,9 @@ class Trainer:
     def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
         theta_sites, phi_sites, mutable = Trace(), Trace(), MutableSites()
         options, executor = self.loss.options, self.loss.executor
+        first = None
         for runs in pilots(self.loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
+            first = first or runs
             theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
             mutable.add(runs)
         options.check_params(theta_sites, phi_sites)
@@ -138,8 +143,8 @@ class Trainer:
             pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
             check_compiles(pilot, rng_key, arguments, self.loss.model)
         mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
-        if options.trains_phi_on_wake or theta:
-            check_elements(runs, self.loss, (theta, phi), rng_key, arguments, mutable_state)
+        if first is not None and (options.trains_phi_on_wake or theta):
+            check_elements(first, self.loss, (theta, phi), rng_key, arguments, mutable_state)
         return theta, phi, mutable_state or None
 
     def _insomnia(self, step: jax.Array) -> jax.Array:

@@ -199,6 +199,7 @@ def one_sided(role, annotated):
     return program
 
 
+@pytest.mark.filterwarnings("ignore:the guide .* reads no data")
 @pytest.mark.slow
 @pytest.mark.parametrize("insomnia", [0.0, 1.0])
 @pytest.mark.parametrize("annotated", ["model", "guide"])

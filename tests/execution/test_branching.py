@@ -152,7 +152,7 @@ PROGRAMS = {
 def params_of(model, guide, x):
     """Initial ones, constrained."""
     state = rws_jax.make_step(model, guide, data_axes=0, num_particles=8).init(jax.random.key(3), x)
-    return state.theta, state.phi
+    return state.plain[:2]
 
 
 def losses_and_gradients(programs, params, x, num_particles, **options):

@@ -21,7 +21,7 @@ def train(x):
     state = rws.init(jax.random.key(0), x)
     for _ in range(20):
         state, _ = rws.step(state, x)
-    return jax.device_get((state.theta, state.phi))
+    return jax.device_get(state.plain[:2])
 
 
 def main(process, address, path):
