@@ -68,7 +68,7 @@ def train(num_particles, num_steps, seed):
         state, info = rws.step(state, draw(number))
         if number % max(1, num_steps // 10) == 0:
             milliseconds = 1e3 * (time.perf_counter() - begin) / number
-            p_error, q_error = errors(state.theta, state.phi, test)
+            p_error, q_error = errors(*state.plain[:2], test)
             print(f"{number:>8}{p_error:>9.4f}{q_error:>9.4f}{info.num_compiled:>11}{milliseconds:>9.1f}", flush=True)
 
 

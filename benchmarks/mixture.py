@@ -101,7 +101,7 @@ def train(method, start, num_particles, num_steps, rng_key):
 
     state = rws.init(init_key, draw_data(data_key))
     state, _ = jax.lax.scan(body, state, jnp.arange(num_steps))
-    return state.theta, state.phi
+    return state.plain[:2]
 
 
 def gradient_std(method, num_particles, x, control_variate, theta, phi, num_repeats=500):

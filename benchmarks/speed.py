@@ -147,7 +147,7 @@ def settings(names, **kwargs):
         x = workload.data(**kwargs)
         start = rws_jax.make_step(workload.model, workload.guide).init(jax.random.key(0), x)
         for num_particles in workload.NUM_PARTICLES:
-            yield name, Setting(workload, num_particles, x, start.theta, start.phi)
+            yield name, Setting(workload, num_particles, x, *start.plain[:2])
 
 
 def installed(names):
