@@ -199,7 +199,8 @@ class given_values(Messenger):
             plates = active_plates()
             check_minibatches(self.role, msg, plates, self.minibatches)
             msg["plate_sizes"] = {plate.dim: plate.size for plate in plates}
-            if msg["is_observed"] and is_conditioned(msg):
+            msg["is_conditioned"] = msg["is_observed"] and is_conditioned(msg)
+            if msg["is_conditioned"]:
                 self.conditioned.append(msg["name"])
             if self.steps is not None and msg["value"] is None:
                 # The key that a draw takes, also if the value is given: what follows must see the same randomness.

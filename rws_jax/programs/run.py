@@ -95,14 +95,20 @@ def simulate(
     In the trace, sites have what they observe in reality as ``real``, where that is known as a whole.
     """
     real: dict[str, Any] = {}
-    given: set[str] = set()
+    given: set[str] = set()  # constants
+    has_drawn = False
 
     def value_of(site: Site, steps: tuple) -> Any:
-        if site["type"] != "sample" or site["name"] in given:
+        nonlocal has_drawn
+        if site["type"] != "sample":
+            return None
+        if site["is_conditioned"] and not (has_drawn or steps) and site["name"] not in data_sites:
+            given.add(site["name"])  # no latent can bear upon it
+        if site["name"] in given:
             return None
         dreams.check_dreamable(site)
         if not site["is_observed"]:
-            site["is_data"] = site["name"] in data_sites
+            has_drawn, site["is_data"] = True, site["name"] in data_sites
             return _drawn_inside(site)
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
         if not steps:
@@ -110,8 +116,9 @@ def simulate(
         return stand_in(site, _draw(site, numpyro.prng_key()), site["value"])
 
     run = _run(program, arguments, index, value_of)
-    given |= constant_sites(run).keys() - set(data_sites)
-    if given:  # known once the model has run
+    more = constant_sites(run).keys() - set(data_sites) - given
+    if more:  # known once the model has run
+        given |= more
         run = _run(program, arguments, index, value_of)
     for name, site in run.items():
         site["real"] = real.get(name)

@@ -119,12 +119,16 @@ def test_constants_and_data_go_with_paths():
         numpyro.sample("x", dist.Normal(loc + 2.0 if high else loc, 1.0))
 
     def coin(x=None):
-        numpyro.sample("high", dist.Bernoulli(0.5), infer={"branching": True})
+        numpyro.sample("high", dist.Bernoulli(0.5 if x is None else 0.5 + 0.0 * x), infer={"branching": True})
 
     given = condition(branching, {"loc": LOC, "x": jnp.array(2.5)})
-    rws = rws_jax.make_step(given, coin, num_particles=50)
+    observations = lambda data: ((data["x"],), {})
+    rws = rws_jax.make_step(
+        given, coin, num_particles=50, insomnia=0.5, compile_after=0, simulated_data_to_args=observations
+    )
     _, info = rws.step(rws.init(jax.random.key(0)))
     assert jnp.isfinite(info.wake_theta_loss)
+    assert jnp.allclose(info.sleep_phi_loss, jnp.log(2.0))
     programs = oracles.programs_of(given, coin, {}, {})
     run, dream = DreamParticle().dream(programs, Index(0, alone=True))
     assert (run["loc"]["value"], dream.data.keys()) == (LOC, {"x"})
