@@ -18,7 +18,7 @@ from rws_jax.checks.params import check_all_found, check_initial
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, param_sites
-from rws_jax.core.trees import copied, strong, trainable
+from rws_jax.core.trees import copied, is_known, strong, trainable
 from rws_jax.core.unconstrained import Unconstrained
 from rws_jax.execution.compiles import check_compiles
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
@@ -46,6 +46,7 @@ class Trainer:
     of_guide: Callable[..., Progress]  # the updates, each compiled if the step is not
     of_both: Callable[..., tuple[RWSState, RWSInfo]]
     kinds: StateKinds = field(default_factory=StateKinds)
+    compared: set[tuple] = field(default_factory=set)  # arguments for which elements of plates have been compared
     loop: Callable = lax.scan  # how several updates of the guide are made
     num_runs: int = 1  # of programs at most, until all of their parameters are found
 
@@ -143,8 +144,11 @@ class Trainer:
             pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
             check_compiles(pilot, rng_key, arguments, self.loss.model)
         mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
-        if first is not None and (options.trains_phi_on_wake or theta):
+        kind = jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments))
+        if first is not None and (options.trains_phi_on_wake or theta) and kind not in self.compared:
             check_elements(first, self.loss, (theta, phi), rng_key, arguments, mutable_state)
+            if is_known((rng_key, arguments)):
+                self.compared.add(kind)
         return theta, phi, mutable_state or None
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
