@@ -42,7 +42,8 @@ class DreamParticle:
         model = programs.model.stopped()  # dreams are training data of the guide: theta learns nothing from them
         model_run, data = simulate(model, programs.arguments, index, self.data_sites)
         dream = Dream(Draws.of(model_run), data)
-        return model_run, lax.stop_gradient(dream)  # removes that of what the model closes over, too
+        # The gradient of what the model closes over, which is no parameter of its own, is removed here.
+        return model_run, lax.stop_gradient(dream)
 
     def run(
         self, programs: Programs, index: Index, dream: Dream, model_run: Trace | None = None

@@ -192,11 +192,12 @@ def _constants(
 
     try:
         with block():  # handlers further out would give values, or take note of traced ones
-            jaxpr, names = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle))
-    except TypeError:
-        is_constant = lambda site: site["type"] != "sample" or site["name"] in conditioned
-        return [name for name in takewhile(lambda name: is_constant(run[name]), run) if name in conditioned]
-    return [name for name, inputs in zip(names, dependence(jaxpr), strict=True) if not inputs]
+            jaxpr, shapes = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle))
+    except (TypeError, jax.errors.NonConcreteBooleanIndexError):
+        is_latent = lambda site: site["type"] == "sample" and not site["is_observed"]
+        return [name for name in takewhile(lambda name: not is_latent(run[name]), run) if name in conditioned]
+    inputs: dict[str, set[int]] = jax.tree.structure(shapes).unflatten(dependence(jaxpr))
+    return [name for name in inputs if not inputs[name]]
 
 
 def _run_with(

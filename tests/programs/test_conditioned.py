@@ -207,3 +207,17 @@ def test_sleep_refuses_a_latent_that_is_not_scored():
     program = lambda x: scored_elsewhere(x, OBSERVED["the latent"])
     with pytest.raises(ValueError, match=r"(?s)latent site 'z', which is masked as a whole.*insomnia=1.0"):
         rws_jax.make_step(program, guess_masked, insomnia=0.5).init(jax.random.key(0), 1.0)
+
+
+def test_constants_are_kept_apart_from_data_whatever_their_names():
+    """The first, by name, is the one that depends on a latent."""
+
+    def two(x=None):
+        numpyro.sample("zzz", dist.Normal(0.0, 1.0))
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("aaa", dist.Normal(z, 1.0))
+
+    given = condition(two, {"zzz": 1.5, "aaa": 2.5})
+    programs = oracles.programs_of(given, lambda x=None: numpyro.sample("z", dist.Normal(0.0, 1.0)), {}, {})
+    run, dream = DreamParticle(simulated_data_to_args=lambda data: ((), {})).dream(programs, Index(0))
+    assert (run["zzz"]["value"], dream.data.keys()) == (1.5, {"aaa"})
