@@ -1,15 +1,16 @@
-"""What a loss is called with: parameters, seeded programs and their arguments, none of them mistaken for an option."""
+"""What is called with programs: parameters, programs and their arguments, none of them mistaken for an option."""
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
 
 from rws_jax import options
-from rws_jax.checks.arguments import check_params
+from rws_jax.checks.arguments import check_params, check_program, check_rng_key
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import Params, ProgramFn, unwrapped
+from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, unwrapped
 from rws_jax.programs.program import Arguments, Program, Programs
 
 
@@ -46,6 +47,47 @@ def programs_of(
         None if u is None else Program.of_seeded(u, "defensive guide", None),
         Arguments.of(args, kwargs, model),
     )
+
+
+def trained_programs_of(
+    function: Callable,
+    rng_key: jax.Array,
+    params: Params,
+    model: ProgramFn,
+    guide: ProgramFn,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    u: ProgramFn | None = None,
+    mutable_state: MutableState | None = None,
+) -> Programs:
+    """Take what a function of trained programs is given apart: these are not seeded, and share a dict of parameters.
+
+    Args:
+      function: which function is called.
+      rng_key: JAX random key.
+      params: constrained values of both programs, as `get_params` gives them.
+      model: not seeded.
+      guide: not seeded.
+      args: positional arguments of the programs.
+      kwargs: keyword arguments of the programs.
+      u: a defensive guide, not seeded.
+      mutable_state: that of both programs, as in a state.
+    """
+    check_rng_key(rng_key, f"the first argument of {function.__name__}", "pass jax.random.key(0), say")
+    check_params(params, "params")
+    roles = {"model": model, "guide": guide} | ({} if u is None else {"defensive guide": u})
+    for role, program in roles.items():
+        check_program(program, role)
+        check_no_collision(function, program, role, len(args))
+    check_passed_on(function, (model, guide), kwargs)
+    keys = dict(zip(("model", "guide", "defensive guide"), jax.random.split(rng_key, 3), strict=True))
+    own = {
+        role: Program(hashable(program), role, keys[role], dict(params), mutable_state=mutable_state or {})
+        for role, program in roles.items()
+    }
+    defensive_guide = own.get("defensive guide") and replace(own["defensive guide"], params=None)
+    return Programs(own["model"], own["guide"], defensive_guide, Arguments.of(args, kwargs, model))
 
 
 def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""After training: posterior samples with their weights, and how far to trust them."""
