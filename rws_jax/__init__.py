@@ -4,6 +4,7 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.training.describe import describe
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -18,6 +19,7 @@ __all__ = [
     "RWSInfo",
     "RWSState",
     "ReweightedWakeSleep",
+    "describe",
     "fit",
     "make_step",
     "minibatches",

@@ -14,20 +14,19 @@ from jax import lax
 from rws_jax.checks.arguments import check_rng_key, check_state, check_takes
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.options import check_scheduled_insomnia
-from rws_jax.checks.params import check_all_found, check_initial
+from rws_jax.checks.params import check_all_found
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Trace, param_sites
-from rws_jax.core.trees import copied, is_known, strong, trainable
+from rws_jax.core.trees import copied, strong
 from rws_jax.core.unconstrained import Unconstrained
 from rws_jax.execution.compiles import check_compiles
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
-from rws_jax.programs.run import constrained_values, param_values
+from rws_jax.programs.run import constrained_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
 from rws_jax.training.exploration import pilots
-from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import check_elements, run_pilot
+from rws_jax.training.initial import initial_values
+from rws_jax.training.pilot import run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
@@ -129,27 +128,8 @@ class Trainer:
         check_compiles(run, jax.random.key(0), arguments, self.loss.model)
 
     def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
-        theta_sites, phi_sites, mutable = Trace(), Trace(), MutableSites()
-        options, executor = self.loss.options, self.loss.executor
-        first = None
-        for runs in pilots(self.loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
-            first = first or runs
-            theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
-            mutable.add(runs)
-        options.check_params(theta_sites, phi_sites)
-        theta = trainable(param_values(theta_sites))
-        phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
-        check_initial(theta | phi)
-        if not executor.ragged:
-            pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
-            check_compiles(pilot, rng_key, arguments, self.loss.model)
-        mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
-        kind = jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments))
-        if first is not None and (options.trains_phi_on_wake or theta) and kind not in self.compared:
-            check_elements(first, self.loss, (theta, phi), rng_key, arguments, mutable_state)
-            if is_known((rng_key, arguments)):
-                self.compared.add(kind)
-        return theta, phi, mutable_state or None
+        found = initial_values(self.loss, rng_key, arguments, self.compared)
+        return found.theta, found.phi, found.mutable_state
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
         insomnia = self.loss.options.insomnia
