@@ -26,8 +26,8 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     - ``-inf`` where there is no tail: five particles or more share the largest weight, as with discrete latents, or the
       largest weights are equal up to rounding, as with the exact posterior for a guide;
-    - ``inf`` where the tail cannot be fitted: it has fewer than five weights (that is, below some 25 live particles), or
-      many that are tied. Nothing is known then, and the weights are not to be trusted;
+    - ``inf`` where the tail cannot be fitted: it has fewer than five weights (which takes some 25 live particles), or many
+      that are tied. Nothing is known then, and the weights are not to be trusted;
     - ``nan`` where a log-weight is NaN or ``+inf``.
 
     A particle of weight zero keeps weight zero. Where so many are dead that the tail has some, the live ones are
@@ -48,8 +48,8 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       arXiv 1507.02646.
     """
     psis = _arviz_psis()
-    smoothed = np.array(log_weights)
-    units = smoothed.reshape(len(smoothed), -1)  # of a contiguous copy, so a view of it
+    smoothed = np.array(log_weights, order="C")
+    units = smoothed.reshape(len(smoothed), -1)  # a view, into which units are written
     k = np.empty(units.shape[1], smoothed.dtype)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of fits that fail, which the value of k says

@@ -40,6 +40,7 @@ SOME_DEAD = np.where(RNG.random(1000) < 0.5, -np.inf, NORMAL)
 
 def test_all_units_equal_arviz_unit_by_unit():
     log_weights = units_of(NORMAL, HEAVY, NARROW, WIDE, SOME_DEAD, NORMAL[::-1]).reshape(1000, 2, 3)
+    log_weights = np.asfortranarray(log_weights)  # as a transposed array of units is laid out
     before = log_weights.copy()
     smoothed, k = pareto_smoothed(log_weights)
     assert smoothed.shape == (1000, 2, 3)
