@@ -3,7 +3,7 @@
 What a particle computes may have such nodes anywhere in its tree. Executors lay them side by side by filling them up.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Ragged:
     kinds: tuple[tuple[str, Hashable], ...] = ()  # what is known of each name, the same for all particles
 
     @classmethod
-    def of(cls, values: dict[str, jax.Array], kinds: dict[str, Hashable]) -> "Ragged":
+    def of(cls, values: dict[str, jax.Array], kinds: Mapping[str, Hashable]) -> "Ragged":
         """What one particle has."""
         return cls(values, {}, tuple(kinds.items()))
 
@@ -111,7 +111,8 @@ def _widened(value: Any, lead: tuple[int, ...], *, xp: Any, shape: tuple[int, ..
         return xp.full((*lead, *shape), fill, dtype)
     missing = [wide - size for wide, size in zip(shape, jnp.shape(value)[len(lead) :], strict=True)]
     width = [(0, 0)] * len(lead) + [(0, number) for number in missing]
-    return xp.pad(xp.asarray(value, dtype), width, constant_values=fill)
+    value = xp.asarray(value, dtype)
+    return xp.pad(value, width, constant_values=fill) if any(missing) else value
 
 
 def _largest(name: str, shapes: set[tuple[int, ...]]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from rws_jax.execution.ragged import Ragged
 from rws_jax.options import ExecutionOptions, WakeOptions
 from rws_jax.posterior.running import run
 from rws_jax.posterior.weighted import WeightedSamples
-from rws_jax.posterior.weighted_draw import Dims, GuideDrawParticle, WeightedDrawParticle
+from rws_jax.posterior.weighted_draw import GuideDrawParticle, WeightedDrawParticle
 from rws_jax.programs.program import Programs
 
 
@@ -38,8 +38,8 @@ def importance_sample(
 
     .. math:: z_k \sim q_\phi(z \mid x), \qquad \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x)
 
-    for every unit: each element of the plates that are common to all sites has weights of its own, and so has each datum
-    of `data_axes`. Bias: the evidence :math:`\frac1K \sum_k w_k` has none, its logarithm and self-normalised
+    for every unit: each element of the plates that are common to all sites has weights of its own, and so has each
+    datum of `data_axes`. Bias: the evidence :math:`\frac1K \sum_k w_k` has none, its logarithm and self-normalised
     expectations :math:`O(1/K)`. Compiled once for each kind of arguments.
 
     Args:
@@ -174,6 +174,6 @@ def sample_posterior(
     return weighted.resample(resample_key, num_samples)
 
 
-def _data_axis(execution: ExecutionOptions, programs: Programs) -> Dims:
+def _data_axis(execution: ExecutionOptions, programs: Programs) -> tuple[str, ...]:
     """The name of the axis of data, if there is one."""
     return () if Data(execution.data_axes).count(programs) is None else ("datum",)

@@ -10,7 +10,7 @@ from rws_jax.estimators.weights import PerParticle
 
 
 def systematic(rng_key: jax.Array, log_w: PerParticle, num: int) -> jax.Array:
-    r"""Draw particles of each unit by one uniform number: particle k comes :math:`n \bar w_k` times, rounded up or down.
+    r"""Draw particles of each unit by one uniform number: each comes :math:`n \bar w_k` times, rounded up or down.
 
     Unbiased, and of less variance than independent draws. Samples are in random order, each unit's by itself.
 

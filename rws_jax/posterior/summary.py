@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rws_jax.core.summaries import text_of
+from rws_jax.core.summaries import entry
 from rws_jax.posterior.psis import is_available, pareto_smoothed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def summary(weighted: "WeightedSamples") -> str:
     """Units, evidence, effective sample size, share of units with k-hat above 0.7, and what to do about it."""
     num, shape = weighted.num_particles, weighted.log_weights.shape[1:]
     head = f"WeightedSamples: {num:,} particles of {_units(weighted.units, shape)}"
-    lines = {"latents": ", ".join(f"{name} {text_of(value)}" for name, value in weighted.samples.items()) or "none"}
+    lines = {"latents": ", ".join(f"{name} {entry(value)}" for name, value in weighted.samples.items()) or "none"}
     if not np.prod(shape):
         return _written(head, lines, [])
     evidence, ess = weighted.log_evidence(), np.ravel(weighted.effective_sample_size())
@@ -50,23 +50,28 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     if not np.any(bad):
         return None
     shape = weighted.log_weights.shape[1:]
-    which = f"in {np.sum(bad):,} of {bad.size:,} units, {_at(int(np.nanargmax(k)), shape)} the worst" if shape else "here"
+    which = (
+        f"in {np.sum(bad):,} of {bad.size:,} units, {_at(int(np.nanargmax(k)), shape)} the worst" if shape else "here"
+    )
     why = (
         " All data share one weight, as no plate is common to all sites: units of their own would help most."
         if not weighted.units
         else ""
     )
     return (
-        f"Pareto k-hat is above {THRESHOLD} {which}: a few particles have most of the weight, and neither evidence nor"
-        f" expectations are to be trusted.{why} Train the guide for longer, also on dreams (insomnia below 1), or give it"
-        " wider tails; draw more particles; or pass defensive=0.2, so that a share of them comes from the prior."
+        f"Pareto k-hat is above {THRESHOLD} {which}: a few particles have most of the weight, and neither evidence"
+        f" nor expectations are to be trusted.{why} Train the guide for longer, also on dreams (insomnia below 1), or"
+        " give it wider tails; draw more particles; or pass defensive=0.2, so that a share of them comes from the prior."
     )
 
 
 def _of_numbers(values: np.ndarray, shape: tuple[int, ...]) -> list[str]:
     """Sentences on units that are dead, or whose weights are no numbers."""
     found = []
-    for name, wrong in {"no particle of weight above zero": values == -np.inf, "NaN among their weights": np.isnan(values)}.items():
+    for name, wrong in {
+        "no particle of weight above zero": values == -np.inf,
+        "NaN among their weights": np.isnan(values),
+    }.items():
         if np.any(wrong):
             where = f"{np.sum(wrong):,} units have {name}, the first of them {_at(int(np.argmax(wrong)), shape)}."
             found.append(where if shape else f"There is {name}.")
@@ -78,7 +83,9 @@ def _units(units: tuple[str, ...], shape: tuple[int, ...]) -> str:
         return "one unit, all data together: no plate is common to all sites"
     if units == ("datum",):
         return f"each of {shape[0]:,} data"
-    return f"each of {np.prod(shape, dtype=int):,} units, the elements of " + " and ".join(f"plate {unit!r}" for unit in units)
+    return f"each of {np.prod(shape, dtype=int):,} units, the elements of " + " and ".join(
+        f"plate {unit!r}" for unit in units
+    )
 
 
 def _at(position: int, shape: tuple[int, ...]) -> str:
@@ -88,4 +95,6 @@ def _at(position: int, shape: tuple[int, ...]) -> str:
 
 def _written(head: str, lines: dict[str, str], advices: list[str]) -> str:
     width = max(map(len, lines)) + 2
-    return "\n".join([head, *(f"  {name:<{width}}{text}" for name, text in lines.items()), *(f"  {text}" for text in advices)])
+    return "\n".join(
+        [head, *(f"  {name:<{width}}{text}" for name, text in lines.items()), *(f"  {text}" for text in advices)]
+    )

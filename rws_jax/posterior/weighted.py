@@ -36,8 +36,8 @@ class WeightedSamples:
     expectations (NaN).
 
     Attributes:
-      samples: site -> draws, shape ``(particles, *shape)``, with the shape of the site in the program, after the axis of
-        data if there are `data_axes`.
+      samples: site -> draws, shape ``(particles, *shape)``, with the shape of the site in the program, after the axis
+        of data if there are `data_axes`.
       log_weights: log p(z, x) - log q(z | x) in nats, shape ``(particles, *units)``.
       present: site -> which numbers are there, of the shape of its samples, where programs branch and not all particles
         have it; the others are NaN, or zero in sites of whole numbers. Empty for all other programs.
@@ -86,7 +86,7 @@ class WeightedSamples:
         return self._smooth("pareto_k")[1]
 
     def smoothed(self) -> "WeightedSamples":
-        """The same samples with Pareto smoothed weights, whose largest ones are replaced by quantiles of the fitted tail.
+        """The same samples with Pareto smoothed weights: the largest ones are replaced by quantiles of a fitted tail.
 
         Less variance for some bias, in the evidence and in expectations. Errors, warning and source as `pareto_k`.
         """
@@ -100,8 +100,8 @@ class WeightedSamples:
             that returns an array or a tree of arrays; it is mapped over by `jax.vmap`. None for the latents themselves.
 
         Returns:
-          `Estimate`, value and standard error of shape ``(*units, *f)``; without `f` dicts of site -> mean, of the shape
-          of the site in the program. A site that only some particles have has its mean given that it is there.
+          `Estimate`, value and standard error of shape ``(*units, *f)``; without `f` dicts of site -> mean, of the
+          shape of the site in the program. A site that only some particles have has its mean given that it is there.
         """
         if f is None:
             return _estimates({name: self._mean_of(name) for name in self.samples})
@@ -202,7 +202,10 @@ class WeightedSamples:
 
     def _smooth(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         if is_traced(self.log_weights):
-            what, hint = f"{method} is called inside of jit, scan or vmap", "call it on what a compiled function returns"
+            what, hint = (
+                f"{method} is called inside of jit, scan or vmap",
+                "call it on what a compiled function returns",
+            )
             fail(TypeError, what, expected="a call from Python", found="traced log-weights", hint=hint)
         smoothed, k = pareto_smoothed(np.asarray(self.log_weights))
         text = advice(self, k)

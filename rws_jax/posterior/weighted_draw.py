@@ -34,7 +34,7 @@ class WeightedDraw:
 class WeightedDrawParticle:
     """Draw the guide, or a defensive mixture, and weigh the draw by the model."""
 
-    wake: WakeParticle = WakeParticle()
+    wake: WakeParticle
 
     def __call__(self, programs: Programs, index: Index) -> WeightedDraw:
         """Draw and weigh."""
@@ -51,8 +51,6 @@ class WeightedDrawParticle:
 @dataclass(frozen=True)
 class GuideDrawParticle:
     """Draw the guide, of which nothing is weighed."""
-
-    wake: WakeParticle = WakeParticle()
 
     def __call__(self, programs: Programs, index: Index) -> Ragged:
         """Draw."""
