@@ -29,7 +29,7 @@ def run(particle: ParticleFn[T], programs: Programs, num: int, execution: Execut
       Results side by side, leaves of shape ``(num, *data, *result)``.
     """
     executor = execution.executor()
-    if not execution.vectorize_particles:
+    if execution.one_by_one:
         return executor(particle, programs, num)
     try:
         return _compiled(particle, num, execution, programs)

@@ -22,7 +22,7 @@ def show_data(
     data: dict[str, jax.Array],
     args: tuple,
     kwargs: dict,
-    simulated_data_to_args: SimulatedDataToArgs | None,
+    rewrite: SimulatedDataToArgs | None,
     *,
     model_run: Trace | None = None,
     subsampled: bool = False,
@@ -30,7 +30,7 @@ def show_data(
 ) -> Arguments:
     """Put dreamt `data` in place of the real ones among the guide's arguments.
 
-    By `simulated_data_to_args` alone, if given. Else each site's data go to the argument named as the site; to the
+    By `rewrite` alone, if given. Else each site's data go to the argument named as the site; to the
     argument, or array within one, that is the very array that the site observes; and into the guide's argument
     ``observations``, a dict keyed by site. Each site needs one of these places.
 
@@ -39,7 +39,7 @@ def show_data(
       data: dreamt values keyed by observed site.
       args: the model's real positional arguments, covariates among them.
       kwargs: the model's real keyword arguments.
-      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
+      rewrite: option `simulated_data_to_args`, ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
       model_run: the trace of the dream, which knows what its sites observe in reality.
       subsampled: whether the dream is of a minibatch.
       alone: whether reality may have other sites than the dream, as Python branches on what is drawn.
@@ -49,10 +49,10 @@ def show_data(
 
     Raises:
       ValueError: if there is no place, data and covariate are one array, or dreamt and real data differ in shape.
-      TypeError: if `simulated_data_to_args` does not return such a pair.
+      TypeError: if `rewrite` does not return such a pair.
     """
-    if simulated_data_to_args is not None:
-        pair = simulated_data_to_args(data, *args, **kwargs)
+    if rewrite is not None:
+        pair = rewrite(data, *args, **kwargs)
         routes.check_pair(pair)
         return Arguments(tuple(pair[0]), dict(pair[1]))
     if reads_no_data(guide):

@@ -96,12 +96,11 @@ def describe(
         check_no_collision(describe, program, role, len(args))
     check_passed_on(describe, (model, guide), kwargs)
     execution = ExecutionOptions(vectorize_particles, data_axes=data_axes)
-    SleepOptions(1, simulated_data_to_args, observed_sites)  # checks the two
+    options = SleepOptions(2, simulated_data_to_args, observed_sites)
     arguments = Arguments.of(args, kwargs, model)
     arguments = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments)
     with on_automatic_axes(arguments) as placed:
-        trial = _Trial(model, guide, execution, simulated_data_to_args, tuple(observed_sites), placed)
-        return Text(description(model, guide, placed, _found(trial)))
+        return Text(description(model, guide, placed, _found(_Trial(model, guide, execution, options, placed))))
 
 
 @dataclass(frozen=True)
@@ -111,26 +110,12 @@ class _Trial:
     model: ProgramFn
     guide: ProgramFn
     execution: ExecutionOptions
-    simulated_data_to_args: SimulatedDataToArgs | None
-    observed_sites: tuple[str, ...]
+    options: SleepOptions
     arguments: Arguments
 
-    def loss(self, insomnia: float) -> StepLoss:
-        """The loss of one phase, with options that refuse nothing which others allow."""
-        options = StepOptions(
-            execution=self.execution,
-            num_particles=2,
-            insomnia=insomnia,
-            num_sleep_particles=None,
-            control_variate=False,
-            defensive=0.0,
-            defensive_guide=None,
-            gradient="score",
-            model_has_params=True,
-            shared_params=True,
-            simulated_data_to_args=self.simulated_data_to_args,
-            observed_sites=self.observed_sites,
-        )
+    def loss(self, *, wake: bool) -> StepLoss:
+        """The loss of one phase."""
+        options = StepOptions.of_phase(self.execution, self.options, wake=wake)
         return StepLoss(unconstrained(self.model), unconstrained(self.guide), options, self.execution.executor())
 
     def programs(self, loss: StepLoss) -> Programs:
@@ -138,32 +123,31 @@ class _Trial:
         rng_keys = tuple(jax.random.split(jax.random.key(0), 3))
         return loss.programs((None, None), rng_keys, self.arguments, None)
 
-    def start(self, insomnia: float) -> list[PilotRuns]:
+    def start(self, *, wake: bool) -> list[PilotRuns]:
         """The runs of `init`, with all of its checks."""
-        return initial_values(self.loss(insomnia), jax.random.key(0), self.arguments, set()).runs
+        return initial_values(self.loss(wake=wake), jax.random.key(0), self.arguments, set()).runs
 
     def wake(self) -> tuple[list[PilotRuns], Weighing]:
         """The same of wake, and what it gives weights to."""
-        loss, runs = self.loss(insomnia=1.0), self.start(insomnia=1.0)
+        loss, runs = self.loss(wake=True), self.start(wake=True)
         programs = self.programs(loss)
         sites = [site for each in runs for site in latent_sites(each.guide).values()]
         alone = any(site["infer"].get("branching") for site in sites)
-        if not self.execution.vectorize_particles:
+        if self.execution.one_by_one:
             alone = loss.executor.runs_alone(loss.options.wake.estimator.particle, programs)
         units = Units.of(runs[0].model, runs[0].guide)
         return runs, Weighing(units, loss.executor.data.count(programs), alone)
 
     def sleep(self) -> Dreams:
         """What sleep dreams, and where the guide reads it."""
-        loss = self.loss(insomnia=0.0)
+        loss = self.loss(wake=False)
         executor, programs = loss.executor, self.programs(loss)
         datum = None if executor.data.count(programs) is None else 0
         programs = executor.data.take(programs, datum)
-        options = SleepOptions(2, self.simulated_data_to_args, self.observed_sites)
         with executor.watch():
-            model_run = run_sleep(programs, Index(0, datum, executor.ragged), options, is_thorough=True).model
+            model_run = run_sleep(programs, Index(0, datum, executor.ragged), self.options, is_thorough=True).model
         data = {name: site["value"] for name, site in data_sites(model_run).items()}
-        if self.simulated_data_to_args is not None:
+        if self.options.simulated_data_to_args is not None:
             return Dreams({name: ["simulated_data_to_args"] for name in data})
         if reads_no_data(self.guide):
             return Dreams({name: [] for name in data})
@@ -194,9 +178,9 @@ def _found(trial: _Trial) -> Found:
     if wake.error is None:
         start, (runs, weighing) = wake, wake.result
     else:  # where the model has parameters wake has to run in any case
-        start = _Attempt.of(lambda: trial.start(insomnia=0.0))
+        start = _Attempt.of(lambda: trial.start(wake=False))
         if start.error is not None or sleep.error is not None:
-            raise (start.error or wake.error) if trial.observed_sites else wake.error
+            raise (start.error or wake.error) if trial.options.observed_sites else wake.error
         runs, weighing = start.result, None
     if sleep.error is not None and not is_own(sleep.error):
         raise sleep.error

@@ -167,7 +167,7 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     compiled = {"of_guide": jax.jit(updates.of_guide), "of_both": jax.jit(updates.of_both)}
     in_python = replace(trainer, loop=_python_loop, num_runs=_MAX_RUNS, **compiled)
     max_ess = loss.options.num_particles
-    if not trainer.loss.options.execution.vectorize_particles:
+    if trainer.loss.options.execution.one_by_one:
         return RWS(trainer.init, NotJittable(in_python.step, max_ess), in_python.get_params)
     step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
     model, executor = loss.model, loss.executor
