@@ -113,3 +113,18 @@ class RWS(NamedTuple):
     init: Callable[..., RWSState]
     step: Callable[..., tuple[RWSState, RWSInfo]]
     get_params: Callable[..., Params]
+
+    @property
+    def evaluate(self) -> Callable[..., RWSInfo]:
+        """What a step would report of a state, without one: ``evaluate(state, *args, **kwargs) -> RWSInfo``.
+
+        On data that are held out, minus `wake_theta_loss` is the bound on their log evidence, a sum over live units as
+        in training. Nothing is updated, gradients are not computed, and their norms are None; `finite` is that of the
+        losses. It is jitted as `step` is, and can be scanned, vmapped and jitted again. Mutable state is used, and not
+        carried on.
+
+        The key is made of that of the state: the same state gives the same particles, which are not those of the next
+        step.
+        """
+        step: Any = self.step
+        return step.evaluate

@@ -32,6 +32,7 @@ from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
 from rws_jax.training.updates import Progress, Updates
 
+_EVALUATION = 0x6576616C  # folded into the key; small numbers may give the keys that a step splits off
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only
 
 
@@ -99,6 +100,17 @@ class Trainer:
         grads, aux = gradients(progress, step_key, trains_theta=True)
         new_state, info = self.of_both(state, rng_key, progress, grads, insomnia, aux)
         return new_state.in_containers_of(rws_state), info
+
+    def evaluate(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> RWSInfo:
+        """What a step would report of these arguments, without one."""
+        check_state(rws_state, RWSState, "the first argument of evaluate")
+        state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
+        self.kinds.check(state, lambda: self._like_init(state, arguments))
+        rng_key = jax.random.fold_in(jax.random.clone(state.rng_key), _EVALUATION)
+        insomnia = self._insomnia(state.step)
+        params, mutable_state = (state.theta, state.phi), state.mutable_state
+        _, aux = self.loss(params, insomnia, rng_key, arguments, mutable_state, trains_theta=True)
+        return self.updates.of_none(insomnia, aux)
 
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
@@ -168,14 +180,17 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     in_python = replace(trainer, loop=_python_loop, num_runs=_MAX_RUNS, **compiled)
     max_ess = loss.options.num_particles
     if trainer.loss.options.execution.one_by_one:
-        return RWS(trainer.init, NotJittable(in_python.step, max_ess), in_python.get_params)
-    step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
-    model, executor = loss.model, loss.executor
-    return RWS(
-        trainer.init,
-        Dispatched(step, in_python.step, trainer.check_compiles, executor, model, max_ess),
-        Dispatched(get_params, in_python.get_params, trainer.check_compiles, executor, model),
-    )
+        step = NotJittable(in_python.step, max_ess, evaluate=NotJittable(in_python.evaluate, max_ess))
+        return RWS(trainer.init, step, in_python.get_params)
+
+    def dispatched(name: str, **attributes: Any) -> Dispatched:
+        compiled = jax.jit(automatic(getattr(trainer, name)))
+        rest = trainer.check_compiles, loss.executor, loss.model
+        return Dispatched(compiled, getattr(in_python, name), *rest, **attributes)
+
+    evaluate = dispatched("evaluate", max_ess=max_ess)
+    step = dispatched("step", max_ess=max_ess, evaluate=evaluate)
+    return RWS(trainer.init, step, dispatched("get_params"))
 
 
 def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple[Any, None]:
