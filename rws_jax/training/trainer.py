@@ -110,7 +110,7 @@ class Trainer:
         insomnia = self._insomnia(state.step)
         params, mutable_state = (state.theta, state.phi), state.mutable_state
         _, aux = self.loss(params, insomnia, rng_key, arguments, mutable_state, trains_theta=True)
-        return self.updates.of_none(insomnia, aux)
+        return self.updates.of_none(state, insomnia, aux)
 
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""

@@ -86,10 +86,10 @@ class Updates:
             info = info._replace(phi_grad_norm=norms[1])
         return new_state, info
 
-    def of_none(self, insomnia: jax.Array, aux: LossAux) -> RWSInfo:
+    def of_none(self, state: RWSState, insomnia: jax.Array, aux: LossAux) -> RWSInfo:
         """The info of losses alone, which nothing is updated on."""
         finite = jnp.isfinite(aux.total) & self._has_signal(insomnia, aux)
-        return _info(aux, insomnia, finite)
+        return _info(aux, insomnia, finite)._replace(step=state.step)
 
     def _has_signal(self, insomnia: jax.Array, aux: LossAux) -> jax.Array:
         """Whether there is anything for the guide to learn from: dreams, or a particle that has a weight."""
@@ -115,5 +115,5 @@ def _update(optimizer: Optimizer, grads: Params, old: Trained, loss: jax.Array |
 
 def _info(aux: LossAux, insomnia: jax.Array, finite: jax.Array) -> RWSInfo:
     """All but the norms of gradients."""
-    info: dict[str, Any] = dict.fromkeys(RWSInfo._fields)
-    return RWSInfo(**info | aux.metrics | {"insomnia": insomnia, "finite": finite})
+    info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
+    return RWSInfo(**info)

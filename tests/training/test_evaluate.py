@@ -46,11 +46,10 @@ def test_it_reports_the_losses_of_other_data():
     found = info.wake_theta_loss, info.wake_phi_loss, info.sleep_phi_loss, info.phi_loss
     chex.assert_trees_all_close(found, losses(), rtol=1e-5)
     _, of_step = rws.step(state, HELD_OUT)
-    norms = {"theta_grad_norm", "phi_grad_norm"}
-    assert {name for name, value in info._asdict().items() if value is not None} == {
-        name for name, value in of_step._asdict().items() if value is not None
-    } - norms
+    names, of_steps = ({n for n, x in each._asdict().items() if x is not None} for each in (info, of_step))
+    assert names == of_steps - {"theta_grad_norm", "phi_grad_norm"} | {"step"}
     assert info.finite
+    assert info.step == 0
 
 
 def conjugate_model(x):
