@@ -105,7 +105,7 @@ def test_a_nan_stays_in_its_unit():
 
 
 def test_light_tails_are_warned_of_and_smoothed():
-    """A guide of a third of the posterior's scale has weights of infinite variance: k = 1 - 1/9 in the limit."""
+    """A guide of a third of the posterior's scale has weights of infinite variance."""
     z = jax.random.normal(key(), (20_000, 1)) / 3
     log_w = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(0.0, 1 / 3).log_prob(z)
     w = weighted(log_w, z)
@@ -114,7 +114,7 @@ def test_light_tails_are_warned_of_and_smoothed():
     ) as seen:
         k = w.pareto_k()
     assert seen[0].filename == __file__
-    assert k[0] == pytest.approx(8 / 9, abs=0.1)
+    assert 0.7 < k[0] < 1.0
     with pytest.warns(UserWarning, match="k-hat"):
         smoothed = w.smoothed()
     assert smoothed.log_weights.shape == log_w.shape
