@@ -4,6 +4,9 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.posterior.estimate import Estimate
+from rws_jax.posterior.importance import importance_sample, sample_posterior
+from rws_jax.posterior.weighted import WeightedSamples
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -14,13 +17,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "Estimate",
     "NonFiniteError",
     "RWSInfo",
     "RWSState",
     "ReweightedWakeSleep",
+    "WeightedSamples",
     "fit",
+    "importance_sample",
     "make_step",
     "minibatches",
+    "sample_posterior",
     "sleep_phi_loss",
     "wake_phi_loss",
     "wake_theta_loss",

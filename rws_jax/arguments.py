@@ -76,7 +76,7 @@ def trained_programs_of(
     """
     check_rng_key(rng_key, f"the first argument of {function.__name__}", "pass jax.random.key(0), say")
     check_params(params, "params")
-    roles = {"model": model, "guide": guide} | ({} if u is None else {"defensive guide": u})
+    roles: dict[str, ProgramFn] = {"model": model, "guide": guide} | ({} if u is None else {"defensive guide": u})
     for role, program in roles.items():
         check_program(program, role)
         check_no_collision(function, program, role, len(args))

@@ -26,8 +26,8 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     - ``-inf`` where there is no tail: five particles or more share the largest weight, as with discrete latents, or the
       largest weights are equal up to rounding, as with the exact posterior for a guide;
-    - ``inf`` where the tail cannot be fitted: it has fewer than five weights (25 live particles have five), or many are
-      tied. Nothing is known then, and the weights are not to be trusted;
+    - ``inf`` where the tail cannot be fitted: it has fewer than five weights (which takes some 25 live particles), or
+      many that are tied. Nothing is known then, and the weights are not to be trusted;
     - ``nan`` where a log-weight is NaN or ``+inf``.
 
     A particle of weight zero keeps weight zero. Where so many are dead that the tail has some, the live ones are
@@ -56,6 +56,15 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for unit in range(units.shape[1]):
             units[:, unit], k[unit] = _smoothed_unit(units[:, unit].astype(np.float64), psis)
     return smoothed, k.reshape(smoothed.shape[1:])
+
+
+def is_available() -> bool:
+    """Whether ArviZ is installed."""
+    try:
+        _arviz_psis()
+    except ImportError:
+        return False
+    return True
 
 
 def _smoothed_unit(log_w: np.ndarray, psis: Psis) -> tuple[np.ndarray, float]:
