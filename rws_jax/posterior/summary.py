@@ -61,7 +61,7 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     return (
         f"Pareto k-hat is above {THRESHOLD} {which}: a few particles have most of the weight, and neither evidence"
         f" nor expectations are to be trusted.{why} Train the guide for longer, also on dreams (insomnia below 1), or"
-        " give it wider tails; draw more particles; or pass defensive=0.2, so that a share of them comes from the prior."
+        " give it wider tails; draw more particles; or pass defensive=0.2, by which a share of them is of the prior."
     )
 
 
