@@ -6,6 +6,7 @@ Public is what this module exports. All modules inside of it are private, and ma
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
 from rws_jax.posterior.estimate import Estimate
 from rws_jax.posterior.importance import importance_sample, sample_posterior
+from rws_jax.posterior.predictive import posterior_predictive, to_arviz
 from rws_jax.posterior.weighted import WeightedSamples
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
@@ -27,8 +28,10 @@ __all__ = [
     "importance_sample",
     "make_step",
     "minibatches",
+    "posterior_predictive",
     "sample_posterior",
     "sleep_phi_loss",
+    "to_arviz",
     "wake_phi_loss",
     "wake_theta_loss",
 ]
