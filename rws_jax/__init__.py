@@ -4,6 +4,8 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.posterior.calibrated import Calibration
+from rws_jax.posterior.calibration import simulation_based_calibration
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -14,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "Calibration",
     "NonFiniteError",
     "RWSInfo",
     "RWSState",
@@ -21,6 +24,7 @@ __all__ = [
     "fit",
     "make_step",
     "minibatches",
+    "simulation_based_calibration",
     "sleep_phi_loss",
     "wake_phi_loss",
     "wake_theta_loss",
