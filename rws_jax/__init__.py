@@ -4,6 +4,8 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.posterior.calibrated import Calibration
+from rws_jax.posterior.calibration import simulation_based_calibration
 from rws_jax.posterior.estimate import Estimate
 from rws_jax.posterior.importance import importance_sample, sample_posterior
 from rws_jax.posterior.predictive import posterior_predictive, to_arviz
@@ -18,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "Calibration",
     "Estimate",
     "NonFiniteError",
     "RWSInfo",
@@ -30,6 +33,7 @@ __all__ = [
     "minibatches",
     "posterior_predictive",
     "sample_posterior",
+    "simulation_based_calibration",
     "sleep_phi_loss",
     "to_arviz",
     "wake_phi_loss",
