@@ -4,6 +4,8 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.posterior.evaluate import evaluate
+from rws_jax.posterior.evaluation import Evaluation
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -14,10 +16,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "Evaluation",
     "NonFiniteError",
     "RWSInfo",
     "RWSState",
     "ReweightedWakeSleep",
+    "evaluate",
     "fit",
     "make_step",
     "minibatches",
