@@ -6,6 +6,8 @@ Public is what this module exports. All modules inside of it are private, and ma
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
 from rws_jax.posterior.evaluate import evaluate
 from rws_jax.posterior.evaluation import Evaluation
+from rws_jax.posterior.gap import SimulationGap
+from rws_jax.posterior.simulation_gap import simulation_gap
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -21,10 +23,12 @@ __all__ = [
     "RWSInfo",
     "RWSState",
     "ReweightedWakeSleep",
+    "SimulationGap",
     "evaluate",
     "fit",
     "make_step",
     "minibatches",
+    "simulation_gap",
     "sleep_phi_loss",
     "wake_phi_loss",
     "wake_theta_loss",
