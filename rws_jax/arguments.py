@@ -76,18 +76,17 @@ def trained_programs_of(
     """
     check_rng_key(rng_key, f"the first argument of {function.__name__}", "pass jax.random.key(0), say")
     check_params(params, "params")
-    roles = {"model": model, "guide": guide} | ({} if u is None else {"defensive guide": u})
+    roles: dict[str, ProgramFn] = {"model": model, "guide": guide} | ({} if u is None else {"defensive guide": u})
     for role, program in roles.items():
         check_program(program, role)
         check_no_collision(function, program, role, len(args))
     check_passed_on(function, (model, guide), kwargs)
-    keys = dict(zip(("model", "guide", "defensive guide"), jax.random.split(rng_key, 3), strict=True))
-    own = {
-        role: Program(hashable(program), role, keys[role], dict(params), mutable_state=mutable_state or {})
-        for role, program in roles.items()
-    }
-    defensive_guide = own.get("defensive guide") and replace(own["defensive guide"], params=None)
-    return Programs(own["model"], own["guide"], defensive_guide, Arguments.of(args, kwargs, model))
+    own = [
+        Program(hashable(program), role, key, dict(params), mutable_state=mutable_state or {})
+        for (role, program), key in zip(roles.items(), jax.random.split(rng_key, 3), strict=False)
+    ]
+    defensive_guide = None if u is None else replace(own[2], params=None)
+    return Programs(own[0], own[1], defensive_guide, Arguments.of(args, kwargs, model))
 
 
 def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
         fail(
             ValueError,
             f"param site {name!r} of the {role} has no value in {symbol}",
-            expected=f"{symbol} to have the key {name!r}",
+            expected=f"{symbol}, or params of both programs, to have the key {name!r}",
             found=f"keys {sorted(values)}",
             hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
             " was made with, and those that branch in Python take all parameters before they branch",

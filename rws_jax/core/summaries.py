@@ -25,19 +25,20 @@ def summary(named: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        entries = [f"{name!r}: {_entry(value[name])}" for name in list(value)[:_MAX_ENTRIES]]
+        entries = [f"{name!r}: {entry(value[name])}" for name in list(value)[:_MAX_ENTRIES]]
         more = len(value) - len(entries)
         return "{" + ", ".join(entries + ([f"and {more} more"] if more else [])) + "}"
     if not _is_array(value):
-        return _entry(value)
+        return entry(value)
     if _is_known(value) and value.dtype == bool and np.ndim(value):
         return f"{int(np.sum(value))} of {np.size(value)}"
     if _is_known(value) and np.ndim(value) == 1 and np.size(value):
         return f"{_number(value[0])} ... {_number(value[-1])}"
-    return _entry(value)
+    return entry(value)
 
 
-def _entry(value: Any) -> str:
+def entry(value: Any) -> str:
+    """A single value, as a number where it is one that is known, else by type and shape."""
     if not _is_array(value):
         leaves = jax.tree.leaves(value)
         return f"{len(leaves)} arrays" if all(map(_is_array, leaves)) else repr(value)

@@ -104,10 +104,10 @@ class WakeParticle:
 
     def score(self, programs: Programs, index: Index, draws: Draws) -> Scored:
         """Log p(z, x), log q(z | x) and, with defensive proposals, log u(z) of given draws."""
-        return self.score_runs(self.run(programs, index, draws), draws)
+        return self.scored(self.run(programs, index, draws), draws)
 
-    def score_runs(self, runs: WakeRuns, draws: Draws) -> Scored:
-        """The same, where programs have been run at these draws."""
+    def scored(self, runs: WakeRuns, draws: Draws) -> Scored:
+        """The same of programs that have been run at these draws."""
         units, dists = self.units_of(runs), dists_of(runs.guide)
         log_u = None if runs.u is None else units.log_proposal(runs.u, draws.latents, dists)
         return Scored(

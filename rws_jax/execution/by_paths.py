@@ -5,7 +5,7 @@ a datum, whatever their traces, so results come first, and gradients once it is 
 """
 
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.path_cache import Kind, PathCache
 from rws_jax.execution.data import ALL_DATA, Data
 from rws_jax.execution.executor import Executor, ParticleFn
+from rws_jax.execution.ragged import Ragged
 from rws_jax.programs.program import Programs
 
 T = TypeVar("T")
@@ -30,7 +31,8 @@ T = TypeVar("T")
 class ByPaths(Executor):
     """Particles grouped by their branching traces, at most `max_size` at a time.
 
-    What a particle computes has to be a tree of floating point scalars, once all of its units are one.
+    What a particle computes has to be a tree of floating point scalars, once all of its units are one, and of ragged
+    nodes, through which no gradient passes.
     """
 
     def __init__(self, data: Data = ALL_DATA, max_size: int | None = None, cache: PathCache | None = None) -> None:
@@ -55,9 +57,9 @@ class ByPaths(Executor):
         num_data = self.data.count(programs)
         shape = (num,) if num_data is None else (num, num_data)
         pairs = np.argwhere(np.ones((*shape, 1)[:2]))[:, ::-1].astype(np.int32)  # datum and number of each particle
-        structures = []
+        layouts = []
 
-        def run(floats: list[jax.Array]) -> tuple[tuple[jax.Array, ...], GroupedRun]:
+        def run(floats: list[jax.Array]) -> tuple[_Results, GroupedRun]:
             _check_known(floats)
             arrays = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in floats]
             while True:
@@ -71,24 +73,27 @@ class ByPaths(Executor):
                     if names <= cache.also_branching:
                         raise TypeError(str(error)) from error.__cause__
                     cache.add_branching(*names)
-            structures.append(grouped.structure)
-            return tuple(jnp.asarray(column.reshape(shape)) for column in grouped.results.T), grouped
+            layouts.append(grouped.layout)
+            in_place = lambda leaf: jnp.asarray(leaf.reshape(*shape, *leaf.shape[1:]))
+            return _Results(
+                [in_place(column) for column in grouped.results.T], jax.tree.map(in_place, grouped.ragged)
+            ), grouped
 
         @jax.custom_vjp
-        def results_of(floats: list[jax.Array]) -> tuple[jax.Array, ...]:
+        def results_of(floats: list[jax.Array]) -> _Results:
             return run(floats)[0]
 
-        def forward(floats: list[jax.Array]) -> tuple[tuple[jax.Array, ...], _Held]:
+        def forward(floats: list[jax.Array]) -> tuple[_Results, _Held]:
             results, grouped = run(floats)
             return results, _Held(grouped)
 
-        def backward(held: _Held, cotangents: tuple[jax.Array, ...]) -> tuple[list[jax.Array]]:
-            _check_known(cotangents)
-            return (held.grouped.gradients(np.stack([np.ravel(column) for column in cotangents], axis=-1)),)
+        def backward(held: _Held, cotangents: _Results) -> tuple[list[jax.Array]]:
+            _check_known(cotangents.numbers)
+            return (held.grouped.gradients(np.stack([np.ravel(column) for column in cotangents.numbers], axis=-1)),)
 
         results_of.defvjp(forward, backward)
         results = results_of(floats)
-        return jax.tree.unflatten(structures[0], results)
+        return layouts[0].filled(*results)
 
     def _branching(self, particle: ParticleFn, programs: Programs) -> set[str]:
         """The sites of one particle that are annotated in any of the programs."""
@@ -105,6 +110,13 @@ class ByPaths(Executor):
     def metrics(self) -> dict[str, jax.Array]:
         """Counts of paths, of compiled functions and of un-jitted runs."""
         return {} if self.cache is None else self.cache.metrics()
+
+
+class _Results(NamedTuple):
+    """What all particles compute."""
+
+    numbers: list[jax.Array]
+    ragged: list[Ragged]
 
 
 @jax.tree_util.register_static

@@ -11,6 +11,7 @@ from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.execution.branching.handler import no_branching
 from rws_jax.execution.data import Data
+from rws_jax.execution.ragged import split, stacked
 from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
@@ -70,10 +71,12 @@ class Executor(ABC):
         return {}
 
 
-def side_by_side(results: list[T], axis: int = 0) -> T:
+def side_by_side(results: list[T]) -> T:
     """Stack results that were computed one by one."""
-    check_alike([jax.tree.structure(result) for result in results])
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=axis), *results)
+    numbers, ragged, layouts = zip(*map(split, results), strict=True)
+    check_alike(layouts)
+    columns = [jnp.stack(leaves) for leaves in zip(*numbers, strict=True)]
+    return layouts[0].filled(columns, map(stacked, zip(*ragged, strict=True)))
 
 
 def as_one_unit(result: T) -> T:

@@ -33,17 +33,19 @@ class OneByOne(Executor):
         """Loop over data and particles in Python."""
         is_alone = self.runs_alone(particle, programs)
 
-        def of_datum(datum: int | None) -> T:
+        def of_datum(datum: int | None) -> list[T]:
             of_one = self.data.take(programs, datum)
             results = [particle(of_one, Index(number, datum, is_alone)) for number in range(num)]
-            return side_by_side([as_one_unit(result) if is_alone else result for result in results])
+            return [as_one_unit(result) if is_alone else result for result in results]
 
         try:
             with no_branching():
                 num_data = self.data.count(programs)
                 if num_data is None:
-                    return of_datum(None)
-                return side_by_side([of_datum(datum) for datum in range(num_data)], axis=1)
+                    return side_by_side(of_datum(None))
+                results = side_by_side([result for datum in range(num_data) for result in of_datum(datum)])
+                apart = lambda leaf: jnp.swapaxes(leaf.reshape(num_data, num, *leaf.shape[1:]), 0, 1)
+                return jax.tree.map(apart, results)
         except CONCRETIZATION_ERRORS as error:
             fail_jitted(error)
 

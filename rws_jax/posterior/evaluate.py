@@ -127,8 +127,7 @@ def evaluate(
             u=defensive_guide,
             mutable_state=mutable_state,
         )
-        scored = run(particle, programs, num_particles, execution)
-        return evidence.summarise(scored.log_weights, sizes)
+        return evidence.summarise(run(particle, programs, num_particles, execution), sizes)
 
     summaries = (summary_of(number, batch) for number, batch in enumerate(batches))
     return _collected(summaries, sizes, getattr(batches, "__len__", lambda: None)(), progress_bar)

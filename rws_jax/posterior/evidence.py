@@ -4,13 +4,14 @@ Particles are axis 0, the remaining axes are independent units, ``(particles, *u
 """
 
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rws_jax.estimators import weights
 from rws_jax.estimators.weights import OfUnits, PerParticle
+from rws_jax.posterior import estimate
 
 PerSize = Annotated[jax.Array, "(sizes, *units)"]
 
@@ -28,32 +29,13 @@ def sizes_up_to(num_particles: int) -> tuple[int, ...]:
     return *(10**power for power in range(len(str(num_particles - 1))) if num_particles > 1), num_particles
 
 
-def standard_error(log_w: PerParticle) -> OfUnits:
-    r"""Standard error of the bound, as an estimate of log evidence, by the delta method.
-
-    .. math:: \mathrm{se}^2 = \frac{K}{K - 1} \sum_k \left(\bar w_k - \tfrac1K\right)^2
-
-    It is NaN for a dead unit and for K = 1, of which nothing is known. To second order the bound lies
-    :math:`\mathrm{se}^2 / 2` below log evidence.
-
-    Args:
-      log_w: shape ``(particles, *units)``.
-
-    Returns:
-      Shape ``units``, in nats.
-    """
-    num = log_w.shape[0]
-    spread = jnp.sum((weights.normalise(log_w) - 1 / num) ** 2, axis=0)  # a difference of sums would cancel
-    known = weights.alive(log_w) & (num > 1)
-    return jnp.where(known, jnp.sqrt(spread * num / max(num - 1, 1)), jnp.nan)
-
-
 @partial(jax.jit, static_argnums=1)
 def summarise(log_w: PerParticle, sizes: tuple[int, ...]) -> EvidenceSummary:
     """The bound with k particles, for each k of `sizes`: its mean over the K // k disjoint groups of k particles.
 
     That mean has the expectation of the bound with k particles. Its standard error comes from the spread over groups,
-    or where there is one group only from its weights.
+    or where there is one group only from its weights, by the delta method. To second order the bound lies half the
+    square of that error below log evidence.
 
     Args:
       log_w: shape ``(particles, *units)``.
@@ -68,10 +50,10 @@ def summarise(log_w: PerParticle, sizes: tuple[int, ...]) -> EvidenceSummary:
     return EvidenceSummary(bounds, errors, weights.summarise(log_w).effective_sample_size)
 
 
-def _of_groups(log_w: PerParticle, size: int) -> tuple[OfUnits, OfUnits]:
+def _of_groups(log_w: PerParticle, size: int) -> tuple[Any, Any]:
     num_groups = log_w.shape[0] // size
     groups = log_w[: num_groups * size].reshape(num_groups, size, *log_w.shape[1:])
     if num_groups == 1:
-        return weights.bound(groups[0]), standard_error(groups[0])
+        return estimate.log_evidence(groups[0])
     bounds = jax.vmap(weights.bound)(groups)
     return bounds.mean(axis=0), bounds.std(axis=0, ddof=1) / jnp.sqrt(num_groups)

@@ -1,35 +1,36 @@
-"""What one particle computes where evidence is asked for: its log densities, and NaN where data are NaN."""
+"""What one particle computes where evidence is asked for: its log-weight, which is NaN where data are NaN."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpyro
 
 from rws_jax.core.sites import Site, Trace
-from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.wake import WakeParticle
+from rws_jax.estimators.weights import OfUnits
 from rws_jax.programs.density import Units
 from rws_jax.programs.program import Index, Programs
 
 
 @dataclass(frozen=True)
 class EvidenceParticle:
-    """A particle of wake; a unit with NaN among its data has log densities NaN.
+    """The log-weight of a particle of wake, shape ``units``; NaN in units with NaN among their data.
 
     For training NaN lies outside of every support, and such a unit is dead. Its evidence is not zero, but unknown.
     """
 
     wake: WakeParticle
 
-    def __call__(self, programs: Programs, index: Index) -> Scored:
-        """Draw and score."""
+    def __call__(self, programs: Programs, index: Index) -> OfUnits:
+        """Draw and weigh."""
         draws = self.wake.draw(programs, index)
         runs = self.wake.run(programs, index, draws)
-        scored = self.wake.score_runs(runs, draws)
+        scored = self.wake.scored(runs, draws)
         has_nan = _has_nan(runs.model, scored.units)
-        log_p, log_q = (jnp.where(has_nan, jnp.nan, log_density) for log_density in (scored.log_p, scored.log_q))
-        return replace(scored, log_p=log_p, log_q=log_q)
+        if index.alone:  # before weights are taken: a particle alone was proposed as a whole
+            scored, has_nan = scored.joint(), jnp.any(has_nan)
+        return jnp.where(has_nan, jnp.nan, scored.log_weights)
 
 
 def _has_nan(model_run: Trace, units: Units) -> jax.Array:

@@ -141,8 +141,7 @@ def _real(programs: Programs, num_particles: int, execution: ExecutionOptions) -
     if chunk_size is not None and num_data is not None:
         chunk_size = max(1, chunk_size * num_particles // num_data)
     execution = replace(execution, chunk_size=chunk_size and min(chunk_size, num_particles), particle_sharding=None)
-    scored = run(EvidenceParticle(WakeParticle()), programs, num_particles, execution)
-    return jax.device_get(_seen(scored.log_weights))
+    return jax.device_get(_seen(run(EvidenceParticle(WakeParticle()), programs, num_particles, execution)))
 
 
 def _dreamt(programs: Programs, sleep: SleepOptions, num_particles: int, execution: ExecutionOptions) -> _Seen:

@@ -5,7 +5,7 @@ particles are grouped by it, and so on until the programs end. Then the function
 gives its part of the gradient.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.path_cache import SIZES, Kind, PathCache
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 from rws_jax.execution.executor import check_alike
+from rws_jax.execution.ragged import Layout, Ragged, scattered, split
 from rws_jax.programs.program import Programs
 
 
@@ -41,12 +42,15 @@ class GroupedRun:
         self._cache, self._kind, self._programs, self._pairs = cache, kind, programs, pairs
         self._grads = _zeros_like(split_floats(programs.params)[0])
         self.results = np.zeros((len(pairs), 0), jnp.result_type(float))  # the numbers that each particle computes
-        self.structure: Hashable | None = None  # the tree that these are the leaves of
+        self.layout: Layout | None = None  # the tree that these are the numbers of
+        self._ragged: list[list[Ragged]] = []  # what is ragged in it, of each group
         self.groups: list[Group] = []
         frontier = [((), np.arange(len(pairs)))]
         while frontier:
             parts = [part for trace, members in frontier for part in _parts(trace, members, max_size)]
             frontier = list(self._beyond(parts))
+        members = [group.members for group in self.groups]
+        self.ragged = [scattered(parts, members) for parts in zip(*self._ragged, strict=True)]
         cache.traces |= {tuple(value for value in group.trace if value.is_of_program) for group in self.groups}
 
     def _beyond(self, frontier: list[tuple[BranchingTrace, np.ndarray]]) -> Iterator[tuple[BranchingTrace, np.ndarray]]:
@@ -57,13 +61,14 @@ class GroupedRun:
             if compiled is None:
                 self._run_unjitted(trace, members)
                 continue
-            values, _ = compiled(self._programs, self._pairs[members], None, self._grads)
+            values, ragged, _ = compiled(self._programs, self._pairs[members], None, self._grads)
             self._cache.keep(self._kind, compiled)
-            calls.append((trace, members, compiled, values))
-        for trace, members, compiled, values in calls:
+            calls.append((trace, members, compiled, values, ragged))
+        for trace, members, compiled, values, ragged in calls:
             values = np.asarray(values)[: len(members)]
             if compiled.stops_at is None:
-                self._finish(Group(trace, members, compiled), values, compiled.structure)
+                ragged = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(values)], ragged)  # noqa: B023, as it is used now
+                self._finish(Group(trace, members, compiled), values, ragged, compiled.layout)
                 continue
             different, which = np.unique(values, axis=0, return_inverse=True)
             self._cache.warn_of_values(trace, compiled.stops_at, len(different), len(members))
@@ -73,21 +78,23 @@ class GroupedRun:
     def _run_unjitted(self, trace: BranchingTrace, members: np.ndarray) -> None:
         for member in members:
             handler = BranchHandler(trace, self._cache.also_branching, goes_on=True)
-            numbers, structure = jax.tree.flatten(self._one(self._programs, member, handler))
+            numbers, ragged, layout = split(self._one(self._programs, member, handler))
             self._cache.check_supports(handler)
-            self._finish(Group(tuple(handler.taken), np.array([member]), None), np.array([numbers]), structure)
+            ragged = jax.tree.map(lambda leaf: np.asarray(leaf)[None], ragged)
+            self._finish(Group(tuple(handler.taken), np.array([member]), None), np.array([numbers]), ragged, layout)
 
     def _one(self, programs: Programs, member: int, handler: BranchHandler) -> Any:
         self._cache.num_unjitted += 1
         datum, number = self._pairs[member].tolist()
         return run_along(handler, self._kind.particle, programs, self._kind.data, datum, number)
 
-    def _finish(self, group: Group, numbers: np.ndarray, structure: Hashable | None) -> None:
+    def _finish(self, group: Group, numbers: np.ndarray, ragged: list[Ragged], layout: Layout | None) -> None:
         if not self.groups:
             self.results = np.zeros((len(self._pairs), numbers.shape[1]), jnp.result_type(float))
-            self.structure = structure
-        check_alike([self.structure, structure])
+            self.layout = layout
+        check_alike([self.layout, layout])
         self.results[group.members] = numbers
+        self._ragged.append(ragged)
         self.groups.append(group)
 
     def gradients(self, cotangents: np.ndarray) -> list[jax.Array]:
@@ -98,7 +105,7 @@ class GroupedRun:
             if group.compiled is None:
                 grads = optax.tree.add(grads, self._gradients_unjitted(group, weights[0]))
             else:
-                _, grads = group.compiled(self._programs, self._pairs[group.members], weights, grads)
+                *_, grads = group.compiled(self._programs, self._pairs[group.members], weights, grads)
         return grads
 
     def _gradients_unjitted(self, group: Group, weights: np.ndarray) -> list[jax.Array]:
@@ -107,7 +114,7 @@ class GroupedRun:
 
         def numbers_of(floats: list[jax.Array]) -> list[jax.Array]:
             programs = self._programs.with_params(with_floats(floats))
-            return jax.tree.leaves(self._one(programs, group.members[0], handler))
+            return split(self._one(programs, group.members[0], handler))[0]
 
         _, pullback = jax.vjp(numbers_of, floats)
         return pullback(list(jnp.asarray(weights)))[0]

@@ -11,6 +11,7 @@ from rws_jax.execution.branching.errors import UnannotatedError, fail_located, f
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn, as_one_unit
+from rws_jax.execution.ragged import split
 from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
@@ -37,12 +38,13 @@ def run_along(
     except Exception as error:
         fail_located(error, tuple(handler.taken))
     result = as_one_unit(result)
-    if any(jnp.shape(leaf) != () for leaf in jax.tree.leaves(result)):
+    numbers, *_ = split(result)
+    if any(jnp.shape(leaf) != () for leaf in numbers):
         fail(
             ValueError,
             "programs have branching sites, and what is computed of each particle is no scalar",
             expected="a number for each particle, as its log densities are",
-            found=f"shapes {[jnp.shape(leaf) for leaf in jax.tree.leaves(result)]}",
+            found=f"shapes {[jnp.shape(leaf) for leaf in numbers]}",
             hint="pass vectorize_particles=False, where particles run one by one",
         )
     return result
