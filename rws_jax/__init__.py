@@ -4,6 +4,8 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.posterior.calibrated import Calibration
+from rws_jax.posterior.calibration import simulation_based_calibration
 from rws_jax.posterior.estimate import Estimate
 from rws_jax.posterior.evaluate import evaluate
 from rws_jax.posterior.evaluation import Evaluation
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "Calibration",
     "Estimate",
     "Evaluation",
     "NonFiniteError",
@@ -35,6 +38,7 @@ __all__ = [
     "make_step",
     "minibatches",
     "sample_posterior",
+    "simulation_based_calibration",
     "simulation_gap",
     "sleep_phi_loss",
     "wake_phi_loss",

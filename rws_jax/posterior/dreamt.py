@@ -44,6 +44,7 @@ class Comparison(NamedTuple):
     latents: dict[str, jax.Array]  # z, the draw
     scored: Scored  # log p(z, x*) and log q(z | x*), with `log_weights`
     guide_run: Trace
+    alone: bool  # whether other draws may have other sites, as Python branches
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,15 @@ class DreamtParticle:
 
     def dream(self, programs: Programs, index: Index) -> Dreamt:
         """Dream, and score the dream."""
-        num_data = self.data.count(programs)
-        programs = programs if num_data is None else self.data.take(programs, index.particle % num_data)
+        programs = self.of_datum(programs, index.particle)
         model_run, dream = self.dreamer.dream(programs, index)
         guide_run, shown = self.dreamer.run(programs, index, dream, model_run)
         return Dreamt(programs, dream, shown, _scored(model_run, guide_run, dream.draws.latents, index))
+
+    def of_datum(self, programs: Programs, number: jax.Array | int) -> Programs:
+        """The programs with the arguments of the datum that a dream is of."""
+        num_data = self.data.count(programs)
+        return programs if num_data is None else self.data.take(programs, number % num_data)
 
     def compare(self, dreamt: Dreamt, index: Index) -> Any:
         """Draw from the guide, score the draw on the dreamt data, and compare it with the dream."""
@@ -81,7 +86,7 @@ class DreamtParticle:
         model_run = replay(programs.model, programs.arguments, index, draws, proposal_dists=dists, data=dream.data)
         matching.check_match(model_run, guide_run)
         scored = _scored(model_run, guide_run, draws.latents, index)
-        return self.statistic(Comparison(dream, dreamt.scored, draws.latents, scored, guide_run))
+        return self.statistic(Comparison(dream, dreamt.scored, draws.latents, scored, guide_run, index.alone))
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def compare_with_dreams(
     num_dreams: int,
     num_samples: int,
     execution: ExecutionOptions,
+    *,
+    branching: bool | None = None,
 ) -> T:
     """Dream, show every dream to the guide, draw from it, and summarise what the draws of each dream are like.
 
@@ -116,8 +123,8 @@ def compare_with_dreams(
       summary: of the statistics of all draws of one dream, leaves ``(num_samples, ...)``, a tree of arrays; likewise.
       num_dreams: how many dreams. With `data_axes`, dream s has the arguments of datum s modulo their number.
       num_samples: draws of the guide for each dream.
-      execution: how programs run; `chunk_size` counts dreams, each with all of its draws, or draws where these run one
-        by one along the paths of programs that branch.
+      execution: how programs run; `chunk_size` counts dreams, each with all of its draws.
+      branching: whether `branches` has said so; None to ask it.
 
     Returns:
       Summaries side by side, leaves ``(num_dreams, ...)``.
@@ -127,7 +134,9 @@ def compare_with_dreams(
     """
     data, execution = Data(execution.data_axes), replace(execution, data_axes=None)
     particle = DreamtParticle(dreamer, num_samples, statistic, data)
-    if not _branches(particle, programs, execution):
+    if branching is None:
+        branching = branches(programs, dreamer, execution, data)
+    if not branching:
         return run(_AllDraws(particle, summary), programs, num_dreams, execution)
     if execution.chunk_size is not None:
         execution = replace(execution, chunk_size=execution.chunk_size * num_samples)
@@ -141,13 +150,34 @@ def log_weights(comparison: Comparison) -> jax.Array:
     return comparison.scored.log_weights
 
 
-def _branches(particle: DreamtParticle, programs: Programs, execution: ExecutionOptions) -> bool:
-    """Whether Python may branch on what is drawn, once it is clear that no real data come into dreams or guide."""
-    executor, num_data = execution.executor(), particle.data.count(programs)
-    of_one = programs if num_data is None else particle.data.take(programs, 0)
+def branches(programs: Programs, dreamer: DreamParticle, execution: ExecutionOptions, data: Data | None = None) -> bool:
+    """Whether Python may branch on what is drawn, once it is clear that no real data come into dreams or guide.
+
+    Args:
+      programs: as for `compare_with_dreams`.
+      dreamer: likewise.
+      execution: likewise.
+      data: axes of data, if `execution` has none.
+    """
+    data, executor = data or Data(execution.data_axes), execution.executor()
+    of_one = programs if data.count(programs) is None else data.take(programs, 0)
     with executor.watch():
-        check_no_real_data(particle.dreamer, of_one, Index(0, None, executor.ragged), by_values=False)
+        check_no_real_data(dreamer, of_one, Index(0, None, executor.ragged), by_values=False)
     return executor.ragged
+
+
+def shapes_of_dreams(
+    programs: Programs, dreamer: DreamParticle, execution: ExecutionOptions, num_dreams: int
+) -> dict[str, tuple[int, ...] | None]:
+    """The latent sites of the first dreams, run un-jitted, with their shapes; None where these differ."""
+    particle, executor = DreamtParticle(dreamer, 1, log_weights, Data(execution.data_axes)), execution.executor()
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for number in range(num_dreams):
+        with executor.watch():
+            _, dream = dreamer.dream(particle.of_datum(programs, number), Index(number, None, True))
+        for name, value in dream.draws.latents.items():
+            shapes[name] = value.shape if shapes.get(name, value.shape) == value.shape else None
+    return shapes
 
 
 def _scored(model_run: Trace, guide_run: Trace, latents: dict[str, jax.Array], index: Index) -> Scored:

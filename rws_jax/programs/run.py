@@ -72,7 +72,6 @@ def replay(
 
     Sites named in `data` observe these values in place of their own, which they have as ``real``, as in `simulate`.
     """
-
     real: dict[str, Any] = {}
 
     def value_of(site: Site, steps: tuple) -> Any:
