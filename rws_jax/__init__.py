@@ -14,6 +14,7 @@ from rws_jax.posterior.importance import importance_sample, sample_posterior
 from rws_jax.posterior.predictive import posterior_predictive, to_arviz
 from rws_jax.posterior.simulation_gap import simulation_gap
 from rws_jax.posterior.weighted import WeightedSamples
+from rws_jax.training.describe import describe
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -33,6 +34,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "SimulationGap",
     "WeightedSamples",
+    "describe",
     "evaluate",
     "fit",
     "importance_sample",

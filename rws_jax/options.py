@@ -75,10 +75,15 @@ class ExecutionOptions:
             self._check_vectorized("particle_sharding", self.particle_sharding.spec)
             self._check_divides(self.chunk_size, "chunk_size")
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each particle runs on its own, un-jitted."""
+        return not self.vectorize_particles
+
     def executor(self, cache: PathCache | None = None) -> Executor:
         """What runs particles so; a cache of compiled paths, if programs branch and the caller keeps one."""
         data = Data(self.data_axes)
-        if not self.vectorize_particles:
+        if self.one_by_one:
             return OneByOne(data)
         mapped = Vectorized(data, self.particle_sharding)
         at_once = mapped if self.chunk_size is None else Chunked(mapped, self.chunk_size)
@@ -208,6 +213,24 @@ class StepOptions:
         has_sleep = callable(self.insomnia) or self.insomnia < 1
         object.__setattr__(self, "wake", wake)
         object.__setattr__(self, "sleep", sleep if has_sleep else None)
+
+    @classmethod
+    def of_phase(cls, execution: ExecutionOptions, sleep: SleepOptions, *, wake: bool) -> "StepOptions":
+        """The options of wake or of sleep alone, of which the rest refuses no programs that other values allow."""
+        return cls(
+            execution=execution,
+            num_particles=2,
+            insomnia=float(wake),
+            num_sleep_particles=sleep.num_dreams,
+            control_variate=False,
+            defensive=0.0,
+            defensive_guide=None,
+            gradient="score",
+            model_has_params=True,
+            shared_params=True,
+            simulated_data_to_args=sleep.simulated_data_to_args,
+            observed_sites=sleep.observed_sites,
+        )
 
     @property
     def trains_phi_on_wake(self) -> bool:

@@ -34,7 +34,7 @@ def run(particle: ParticleFn[T], programs: Programs, num: int, execution: Execut
     """
     executor = execution.executor()
     try:
-        if not execution.vectorize_particles:
+        if execution.one_by_one:
             return executor(particle, programs, num)
         try:
             _check_params(particle, programs, execution)
