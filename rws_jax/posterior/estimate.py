@@ -1,10 +1,12 @@
 """A number that was estimated from particles, with its standard error; and the self-normalised estimator itself."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from rws_jax.core.trees import is_known
 from rws_jax.estimators import weights
@@ -27,6 +29,12 @@ class Estimate(NamedTuple):
         return f"Estimate({_rounded(values[0], errors[0])} ± {_digits(errors[0])})"
 
 
+# XLA adds up in an order that depends on the shape of all. In blocks of one shape the evidence of a unit does not
+# depend, to the last bit, on how many others there are.
+_BLOCK = 32
+
+
+@jax.jit
 def log_evidence(log_w: PerParticle) -> Estimate:
     r"""The log of the mean weight of each unit, in nats, and its standard error by the delta method.
 
@@ -39,10 +47,12 @@ def log_evidence(log_w: PerParticle) -> Estimate:
     Returns:
       Shapes ``units``; -inf, and a standard error that is NaN, for a dead unit.
     """
-    num = log_w.shape[0]
-    spread = jnp.sum((weights.normalise(log_w) - 1.0 / num) ** 2, axis=0)
-    error = jnp.sqrt(spread * _bessel(num))
-    return Estimate(weights.bound(log_w), jnp.where(weights.alive(log_w), error, jnp.nan))
+    num, shape = log_w.shape[0], log_w.shape[1:]
+    flat = log_w.reshape(num, math.prod(shape))
+    missing = -flat.shape[1] % _BLOCK
+    blocks = jnp.pad(flat, [(0, 0), (0, missing)]).reshape(num, -1, _BLOCK)
+    values, errors = lax.map(_log_evidence, jnp.swapaxes(blocks, 0, 1))
+    return Estimate(*(jnp.ravel(x)[: flat.shape[1]].reshape(shape) for x in (values, errors)))
 
 
 def weighted_mean(w: PerParticle, values: jax.Array) -> Estimate:
@@ -88,6 +98,13 @@ def weighted_quantiles(w: PerParticle, values: jax.Array, levels: jax.Array) -> 
         return jnp.where(total > 0, found, jnp.nan) if jnp.issubdtype(values.dtype, jnp.inexact) else found
 
     return jnp.reshape(jax.vmap(at)(jnp.ravel(levels)), (*jnp.shape(levels), *values.shape[1:]))
+
+
+def _log_evidence(log_w: PerParticle) -> tuple[jax.Array, jax.Array]:
+    num = log_w.shape[0]
+    spread = jnp.sum((weights.normalise(log_w) - 1.0 / num) ** 2, axis=0)
+    error = jnp.sqrt(spread * _bessel(num))
+    return weights.bound(log_w), jnp.where(weights.alive(log_w), error, jnp.nan)
 
 
 def effective_sample_size(log_w: PerParticle) -> OfUnits:

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from rws_jax.arguments import trained_programs_of
-from rws_jax.checks.arguments import check_int
+from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.execution.data import Data
 from rws_jax.execution.ragged import Ragged
@@ -78,7 +78,7 @@ def importance_sample(
       >>> params, x = {"m": 1.0, "a": 0.5}, jnp.array([0.0, 3.0])
       >>> weighted = rws_jax.importance_sample(jax.random.key(0), params, model, guide, x, num_particles=10_000)
       >>> weighted.log_evidence()  # exactly -1.516 and -2.266
-      Estimate([-1.5 -2.3] ± [0.006 0.006])
+      Estimate([-1.518 -2.265] ± [0.006 0.006])
       >>> weighted.expectation().value["z"].round(1)  # posterior means (m + x) / 2
       Array([0.5, 2. ], dtype=float32)
 
@@ -161,13 +161,14 @@ def sample_posterior(
     check_int(num_samples, "num_samples", 1, expected=expected, hint=hint)
     how = {"chunk_size": chunk_size, "particle_sharding": particle_sharding, "data_axes": data_axes}
     how["vectorize_particles"] = vectorize_particles
-    given = rng_key, params, model, guide
-    programs = trained_programs_of(sample_posterior, *given, args, kwargs, mutable_state=mutable_state)
     if num_particles is None:
         execution = ExecutionOptions(**how)
         execution.check_number(num_samples, "num_samples", 1)
+        given = rng_key, params, model, guide, args, kwargs
+        programs = trained_programs_of(sample_posterior, *given, mutable_state=mutable_state)
         drawn: Ragged = run(GuideDrawParticle(), programs, num_samples, execution)
         return drawn.values
+    check_rng_key(rng_key, "the first argument of sample_posterior", "pass jax.random.key(0), say")
     sample_key, resample_key = jax.random.split(rng_key)
     how |= {"num_particles": num_particles, "mutable_state": mutable_state}
     weighted = importance_sample(sample_key, params, model, guide, *args, **how, **kwargs)

@@ -49,9 +49,9 @@ def sample(program: Program, arguments: Arguments, index: Index, plates: dict[st
         if site["type"] == "plate":
             return (plates or {}).get(site["name"])
         check_proper(program.role, site)
-        return _drawn_inside(site)
+        return drawn_inside(site)
 
-    return _run(program, arguments, index, value_of)
+    return run_program(program, arguments, index, value_of)
 
 
 def replay(
@@ -61,6 +61,7 @@ def replay(
     draws: Draws,
     *,
     proposal_dists: Callable[[Site], Distribution | None] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Trace:
     """Run with latents and minibatch fixed to `draws`.
 
@@ -68,21 +69,36 @@ def replay(
     site was drawn from. It must not compute with a value outside of its support (a negative scale, say), lest NaN arise
     downstream of a particle whose weight is zero, so it gets some other point in its place. A guide goes on with its
     own draws, as when drawing.
+
+    Sites named in `data` observe these values in place of their own, which they have as ``real``, as in `simulate`.
     """
+    real: dict[str, Any] = {}
 
     def value_of(site: Site, steps: tuple) -> Any:
         if site["type"] == "plate":
             return draws.plates.get(site["name"])
+        if site["type"] == "sample" and site["name"] in (data or {}):
+            return observed(site, steps)
         if site["is_observed"]:
             return None
         matching.check_drawn(program.role, site, draws.latents)
-        value = draws.latents[site["name"]]
-        for step in steps:
-            value = value[step]
+        value = _at(draws.latents[site["name"]], steps)
         matching.check_shape(program.role, site, jnp.shape(value))
         return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
 
-    return _run(program, arguments, index, value_of)
+    def observed(site: Site, steps: tuple) -> Any:
+        if not steps:
+            real[site["name"]] = site["value"]
+        value = _at((data or {})[site["name"]], steps)
+        matching.check_shape(program.role, site, jnp.shape(value))
+        site["is_observed"] = True
+        return value
+
+    run = run_program(program, arguments, index, value_of)
+    for name in data or {}:
+        if name in run:
+            run[name]["real"] = real.get(name)
+    return run
 
 
 def simulate(
@@ -109,17 +125,17 @@ def simulate(
         dreams.check_dreamable(site)
         if not site["is_observed"]:
             has_drawn, site["is_data"] = True, site["name"] in data_sites
-            return _drawn_inside(site)
+            return drawn_inside(site)
         # handlers.uncondition would not reach into scan and cond, where later draws may depend on the data.
         if not steps:
             real[site["name"]] = site["value"]
-        return stand_in(site, _draw(site, numpyro.prng_key()), site["value"])
+        return stand_in(site, draw_site(site, numpyro.prng_key()), site["value"])
 
-    run = _run(program, arguments, index, value_of)
+    run = run_program(program, arguments, index, value_of)
     more = constant_sites(run).keys() - set(data_sites) - given
     if more:  # known once the model has run
         given |= more
-        run = _run(program, arguments, index, value_of)
+        run = run_program(program, arguments, index, value_of)
     for name, site in run.items():
         site["real"] = real.get(name)
         site["is_observed"] = site.get("is_observed", False) or site.get("is_data", False)
@@ -132,17 +148,24 @@ def simulate(
     return run, data
 
 
-def _drawn_inside(site: Site) -> Any:
+def _at(value: Any, steps: tuple) -> Any:
+    for step in steps:
+        value = value[step]
+    return value
+
+
+def drawn_inside(site: Site) -> Any:
     """The value that a site draws, off the border of its support; None where it cannot lie there, or Python branches.
 
     The handler of branching sites draws what they draw.
     """
     is_drawn = site["value"] is None and may_round(site["fn"]) and not site["infer"].get("branching")
     site["is_drawn"] = is_drawn
-    return _draw(site, site["kwargs"]["rng_key"]) if is_drawn else None
+    return draw_site(site, site["kwargs"]["rng_key"]) if is_drawn else None
 
 
-def _draw(site: Site, rng_key: Any) -> Any:
+def draw_site(site: Site, rng_key: Any) -> Any:
+    """Draw from the distribution of a site, off the border of its support where that is open."""
     fn = site["fn"]
     value = fn(*site["args"], **site["kwargs"] | {"rng_key": rng_key})
     return moved_inside(fn, value) if may_round(fn) else value
@@ -168,7 +191,8 @@ def constrained_values(run: Trace) -> Params:
     return {name: site["transform"](site["value"]) for name, site in run.items() if site["type"] == "param"}
 
 
-def _run(program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]) -> Trace:
+def run_program(program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]) -> Trace:
+    """Run as one particle, with sites set to ``value_of(site, steps)``; None lets a site draw or observe as it does."""
     run, conditioned = _run_with(program, arguments, index, value_of)
     for name in conditioned:
         run[name]["is_constant"] = False
@@ -186,7 +210,7 @@ def _constants(
     """
 
     def log_densities(particle: Any) -> dict[str, jax.Array]:
-        value_of = lambda site, steps: _drawn_inside(site) if site["type"] == "sample" else None
+        value_of = lambda site, steps: drawn_inside(site) if site["type"] == "sample" else None
         run, conditioned = _run_with(program, arguments, index._replace(particle=particle), value_of)
         return {name: run[name]["fn"].log_prob(run[name]["value"]) for name in conditioned}
 

@@ -48,7 +48,7 @@ class CompiledPath:
                     return end.value, []
             check(handler)
             numbers, ragged, self.layout = split(result)
-            return jnp.stack(numbers), ragged
+            return jnp.stack(numbers) if numbers else jnp.zeros(0), ragged
 
         self._of_all = jax.jit(jax.vmap(run, (None, 0, 0)))  # jitted, to be traced once
         self._call = jax.jit(self._function)

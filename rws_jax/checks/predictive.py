@@ -1,0 +1,109 @@
+"""What running a model at posterior samples asks of both, and messages that say so."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from rws_jax.core.errors import fail
+from rws_jax.core.sites import Site, Trace, base_distribution
+
+
+def check_drawable(site: Site) -> None:
+    """What is drawn needs a distribution that can be."""
+    if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
+        fail(
+            ValueError,
+            f"site {site['name']!r} of the model cannot be drawn: its distribution is improper",
+            expected="proper distributions of all that has no posterior sample",
+            found=f"ImproperUniform at site {site['name']!r}",
+            hint="keep its posterior samples, or use a proper distribution over the same support",
+        )
+
+
+def check_kept(run: Trace, shapes: dict[str, tuple[int, ...]], is_ragged: bool) -> None:
+    """Every posterior sample has its place in the model; where programs branch, only on some paths."""
+    for name, shape in shapes.items():
+        if name not in run:
+            if is_ragged:
+                continue
+            fail(
+                ValueError,
+                f"the model has no site {name!r}, of which there are posterior samples",
+                expected="the model that importance_sample had, or one with the same latents",
+                found=f"sites {sorted(n for n, site in run.items() if site['type'] == 'sample')}",
+                hint="pass the model, and not the guide, with arguments for which it has all of its latents",
+            )
+        if not is_ragged and jnp.shape(run[name]["value"]) != shape:  # of more or fewer steps of scan
+            fail_shape(run[name], shape, jnp.shape(run[name]["value"]))
+
+
+def fail_shape(site: Site, kept: tuple[int, ...], own: tuple[int, ...]) -> NoReturn:
+    """Posterior samples of a latent are those of other data, or of another number of them."""
+    name, plates = site["name"], [frame.name for frame in site["cond_indep_stack"]]
+    where = f", which is in plate {' and '.join(map(repr, plates))}" if plates else ""
+    fail(
+        ValueError,
+        f"posterior samples of latent site {name!r} do not fit into the model{where}",
+        expected=f"samples of shape {own}, as the model has with these arguments",
+        found=f"samples of shape {kept}, inferred with other arguments",
+        hint=f"pass draw_anew=[{name!r}], and the model draws it given all that is kept, for a new group, say; or run"
+        " importance_sample on these data. If that had data_axes, pass data_axes here too",
+    )
+
+
+def check_drawn_anew(names: Iterable[str], latents: Iterable[str]) -> None:
+    """Only latents can be drawn anew; data are in any case."""
+    for name in names:
+        if name not in latents:
+            fail(
+                ValueError,
+                f"option 'draw_anew' names {name!r}, of which there are no posterior samples",
+                expected=f"latent sites, among {sorted(latents)}",
+                found=f"{name!r}",
+                hint="leave it out: whatever has no posterior sample is drawn anew, observed sites too",
+            )
+
+
+def check_minibatch(run: Trace, names: Iterable[str]) -> None:
+    """Samples of a random minibatch cannot be put together with its data, as it is not known which it was."""
+    random = {n for n, site in run.items() if site["type"] == "plate" and site.get("is_random_minibatch")}
+    for name in names:
+        for frame in run[name].get("cond_indep_stack", ()):
+            if frame.name in random:
+                fail(
+                    ValueError,
+                    f"site {name!r} is in plate {frame.name!r}, of which each run draws a minibatch",
+                    expected="the minibatch that posterior samples were drawn for, which is not known here",
+                    found=f"a plate {frame.name!r} that is subsampled at random",
+                    hint="fix it for importance_sample and here, by model = numpyro.handlers.substitute(model,"
+                    f" {{{frame.name!r}: indices}}) and so for the guide, or write the model for one datum",
+                )
+
+
+def check_weighted(weighted: Any, kind: type, function: str, hint: str) -> None:
+    """Weighted samples are what importance_sample returns."""
+    if not isinstance(weighted, kind):
+        fail(
+            TypeError,
+            f"{function} is given no weighted samples",
+            expected="WeightedSamples, as importance_sample returns them",
+            found=type(weighted).__name__,
+            hint=hint,
+        )
+
+
+def check_same_data(num_data: int | None, units: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    """Posterior samples of each datum go with programs of one datum, for as many data."""
+    of_data = shape[0] if units[:1] == ("datum",) else None
+    if num_data is not None and num_data != of_data:
+        fail(
+            ValueError,
+            "posterior samples are not those of the data that are passed",
+            expected=f"data_axes as importance_sample had it, and {of_data} data"
+            if of_data
+            else "data_axes=None, as importance_sample had it",
+            found=f"{num_data} data along data_axes",
+            hint="run importance_sample on these data, whose latents are others",
+        )

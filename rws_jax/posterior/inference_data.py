@@ -1,0 +1,99 @@
+"""Arrays with names of their axes, as ArviZ takes them, by the interface that it has from 1.0 on, or before."""
+
+import inspect
+import warnings
+from collections.abc import Container, Iterable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rws_jax.posterior.weighted_draw import Dims
+
+
+class Group(NamedTuple):
+    """Arrays by name, and the plate of each of their axes but that of draws; None for axes that are in no plate."""
+
+    values: Mapping[str, Any]
+    dims: dict[str, Dims]
+
+    def beside(self, other: "Group") -> "Group":
+        """Both together."""
+        return Group({**self.values, **other.values}, self.dims | other.dims)
+
+    def without(self, names: Container[str]) -> "Group":
+        """All but some."""
+        return Group({name: value for name, value in self.values.items() if name not in names}, self.dims)
+
+
+def inference_data(
+    groups: dict[str, Group], *, observed_data: Group, per_unit: Group, coords: Mapping[str, Any]
+) -> Any:
+    """Build what ArviZ works on.
+
+    Args:
+      groups: arrays of shape ``(draws, ...)`` by the name of the group, ``sample_stats`` among them.
+      observed_data: arrays without draws.
+      per_unit: arrays without draws that belong to ``sample_stats``.
+      coords: the indices of each plate.
+
+    Returns:
+      `arviz.InferenceData` or, from ArviZ 1.0 on, `xarray.DataTree`.
+    """
+    groups = {name: group for name, group in groups.items() if group.values}
+    everything = [*groups.values(), observed_data]
+    taken = {"chain", "draw"}.union(*(group.values for group in everything), per_unit.values)
+    dims: dict[str, list[str]] = {}
+    for group in everything:
+        for name in group.values:
+            names = _names(name, group.dims[name], taken)
+            dims[name] = max(names, dims.get(name, []), key=len)  # log densities have no axes of events
+    tree = {name: {site: _array(value)[None] for site, value in group.values.items()} for name, group in groups.items()}
+    if observed_data.values:
+        tree["observed_data"] = {site: _array(value) for site, value in observed_data.values.items()}
+    found = _from_dict(tree, dims, {_free(name, taken): np.asarray(index) for name, index in coords.items()})
+    for name in tree:
+        found[name].attrs["inference_library"] = "rws_jax"
+    data_array = import_module("xarray").DataArray
+    for name, value in per_unit.values.items():
+        found["sample_stats"][name] = data_array(_array(value), dims=_names(name, per_unit.dims[name], taken))
+    return found
+
+
+def _names(variable: str, dims: Dims, taken: Iterable[str]) -> list[str]:
+    """The name of each axis up to the last plate; what comes after it is named by ArviZ, in the same way."""
+    last = max((axis for axis, plate in enumerate(dims) if plate is not None), default=-1)
+    names: list[str] = []
+    for axis, plate in enumerate(dims[: last + 1]):
+        names.append(f"{variable}_dim_{axis}" if plate is None else _free(plate, {*taken, *names}))
+    return names
+
+
+def _free(plate: str, taken: Iterable[str]) -> str:
+    """The name of a plate, unless a variable has it: xarray would take this for the coordinates of the axis."""
+    return f"{plate}_plate" if plate in taken else plate
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array of a type of NumPy's own; bfloat16 is none."""
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _from_dict(
+    tree: dict[str, dict[str, np.ndarray]], dims: dict[str, list[str]], coords: dict[str, np.ndarray]
+) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces the next version when it is imported
+        for module in ("arviz", "arviz_base"):
+            try:
+                from_dict = import_module(module).from_dict
+                break
+            except ImportError as error:
+                cause = error
+        else:
+            message = 'to_arviz needs ArviZ: pip install "rws_jax[arviz]"'
+            raise ImportError(message, name="arviz") from cause
+    if "posterior" in inspect.signature(from_dict).parameters:  # before 1.0
+        return from_dict(**tree, dims=dims, coords=coords)
+    return from_dict(tree, dims=dims, coords=coords)
