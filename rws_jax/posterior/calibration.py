@@ -129,7 +129,7 @@ def simulation_based_calibration(
     dreamer = SleepOptions(1, simulated_data_to_args, observed_sites).estimator.particle
     if pairs is not None:
         programs = ProgramsWithPairs.of(programs, pairs)
-        dreamer = GivenPairs(dreamer.data_sites, dreamer.simulated_data_to_args)
+        dreamer = GivenPairs(dreamer.data_sites, dreamer.rewrite)
         num_simulations = programs.check_num(num_simulations)
     num_simulations = 1000 if num_simulations is None else num_simulations
     _check_number(num_simulations, "num_simulations", 1000)
