@@ -170,6 +170,7 @@ def test_at_80_columns_the_bar_shows_the_held_out_loss(start, capsys, monkeypatc
     ("options", "kind", "word"),
     [
         ({"evaluate": 3}, TypeError, "option 'evaluate' has the wrong type"),
+        ({"evaluate": RWS.evaluate}, TypeError, "called with the state alone"),
         ({"evaluate": None, "evaluate_every": 5}, ValueError, "not what to evaluate"),
         ({"evaluate_every": 0}, ValueError, "'evaluate_every'"),
         ({"evaluate_every": 2.5}, TypeError, "'evaluate_every'"),
