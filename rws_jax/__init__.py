@@ -4,10 +4,17 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
+from rws_jax.posterior.calibrated import Calibration
+from rws_jax.posterior.calibration import simulation_based_calibration
 from rws_jax.posterior.estimate import Estimate
+from rws_jax.posterior.evaluate import evaluate
+from rws_jax.posterior.evaluation import Evaluation
+from rws_jax.posterior.gap import SimulationGap
 from rws_jax.posterior.importance import importance_sample, sample_posterior
 from rws_jax.posterior.predictive import posterior_predictive, to_arviz
+from rws_jax.posterior.simulation_gap import simulation_gap
 from rws_jax.posterior.weighted import WeightedSamples
+from rws_jax.training.describe import describe
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step
 from rws_jax.training.minibatches import minibatches
@@ -18,18 +25,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RWS",
+    "Calibration",
     "Estimate",
+    "Evaluation",
     "NonFiniteError",
     "RWSInfo",
     "RWSState",
     "ReweightedWakeSleep",
+    "SimulationGap",
     "WeightedSamples",
+    "describe",
+    "evaluate",
     "fit",
     "importance_sample",
     "make_step",
     "minibatches",
     "posterior_predictive",
     "sample_posterior",
+    "simulation_based_calibration",
+    "simulation_gap",
     "sleep_phi_loss",
     "to_arviz",
     "wake_phi_loss",

@@ -90,7 +90,7 @@ def check_program(value: Any, role: str) -> None:
                 f"the {role} is seeded already, and would draw the same noise at every step",
                 expected="the program without numpyro.handlers.seed",
                 found=f"seed({getattr(layer.fn, '__name__', layer.fn)})",
-                hint=f"pass the bare {role}; each step seeds it anew from the key in the state",
+                hint=f"pass the bare {role}; each call seeds it anew, from the key in the state or from rng_key",
             )
 
 
@@ -132,7 +132,9 @@ def check_params(value: Any, symbol: str) -> None:
             f"{symbol} is not a dict",
             expected=f"{symbol} as a dict keyed by numpyro.param site",
             found=describe(value),
-            hint="losses take (theta, phi, seeded_model, seeded_guide, *args)",
+            hint="params are what rws.get_params(state, *args) gives"
+            if symbol == "params"
+            else "losses take (theta, phi, seeded_model, seeded_guide, *args)",
         )
     if isinstance(value, Unconstrained):
         fail_unconstrained(f"the values of {symbol}")

@@ -100,14 +100,14 @@ def fail_defensive_draws(gradient: str, defensive: float, others: list[str]) -> 
     )
 
 
-def check_sleep_options(simulated_data_to_args: Any, observed_sites: Any) -> None:
+def check_sleep_options(rewrite: Any, observed_sites: Any) -> None:
     """Check that options of sleep are a function or None, and a tuple of names."""
-    if simulated_data_to_args is not None and not callable(simulated_data_to_args):
+    if rewrite is not None and not callable(rewrite):
         fail(
             TypeError,
             "option 'simulated_data_to_args' is not callable",
             expected="a function (sim_data, *args, **kwargs) -> (args, kwargs), or None",
-            found=describe(simulated_data_to_args),
+            found=describe(rewrite),
             hint="simulated_data_to_args=lambda sim, *args, **kwargs: ((sim['x'],), {})",
         )
     listed = isinstance(observed_sites, tuple | list)

@@ -26,6 +26,18 @@ def fail_unseeded(role: str, where: str) -> NoReturn:
     )
 
 
+def fail_empty_plate(cause: Exception) -> NoReturn:
+    """NumPyro has no plates without elements."""
+    fail(
+        ValueError,
+        "a plate has no elements",
+        expected="at least one datum",
+        found="plate(name, 0): arguments without data",
+        hint="leave empty batches out",
+        cause=cause,
+    )
+
+
 def check_in_control_flow(role: str, site: Site) -> None:
     """In the bodies of scan and cond, NumPyro neither trains parameters nor scales subsampled plates."""
     if site["type"] == "sample" and not site["is_observed"] and site["infer"].get("branching"):

@@ -1,12 +1,14 @@
 """What arguments of programs may be, and what messages call them."""
 
 import inspect
+import textwrap
 from typing import Any, NoReturn
 
 import jax
 
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import unwrapped
+from rws_jax.core.static import Static
 
 
 def argument_name(path: tuple, program: Any = None) -> str:
@@ -17,6 +19,15 @@ def argument_name(path: tuple, program: Any = None) -> str:
         return f"argument {key.key!r}{rest}"
     name = _positional_names(program).get(key.idx)
     return f"argument {key.idx}{rest}" if name is None else f"argument {name!r}{rest}"
+
+
+def static_arguments(arguments: tuple, program: Any) -> dict[str, str]:
+    """The static values among ``(args, kwargs)`` by name, each in one short line."""
+    is_static = lambda node: isinstance(node, Static)
+    nodes = jax.tree_util.tree_leaves_with_path(arguments, is_leaf=is_static)
+    short = lambda value: textwrap.shorten(getattr(value, "__name__", repr(value)), 40, placeholder=" ...")
+    named = [(argument_name(path, program), node) for path, node in nodes if is_static(node)]
+    return {name.removeprefix("argument ").replace("'", "", 2): short(node.value) for name, node in named}
 
 
 def fail_table(name: str, value: Any) -> NoReturn:

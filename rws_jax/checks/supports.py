@@ -19,8 +19,8 @@ def warn_of_narrower(name: str, guide_fn: Distribution, fn: Distribution) -> Non
     known = not (isinstance(base_distribution(guide_fn), dist.Delta) or isinstance(base_distribution(fn), dist.Delta))
     if known and not covers(elementwise(guide_fn), elementwise(fn), bounds_count=True):
         warnings.warn(
-            f"at latent site {name!r} the guide draws {_describe(elementwise(guide_fn))} alone, and the model"
-            f" {_describe(elementwise(fn))}: this is right only if the data rule out the rest",
+            f"at latent site {name!r} the guide draws {describe_support(elementwise(guide_fn))} alone, and the model"
+            f" {describe_support(elementwise(fn))}: this is right only if the data rule out the rest",
             stacklevel=2,
         )
 
@@ -34,8 +34,8 @@ def check_covers(name: str, guide_fn: Distribution, fn: Distribution, role: str)
         fail(
             ValueError,
             f"supports differ at latent site {name!r}: the guide cannot draw all that the {role} can",
-            expected=f"{_describe(support)}, the support of {_name(fn)} in the {role}",
-            found=f"{_describe(guide_support)}, the support of {_name(guide_fn)} in the guide",
+            expected=f"{describe_support(support)}, the support of {family_of(fn)} in the {role}",
+            found=f"{describe_support(guide_support)}, the support of {family_of(guide_fn)} in the guide",
             hint=f"use {_alternative(support)} in the guide"
             if role == "model"
             else f"use {_alternative(guide_support)} in the {role}",
@@ -51,8 +51,8 @@ def check_same_support(name: str, guide_fn: Distribution, fn: Distribution) -> N
         fail(
             ValueError,
             f"option 'gradient' is 'dreg', but the guide draws more than the model can at latent site {name!r}",
-            expected=f"{_describe(elementwise(fn))}, the support of {_name(fn)} in the model",
-            found=f"{_describe(elementwise(guide_fn))}, the support of {_name(guide_fn)} in the guide",
+            expected=f"{describe_support(elementwise(fn))}, the support of {family_of(fn)} in the model",
+            found=f"{describe_support(elementwise(guide_fn))}, the support of {family_of(guide_fn)} in the guide",
             hint=f"use {_alternative(elementwise(fn))} in the guide, or gradient='score'",
         )
 
@@ -70,11 +70,13 @@ def check_fixed(name: str, tangents: Any) -> None:
         )
 
 
-def _name(fn: Distribution) -> str:
+def family_of(fn: Distribution) -> str:
+    """What messages call a distribution, whatever is put around it."""
     return type(base_distribution(fn)).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
-def _describe(support: Any) -> str:
+def describe_support(support: Any) -> str:
+    """A support, or a constraint of parameters, in words."""
     numbers = range_of(support)
     if numbers is None:
         return type(support).__name__.lstrip("_")

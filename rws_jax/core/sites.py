@@ -1,5 +1,6 @@
 """Sites of one program's trace."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,24 @@ Trace = dict[str, Site]
 def latent_sites(run: Trace) -> Trace:
     """The unobserved sample sites of a trace."""
     return {name: site for name, site in run.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def sample_sites(run: Trace) -> Trace:
+    """The sample sites of a trace, observed ones and latent ones."""
+    return {name: site for name, site in run.items() if site["type"] == "sample"}
+
+
+def factor_sites(run: Trace) -> Trace:
+    """The sites of `numpyro.factor`."""
+    return {
+        name: site for name, site in sample_sites(run).items() if isinstance(base_distribution(site["fn"]), dist.Unit)
+    }
+
+
+def data_sites(run: Trace) -> Trace:
+    """Observed sites whose values are data: neither constants nor factors."""
+    observed = {name: site for name, site in sample_sites(run).items() if site["is_observed"]}
+    return {name: observed[name] for name in observed if name not in constant_sites(run) | factor_sites(run)}
 
 
 def param_sites(run: Trace) -> Trace:
@@ -97,3 +116,14 @@ def with_batch_shape(fn: Any) -> Any:
 def site_shape(site: Site) -> tuple[int, ...]:
     """The shape that a draw of a sample site has."""
     return (*site["kwargs"].get("sample_shape", ()), *site["fn"].shape())
+
+
+def event_shape(site: Site) -> tuple[int, ...]:
+    """The shape of one event in the value of a sample site."""
+    shape = jnp.shape(site["value"])
+    return shape[len(shape) - site["fn"].event_dim :] if site["fn"].event_dim else ()
+
+
+def num_elements(site: Site) -> int:
+    """How many events the value of a sample site has."""
+    return jnp.size(site["value"]) // max(1, math.prod(event_shape(site)))

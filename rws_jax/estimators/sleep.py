@@ -30,7 +30,7 @@ class DreamParticle:
     """What one dream computes: simulate the model, show its data to the guide, and score its latents by the guide."""
 
     data_sites: tuple[str, ...] = ()  # observed ones of a model that runs without data
-    simulated_data_to_args: SimulatedDataToArgs | None = None
+    rewrite: SimulatedDataToArgs | None = None  # option `simulated_data_to_args`
 
     def __call__(self, programs: Programs, index: Index) -> ScoredDreams:
         """Dream and score."""
@@ -55,7 +55,7 @@ class DreamParticle:
             dream.data,
             args,
             kwargs,
-            self.simulated_data_to_args,
+            self.rewrite,
             model_run=model_run,
             subsampled=bool(dream.draws.plates),
             alone=index.alone,

@@ -29,8 +29,8 @@ class Estimate(NamedTuple):
         return f"Estimate({_rounded(values[0], errors[0])} ± {_digits(errors[0])})"
 
 
-# XLA adds up in an order that depends on the shape of all. In blocks of one shape the evidence of a unit does not depend,
-# to the last bit, on how many others there are.
+# XLA adds up in an order that depends on the shape of all. In blocks of one shape the evidence of a unit does not
+# depend, to the last bit, on how many others there are.
 _BLOCK = 32
 
 

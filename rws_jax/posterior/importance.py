@@ -1,37 +1,29 @@
 """`importance_sample` and `sample_posterior`: the latents of given data, by a trained guide and the model's weights."""
 
+from dataclasses import fields
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from rws_jax.arguments import trained_programs_of
-from rws_jax.checks.arguments import check_int
-from rws_jax.core.layers import MutableState, Params, ProgramFn
-from rws_jax.execution.data import Data
+from rws_jax.checks.arguments import check_int, check_rng_key
+from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.execution.ragged import Ragged
-from rws_jax.options import ExecutionOptions, WakeOptions
+from rws_jax.options.sampling import RunOptions, SamplingOptions, takes
 from rws_jax.posterior.running import run
 from rws_jax.posterior.weighted import WeightedSamples
 from rws_jax.posterior.weighted_draw import GuideDrawParticle, WeightedDrawParticle
-from rws_jax.programs.program import Programs
 
 
+@takes(SamplingOptions)
 def importance_sample(
+    options: SamplingOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
     guide: ProgramFn,
     /,
     *args: Any,
-    num_particles: int = 1000,
-    defensive: float = 0.0,
-    defensive_guide: ProgramFn | None = None,
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> WeightedSamples:
     r"""Draw latents from the guide, and weigh them by the model: posterior samples, evidence and how far to trust them.
@@ -48,14 +40,7 @@ def importance_sample(
       model: NumPyro model, not seeded.
       guide: NumPyro guide, not seeded.
       *args: arguments of both programs, data that the guide has never seen among them.
-      num_particles: K, particles of each unit, at least 1.
-      defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
-      defensive_guide: program that they come from, not seeded; default the model's prior.
-      vectorize_particles: whether particles are mapped over; if not, they run un-jitted, one by one.
-      chunk_size: particles that run at a time. Draws and log-weights of all are kept.
-      particle_sharding: over which devices they are spread.
-      data_axes: axes of the data in `args`, for programs of one datum.
-      mutable_state: ``state.mutable_state``, for programs that have some.
+      options: how particles are drawn and run.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -78,20 +63,27 @@ def importance_sample(
       >>> params, x = {"m": 1.0, "a": 0.5}, jnp.array([0.0, 3.0])
       >>> weighted = rws_jax.importance_sample(jax.random.key(0), params, model, guide, x, num_particles=10_000)
       >>> weighted.log_evidence()  # exactly -1.516 and -2.266
-      Estimate([-1.5 -2.3] ± [0.006 0.006])
+      Estimate([-1.518 -2.265] ± [0.006 0.006])
       >>> weighted.expectation().value["z"].round(1)  # posterior means (m + x) / 2
       Array([0.5, 2. ], dtype=float32)
 
     References:
       Owen, Monte Carlo theory, methods and examples, 2013, chapter 9.
     """
-    wake = WakeOptions(num_particles, defensive=defensive, defensive_guide=defensive_guide)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    execution.check_number(num_particles, "num_particles", 1)
-    given = rng_key, params, model, guide, args, kwargs
-    programs = trained_programs_of(importance_sample, *given, u=defensive_guide, mutable_state=mutable_state)
-    drawn = run(WeightedDrawParticle(wake.estimator.particle), programs, num_particles, execution)
-    data = _data_axis(execution, programs)
+    programs = trained_programs_of(
+        importance_sample,
+        rng_key,
+        params,
+        model,
+        guide,
+        args,
+        kwargs,
+        u=options.defensive_guide,
+        mutable_state=options.mutable_state,
+    )
+    particle = WeightedDrawParticle(options.wake.estimator.particle)
+    drawn = run(particle, programs, options.num_particles, options.execution)
+    data = () if options.data.count(programs) is None else ("datum",)
     return WeightedSamples(
         samples=drawn.latents.values,
         log_weights=drawn.log_weights,
@@ -102,7 +94,9 @@ def importance_sample(
     )
 
 
+@takes(RunOptions)
 def sample_posterior(
+    options: RunOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
@@ -111,11 +105,6 @@ def sample_posterior(
     *args: Any,
     num_samples: int,
     num_particles: int | None = None,
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> dict[str, jax.Array]:
     """Draw samples of the latents, as `numpyro.infer.Predictive` takes them.
@@ -131,11 +120,7 @@ def sample_posterior(
       *args: arguments of both programs.
       num_samples: how many samples, at least 1.
       num_particles: how many particles they are resampled from; None for the guide's own samples.
-      vectorize_particles: whether particles are mapped over; this and the following as in `importance_sample`.
-      chunk_size: particles that run at a time.
-      particle_sharding: over which devices they are spread.
-      data_axes: axes of the data in `args`, for programs of one datum.
-      mutable_state: ``state.mutable_state``, for programs that have some.
+      options: how they run.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -159,21 +144,14 @@ def sample_posterior(
     """
     expected, hint = "an int >= 1, how many samples to draw", "pass num_samples=1000, say"
     check_int(num_samples, "num_samples", 1, expected=expected, hint=hint)
-    how = {"chunk_size": chunk_size, "particle_sharding": particle_sharding, "data_axes": data_axes}
-    how["vectorize_particles"] = vectorize_particles
-    given = rng_key, params, model, guide
-    programs = trained_programs_of(sample_posterior, *given, args, kwargs, mutable_state=mutable_state)
     if num_particles is None:
-        execution = ExecutionOptions(**how)
-        execution.check_number(num_samples, "num_samples", 1)
-        drawn: Ragged = run(GuideDrawParticle(), programs, num_samples, execution)
+        options.check_number(num_samples, "num_samples", 1)
+        given = rng_key, params, model, guide, args, kwargs
+        programs = trained_programs_of(sample_posterior, *given, mutable_state=options.mutable_state)
+        drawn: Ragged = run(GuideDrawParticle(), programs, num_samples, options.execution)
         return drawn.values
+    check_rng_key(rng_key, "the first argument of sample_posterior", "pass jax.random.key(0), say")
     sample_key, resample_key = jax.random.split(rng_key)
-    how |= {"num_particles": num_particles, "mutable_state": mutable_state}
-    weighted = importance_sample(sample_key, params, model, guide, *args, **how, **kwargs)
+    how = {option.name: getattr(options, option.name) for option in fields(options)}
+    weighted = importance_sample(sample_key, params, model, guide, *args, num_particles=num_particles, **how, **kwargs)
     return weighted.resample(resample_key, num_samples)
-
-
-def _data_axis(execution: ExecutionOptions, programs: Programs) -> tuple[str, ...]:
-    """The name of the axis of data, if there is one."""
-    return () if Data(execution.data_axes).count(programs) is None else ("datum",)

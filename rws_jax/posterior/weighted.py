@@ -18,7 +18,7 @@ from rws_jax.estimators import weights
 from rws_jax.posterior import estimate, layout, resampling
 from rws_jax.posterior.estimate import Estimate
 from rws_jax.posterior.psis import pareto_smoothed
-from rws_jax.posterior.summary import advice, summary
+from rws_jax.posterior.summary import advice, dead_units, summary
 from rws_jax.posterior.weighted_draw import Dims
 
 
@@ -214,14 +214,9 @@ class WeightedSamples:
         return smoothed, k
 
     def _warn_of_dead(self) -> None:
-        dead = np.argwhere(~np.any(np.asarray(self.log_weights) != -np.inf, axis=0)) if is_known(self) else []
-        if len(dead):
-            which = ", ".join(str(tuple(unit.tolist())) for unit in dead[:5])
-            warnings.warn(
-                f"{len(dead)} units have no particle of weight above zero, {which} among them: their samples mean"
-                " nothing. Draw more particles, or pass defensive=0.2 to importance_sample.",
-                stacklevel=4,
-            )
+        text = dead_units(np.asarray(self.log_weights)) if is_known(self.log_weights) else None
+        if text:
+            warnings.warn(f"Samples of some units mean nothing. {text}", stacklevel=4)
 
 
 def _estimates(means: Any) -> Estimate:

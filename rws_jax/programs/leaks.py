@@ -39,7 +39,7 @@ def check_no_real_data(dreamer: Dreamer, programs: Programs, index: Index, *, by
         return  # such programs are refused, or run, elsewhere
     for name in source.sites_of_latents():
         dreams.fail_observes_latents(name)
-    if dreamer.simulated_data_to_args is None:
+    if dreamer.rewrite is None:
         dreams.check_masks(source.masks_of_dreams())
     for name, holders in source.holders.items():
         moved = traced.moved_by_data(holders) if traced is not None else Moved(dream=False, density=False)

@@ -22,7 +22,7 @@ def show_data(
     data: dict[str, jax.Array],
     args: tuple,
     kwargs: dict,
-    simulated_data_to_args: SimulatedDataToArgs | None,
+    rewrite: SimulatedDataToArgs | None,
     *,
     model_run: Trace | None = None,
     subsampled: bool = False,
@@ -30,7 +30,7 @@ def show_data(
 ) -> Arguments:
     """Put dreamt `data` in place of the real ones among the guide's arguments.
 
-    By `simulated_data_to_args` alone, if given. Else each site's data go to the argument named as the site; to the
+    By `rewrite` alone, if given. Else each site's data go to the argument named as the site; to the
     argument, or array within one, that is the very array that the site observes; and into the guide's argument
     ``observations``, a dict keyed by site. Each site needs one of these places.
 
@@ -39,7 +39,7 @@ def show_data(
       data: dreamt values keyed by observed site.
       args: the model's real positional arguments, covariates among them.
       kwargs: the model's real keyword arguments.
-      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
+      rewrite: option `simulated_data_to_args`, ``(data, *args, **kwargs) -> (args, kwargs)``, or None.
       model_run: the trace of the dream, which knows what its sites observe in reality.
       subsampled: whether the dream is of a minibatch.
       alone: whether reality may have other sites than the dream, as Python branches on what is drawn.
@@ -49,27 +49,20 @@ def show_data(
 
     Raises:
       ValueError: if there is no place, data and covariate are one array, or dreamt and real data differ in shape.
-      TypeError: if `simulated_data_to_args` does not return such a pair.
+      TypeError: if `rewrite` does not return such a pair.
     """
-    if simulated_data_to_args is not None:
-        pair = simulated_data_to_args(data, *args, **kwargs)
+    if rewrite is not None:
+        pair = rewrite(data, *args, **kwargs)
         routes.check_pair(pair)
         return Arguments(tuple(pair[0]), dict(pair[1]))
-    bare = unwrapped(guide)
-    if isinstance(bare, AutoNormal):
-        return Arguments(args, kwargs)  # does not read data
-    if isinstance(bare, AutoGuide):
-        routes.fail_joint(bare)
-    signature = inspect.signature(guide)
-    try:
-        bound = signature.bind_partial(*args, **kwargs)
-    except TypeError as error:
-        routes.fail_unbound(bare, str(error), signature)
-    sites, real = model_run or {}, dict(bound.arguments)
-    observed = {name: sites[name].get("real") if name in sites else None for name in data}
-    places = _find_places(signature, real, observed)
+    if reads_no_data(guide):
+        return Arguments(args, kwargs)
+    signature, bound = _bound(guide, args, kwargs)
+    real = dict(bound.arguments)
+    sites = model_run or {}
+    places = _find_places(signature, real, _observed(data, sites))
     if places.none_for:
-        routes.fail_unrouted(bare, sorted(data), [str(p) for p in signature.parameters.values()])
+        routes.fail_unrouted(unwrapped(guide), sorted(data), [str(p) for p in signature.parameters.values()])
     for name in data if subsampled and places.observations is not None and not real.get("observations") else ():
         routes.check_minibatch(name, data[name], args, kwargs)
 
@@ -89,6 +82,45 @@ def show_data(
         rest = {} if alone else bound.arguments.get("observations") or {}  # where sites are the same, it is no data
         bound.arguments["observations"] = rest | entries
     return Arguments(bound.args, bound.kwargs)
+
+
+def reads_no_data(guide: ProgramFn) -> bool:
+    """Whether this is an automatic guide that no data are shown to; others than `AutoNormal` are refused."""
+    bare = unwrapped(guide)
+    if isinstance(bare, AutoGuide) and not isinstance(bare, AutoNormal):
+        routes.fail_joint(bare)
+    return isinstance(bare, AutoNormal)
+
+
+def describe_places(
+    guide: ProgramFn, data: dict[str, jax.Array], args: tuple, kwargs: dict, model_run: Trace
+) -> dict[str, list[str]]:
+    """In words, the places among the guide's arguments where it is shown the data of each site."""
+    signature, bound = _bound(guide, args, kwargs)
+    real = dict(bound.arguments)
+    places = _find_places(signature, real, _observed(data, model_run))
+    paths = [path for path, _ in jax.tree.leaves_with_path(real)]
+    found: dict[str, list[str]] = {name: [] for name in data}
+    for i, name in places.leaves.items():
+        found[name].append(f"argument {paths[i][0].key!r}{jax.tree_util.keystr(paths[i][1:])}")
+    for argument, name in places.arguments.items():
+        found[name].append(f"argument {argument!r}")
+    for key, name in (places.observations or {}).items():
+        found[name].append(f"observations[{key!r}]")
+    return {name: list(dict.fromkeys(where)) for name, where in found.items()}
+
+
+def _bound(guide: ProgramFn, args: tuple, kwargs: dict) -> tuple[inspect.Signature, inspect.BoundArguments]:
+    signature = inspect.signature(guide)
+    try:
+        return signature, signature.bind_partial(*args, **kwargs)
+    except TypeError as error:
+        routes.fail_unbound(unwrapped(guide), str(error), signature)
+
+
+def _observed(data: dict[str, jax.Array], sites: Trace) -> dict[str, Any]:
+    """What each site observes in reality, as far as it is known."""
+    return {name: sites[name].get("real") if name in sites else None for name in data}
 
 
 class _Places(NamedTuple):

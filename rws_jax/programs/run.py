@@ -61,6 +61,7 @@ def replay(
     draws: Draws,
     *,
     proposal_dists: Callable[[Site], Distribution | None] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Trace:
     """Run with latents and minibatch fixed to `draws`.
 
@@ -68,21 +69,36 @@ def replay(
     site was drawn from. It must not compute with a value outside of its support (a negative scale, say), lest NaN arise
     downstream of a particle whose weight is zero, so it gets some other point in its place. A guide goes on with its
     own draws, as when drawing.
+
+    Sites named in `data` observe these values in place of their own, which they have as ``real``, as in `simulate`.
     """
+    real: dict[str, Any] = {}
 
     def value_of(site: Site, steps: tuple) -> Any:
         if site["type"] == "plate":
             return draws.plates.get(site["name"])
+        if site["type"] == "sample" and site["name"] in (data or {}):
+            return observed(site, steps)
         if site["is_observed"]:
             return None
         matching.check_drawn(program.role, site, draws.latents)
-        value = draws.latents[site["name"]]
-        for step in steps:
-            value = value[step]
+        value = _at(draws.latents[site["name"]], steps)
         matching.check_shape(program.role, site, jnp.shape(value))
         return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
 
-    return run_program(program, arguments, index, value_of)
+    def observed(site: Site, steps: tuple) -> Any:
+        if not steps:
+            real[site["name"]] = site["value"]
+        value = _at((data or {})[site["name"]], steps)
+        matching.check_shape(program.role, site, jnp.shape(value))
+        site["is_observed"] = True
+        return value
+
+    run = run_program(program, arguments, index, value_of)
+    for name in data or {}:
+        if name in run:
+            run[name]["real"] = real.get(name)
+    return run
 
 
 def simulate(
@@ -130,6 +146,12 @@ def simulate(
     data = {n: s["value"] for n, s in run.items() if s["type"] == "sample" and s["is_observed"] and n not in given}
     dreams.check_dream(run, data_sites, data)
     return run, data
+
+
+def _at(value: Any, steps: tuple) -> Any:
+    for step in steps:
+        value = value[step]
+    return value
 
 
 def drawn_inside(site: Site) -> Any:

@@ -30,7 +30,7 @@ class Dreamer(Protocol):
     """What dreams, and shows its dreams to the guide."""
 
     @property
-    def simulated_data_to_args(self) -> Any:
+    def rewrite(self) -> Any:
         """How, if the caller says it."""
         ...
 

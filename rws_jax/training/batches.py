@@ -11,18 +11,31 @@ from rws_jax.core.errors import describe, fail
 _HINT = "draw batches by rws_jax.minibatches(rng_key, size, x); all of x in every step is fit(rws.step, state, 1000, x)"
 
 
-def check_batches(value: Any) -> None:
+def check_batches(value: Any, *, optional: bool = True, hint: str = _HINT) -> None:
     """An array or a dict would be iterated over as well, row by row or key by key."""
-    if value is None or (isinstance(value, Iterable) and not _is_one(value)):
+    if (value is None and optional) or (isinstance(value, Iterable) and not _is_one(value)):
         return
-    is_data = _is_one(value)
+    what, is_data = f"{'option' if optional else 'argument'} 'batches'", _is_one(value)
     fail(
         TypeError,
-        "option 'batches' is data and no iterable of batches" if is_data else "option 'batches' has the wrong type",
-        expected="an iterable whose items are what one step takes",
+        f"{what} is data and no iterable of batches" if is_data else f"{what} has the wrong type",
+        expected=f"an iterable whose items are what one {'step' if optional else 'batch'} takes",
         found=describe(value)[:200] if hasattr(value, "dtype") else f"a {type(value).__name__}",
-        hint=_HINT if is_data else "pass rws_jax.minibatches(rng_key, size, x, y), or [(x1, y1), (x2, y2), ...], say",
+        hint=hint if is_data else "pass rws_jax.minibatches(rng_key, size, x, y), or [(x1, y1), (x2, y2), ...], say",
     )
+
+
+def check_ends(value: Any, function: str) -> None:
+    """Some iterables say that they have no end."""
+    if getattr(value, "epochs", 1) is None:
+        fail(
+            ValueError,
+            f"argument 'batches' of {function} has no end",
+            expected="an iterable that ends",
+            found="rws_jax.minibatches(...) without epochs",
+            hint="pass epochs=1 to minibatches, which leaves out rows that do not fill a batch, or slices, that keep"
+            " all of them: ((x[i : i + 100],) for i in range(0, len(x), 100))",
+        )
 
 
 def arguments_of(batch: Any) -> tuple:

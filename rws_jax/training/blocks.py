@@ -95,7 +95,10 @@ def joined(blocks: list[RWSInfo]) -> RWSInfo:
     """Infos of several blocks as those of one."""
     if not blocks:
         return RWSInfo.of_no_steps()
-    return jax.tree.map(jnp.asarray, _map(np.concatenate, blocks))
+    held_out = [block.held_out for block in blocks if block.held_out is not None]
+    infos = _map(np.concatenate, [block._replace(held_out=None) for block in blocks])
+    infos = infos._replace(held_out=_map(np.concatenate, held_out) if held_out else None)
+    return jax.tree.map(jnp.asarray, infos)
 
 
 def attribute_of(step: Any, name: str, default: Any) -> Any:

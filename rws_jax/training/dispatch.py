@@ -22,10 +22,12 @@ class Dispatched:
         executor: Executor,
         model: ProgramFn,
         max_ess: int | None = None,
+        evaluate: Callable | None = None,
     ) -> None:
         self._compiled, self._in_python, self._check_compiles = compiled, in_python, check_compiles
         self._executor, self._model = executor, model
         self.max_ess = max_ess  # that of K equal weights, which `fit` shows beside the mean
+        self.evaluate = evaluate  # of a step: what it would report
 
     @property
     def jittable(self) -> bool:
@@ -65,9 +67,9 @@ class NotJittable:
 
     jittable = False
 
-    def __init__(self, in_python: Callable, max_ess: int) -> None:
+    def __init__(self, in_python: Callable, max_ess: int, evaluate: Callable | None = None) -> None:
         self._in_python = in_python
-        self.max_ess = max_ess
+        self.max_ess, self.evaluate = max_ess, evaluate
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._in_python(*args, **kwargs)

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from rws_jax.core.errors import fail
 from rws_jax.training import blocks, fit_checks
+from rws_jax.training.held_out import HeldOut
 from rws_jax.training.state import NonFiniteError, RWSInfo, RWSState
 
 
@@ -22,6 +23,8 @@ def fit(
     batches: Iterable | None = None,
     steps_per_block: int | None = None,
     callback: Callable[[RWSState, RWSInfo], Any] | None = None,
+    evaluate: Callable[[RWSState], RWSInfo] | None = None,
+    evaluate_every: int | None = None,
     max_nonfinite_steps: int = 100,
     progress_bar: bool = True,
     **kwargs: Any,
@@ -46,13 +49,19 @@ def fit(
       steps_per_block: steps from one callback to the next; default 100, and in fits of fewer than 5,000 steps a
         hundredth of them.
       callback: ``(state, infos)``, called after each block with the infos of that block; what is true ends the loop.
+      evaluate: a function of the state, ``lambda state: rws.evaluate(state, x_test)`` say, called between blocks. Its
+        results are `held_out` of the infos, those of the callback among them, and the bar shows the model's held-out
+        loss.
+      evaluate_every: steps from one evaluation to the next, each of which ends a block; default after every block.
       max_nonfinite_steps: how many steps in a row may leave the parameters as they were; those of all seeds, if there
         are several.
       progress_bar: whether to show one, with means over the last block.
       **kwargs: keyword arguments of model and guide.
 
     Returns:
-      The final state, and the infos of all steps, stacked: shapes ``(steps,)``.
+      The final state, and the infos of all steps, stacked: shapes ``(steps,)``. Their `held_out` has the infos of all
+      evaluations, shapes ``(evaluations,)``, and as its `step` after how many steps of the state each was made; it is
+      None if there were none.
 
     Raises:
       NonFiniteError: after more than `max_nonfinite_steps` steps in a row that were not finite, with what would have
@@ -72,23 +81,31 @@ def fit(
       >>> print(f"{state.theta['m']:.0f}", infos.wake_theta_loss.shape)
       3 (500,)
     """
-    fit_checks.check_call(step, state, num_steps, batches, steps_per_block, callback, max_nonfinite_steps, progress_bar)
+    options = batches, steps_per_block, callback, max_nonfinite_steps, progress_bar, evaluate, evaluate_every
+    fit_checks.check_call(step, state, num_steps, *options)
     is_long = num_steps >= blocks.LOOP_FROM
     size = steps_per_block or (blocks.BLOCK if is_long else max(1, num_steps // 100))
     infos_of_blocks: list[RWSInfo] = []
-    num_nonfinite = 0  # without interruption, up to the last step
+    num_done = num_nonfinite = 0  # the latter without interruption, up to the last step
     with tqdm(total=num_steps, disable=not progress_bar, bar_format=_BAR) as bar:
-        steps = blocks.Steps(step, batches, size if is_long and size > 1 else None, partial(_says, bar, "compiling"))
+        compiling = partial(_says, bar, "compiling")
+        held_out = HeldOut(evaluate, evaluate_every, compiling)
+        size = held_out.block_size(size, 0)
+        steps = blocks.Steps(step, batches, size if is_long and size > 1 else None, compiling)
         try:
-            for start in range(0, num_steps, size):
-                new_state, infos = steps.take(state, min(size, num_steps - start), args, kwargs)
+            while num_done < num_steps:
+                num = held_out.block_size(min(size, num_steps - num_done), num_done)
+                new_state, infos = steps.take(state, num, args, kwargs)
                 if infos is None and infos_of_blocks:
                     break  # no batch is left
                 if infos is None:
                     _fail_empty()
                 state = new_state
                 infos_of_blocks.append(infos)
-                bar.set_postfix_str(_means(infos, blocks.attribute_of(step, "max_ess", None)), refresh=False)
+                num_done += len(infos.finite)
+                infos = infos_of_blocks[-1] = infos._replace(held_out=held_out(state, num_done))
+                means = _means(infos, held_out.latest, blocks.attribute_of(step, "max_ess", None))
+                bar.set_postfix_str(means, refresh=False)
                 bar.update(len(infos.finite))
                 for row, finite in enumerate(infos.finite):
                     num_nonfinite = 0 if finite.any() else num_nonfinite + 1  # of several seeds, one may fare well
@@ -113,9 +130,13 @@ def _says(bar: tqdm, text: str) -> Iterator[None]:
         bar.set_description()
 
 
-def _means(infos: RWSInfo, max_ess: int | None) -> str:
+def _means(infos: RWSInfo, held_out: RWSInfo | None, max_ess: int | None) -> str:
     """What the bar shows of a block: the first is what the last would be cut for."""
     shown = {"ESS": infos.ess_mean, "theta loss": infos.wake_theta_loss, "phi loss": infos.phi_loss}
+    if held_out is not None and infos.wake_theta_loss is not None:
+        shown = shown | {"phi loss": None, "held-out": held_out.wake_theta_loss}
+    elif held_out is not None:
+        shown["held-out"] = held_out.phi_loss
     means = {name: f"{np.mean(values):.4g}" for name, values in shown.items() if values is not None}
     if "ESS" in means and max_ess is not None:
         means["ESS"] += f" of {max_ess}"

@@ -8,6 +8,8 @@ from rws_jax.core.trees import is_traced
 from rws_jax.training.batches import check_batches
 from rws_jax.training.state import RWSInfo, RWSState
 
+EVALUATE = "lambda state: rws.evaluate(state, x_test)"
+
 
 def check_call(
     step: Any,
@@ -18,11 +20,14 @@ def check_call(
     callback: Any,
     max_nonfinite_steps: Any,
     progress_bar: Any,
+    evaluate: Any,
+    evaluate_every: Any,
 ) -> None:
     """Check that the arguments of `fit` are of the right kinds."""
     kinds = [
         (callable(step), "the first argument of fit", "a function (state, *args) -> (state, info)", step, "rws.step"),
         (callback is None or callable(callback), "option 'callback'", "a function (state, infos)", callback, "None"),
+        (evaluate is None or callable(evaluate), "option 'evaluate'", "a function (state) -> info", evaluate, EVALUATE),
     ]
     for is_right, what, expected, value, hint in kinds:
         if not is_right:
@@ -39,15 +44,21 @@ def check_call(
     check_flag(progress_bar, "progress_bar")
     if steps_per_block is not None:
         check_int(steps_per_block, "steps_per_block", 1, expected="an int >= 1", hint="leave it out")
+    if evaluate_every is not None:
+        hint = "leave it out, which evaluates after each block"
+        check_int(evaluate_every, "evaluate_every", 1, expected="an int >= 1, a number of steps", hint=hint)
+        if evaluate is None:
+            what, found = "option 'evaluate_every' says when, and not what to evaluate", "evaluate=None"
+            fail(ValueError, what, expected="option 'evaluate' as well", found=found, hint=f"pass evaluate={EVALUATE}")
 
 
-def check_info(info: Any) -> None:
-    """Check that a step returns an info."""
+def check_info(
+    info: Any,
+    what: str = "the first argument of fit",
+    signature: str = "(state, *args) -> (RWSState, RWSInfo)",
+    instead: str = "rws.step, or a function that returns what it returns",
+) -> None:
+    """Check that a step, or an evaluation, returns an info."""
     if not isinstance(info, RWSInfo):
-        fail(
-            TypeError,
-            "the first argument of fit does not return an info",
-            expected="a function (state, *args) -> (RWSState, RWSInfo)",
-            found=describe(info),
-            hint="pass rws.step, or a function that returns what it returns",
-        )
+        problem, expected = f"{what} does not return an info", f"a function {signature}"
+        fail(TypeError, problem, expected=expected, found=describe(info), hint=f"pass {instead}")

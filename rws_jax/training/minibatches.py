@@ -56,7 +56,17 @@ def minibatches(rng_key: jax.Array, size: int, /, *arrays: Any, epochs: int | No
         what, hint = "minibatches is called inside of jit, scan or vmap", "draw rows by jax.random.choice there"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
     trees = tuple(jax.tree_util.tree_map_with_path(_as_array, arrays))
-    return _batches(rng_key, int(size), _num_rows(trees, size), epochs, trees)
+    return _Minibatches(_batches(rng_key, int(size), _num_rows(trees, size), epochs, trees), epochs)
+
+
+class _Minibatches(Iterator[tuple]):
+    """An iterator that says whether it ends, so that who needs an end can ask for it."""
+
+    def __init__(self, batches: Iterator[tuple], epochs: int | None) -> None:
+        self._batches, self.epochs = batches, epochs
+
+    def __next__(self) -> tuple:
+        return next(self._batches)
 
 
 def _batches(rng_key: jax.Array, size: int, num_rows: int, epochs: int | None, trees: tuple) -> Iterator[tuple]:

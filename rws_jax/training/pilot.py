@@ -64,7 +64,7 @@ def run_pilot(
     runs, needs_wake = None, options.trains_phi_on_wake
     with executor.watch():
         if options.sleep:
-            runs = _run_sleep(programs, Index(number, datum, executor.ragged), options.sleep, is_thorough=is_thorough)
+            runs = run_sleep(programs, Index(number, datum, executor.ragged), options.sleep, is_thorough=is_thorough)
             needs_wake = needs_wake or bool(trained_sites(param_sites(runs.model)))
         if runs is None or needs_wake:
             index = lambda: Index(number, datum, executor.ragged)  # programs may turn out to branch
@@ -73,7 +73,8 @@ def run_pilot(
     return runs
 
 
-def _run_sleep(programs: Programs, index: Index, options: SleepOptions, *, is_thorough: bool) -> PilotRuns:
+def run_sleep(programs: Programs, index: Index, options: SleepOptions, *, is_thorough: bool) -> PilotRuns:
+    """Dream once, and show the dream to the guide."""
     particle = options.estimator.particle
     model_run, dream = particle.dream(programs, index)
     guide_run, _ = particle.run(programs, index, dream, model_run)

@@ -53,6 +53,9 @@ class RWSInfo(NamedTuple):
 
     Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams,
     `num_compiled` the functions of paths that are kept compiled, and `num_unjitted` the runs that were not.
+
+    An info of `evaluate` has as `step` how many steps its state had taken. Infos of a `fit` that evaluates have as
+    `held_out` those of its evaluations, of shapes ``(evaluations,)``.
     """
 
     wake_theta_loss: jax.Array | None
@@ -70,6 +73,8 @@ class RWSInfo(NamedTuple):
     num_paths: jax.Array | None
     num_compiled: jax.Array | None
     num_unjitted: jax.Array | None
+    step: jax.Array | None = None
+    held_out: "RWSInfo | None" = None
 
     def __repr__(self) -> str:
         return summary(self)
@@ -77,8 +82,9 @@ class RWSInfo(NamedTuple):
     @classmethod
     def of_no_steps(cls) -> "RWSInfo":
         """Infos of no steps at all, stacked."""
-        nothing: dict[str, Any] = dict.fromkeys(cls._fields)
-        return cls(**nothing | {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)})
+        known = {"phi_loss": jnp.zeros(0), "insomnia": jnp.zeros(0), "finite": jnp.zeros(0, bool)}
+        infos: dict[str, Any] = dict.fromkeys(cls._fields) | known
+        return cls(**infos)
 
 
 class NonFiniteError(FloatingPointError):
@@ -113,3 +119,18 @@ class RWS(NamedTuple):
     init: Callable[..., RWSState]
     step: Callable[..., tuple[RWSState, RWSInfo]]
     get_params: Callable[..., Params]
+
+    @property
+    def evaluate(self) -> Callable[..., RWSInfo]:
+        """What a step would report of a state, without one: ``evaluate(state, *args, **kwargs) -> RWSInfo``.
+
+        On data that are held out, minus `wake_theta_loss` is the bound on their log evidence, a sum over live units as
+        in training. Nothing is updated, gradients are not computed, and their norms are None; `finite` is that of the
+        losses. It is jitted as `step` is, and can be scanned, vmapped and jitted again. Mutable state is used, and not
+        carried on.
+
+        The key is made of that of the state: the same state gives the same particles, which are not those of the next
+        step.
+        """
+        step: Any = self.step
+        return step.evaluate

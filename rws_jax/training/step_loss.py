@@ -81,7 +81,7 @@ class StepLoss:
         old = programs.model.mutable_state
         if not old:
             return None
-        if self.executor.ragged and self.options.execution.vectorize_particles:
+        if self.executor.ragged and not self.options.execution.one_by_one:
             fail_branching(old)
         new = self.executor.one(self.options.wake.estimator.particle.mutable_state, programs, number, datum)
         return lax.stop_gradient(strong(old | new))  # state is not trained

@@ -193,9 +193,9 @@ class ReweightedWakeSleep(ELBO):
         parameters. Gradients are not computed, so their norms are None; `finite` is whether the loss is.
         """
         total, aux = self._evaluate(rng_key, param_map, model, guide, Arguments.of(args, kwargs, model))
-        info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics
-        finite = jnp.isfinite(self._total(total, aux))
-        return RWSInfo(**info | {"insomnia": jnp.asarray(self._options.insomnia, float), "finite": finite})
+        rest = {"insomnia": jnp.asarray(self._options.insomnia, float), "finite": jnp.isfinite(self._total(total, aux))}
+        info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | rest
+        return RWSInfo(**info)
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: Params, model: ProgramFn, guide: ProgramFn, /, *args: Any, **kwargs: Any

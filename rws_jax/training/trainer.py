@@ -14,25 +14,25 @@ from jax import lax
 from rws_jax.checks.arguments import check_rng_key, check_state, check_takes
 from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.options import check_scheduled_insomnia
-from rws_jax.checks.params import check_all_found, check_initial
+from rws_jax.checks.params import check_all_found
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Trace, param_sites
-from rws_jax.core.trees import copied, is_known, strong, trainable
+from rws_jax.core.trees import copied, strong
 from rws_jax.core.unconstrained import Unconstrained
 from rws_jax.execution.compiles import check_compiles
 from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
 from rws_jax.programs.program import Arguments
-from rws_jax.programs.run import constrained_values, param_values
+from rws_jax.programs.run import constrained_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
 from rws_jax.training.exploration import pilots
-from rws_jax.training.mutable_state import MutableSites
-from rws_jax.training.pilot import check_elements, run_pilot
+from rws_jax.training.initial import initial_values
+from rws_jax.training.pilot import run_pilot
 from rws_jax.training.resume import StateKinds
 from rws_jax.training.state import RWS, RWSInfo, RWSState
 from rws_jax.training.step_loss import LossAux, StepLoss
 from rws_jax.training.updates import Progress, Updates
 
+_EVALUATION = 0x6576616C  # folded into the key; small numbers may give the keys that a step splits off
 _MAX_RUNS = 1000  # of programs that take some parameters in some branches only
 
 
@@ -101,6 +101,17 @@ class Trainer:
         new_state, info = self.of_both(state, rng_key, progress, grads, insomnia, aux)
         return new_state.in_containers_of(rws_state), info
 
+    def evaluate(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> RWSInfo:
+        """What a step would report of these arguments, without one."""
+        check_state(rws_state, RWSState, "the first argument of evaluate")
+        state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
+        self.kinds.check(state, lambda: self._like_init(state, arguments))
+        rng_key = jax.random.fold_in(jax.random.clone(state.rng_key), _EVALUATION)
+        insomnia = self._insomnia(state.step)
+        params, mutable_state = (state.theta, state.phi), state.mutable_state
+        _, aux = self.loss(params, insomnia, rng_key, arguments, mutable_state, trains_theta=True)
+        return self.updates.of_none(state, insomnia, aux)
+
     def get_params(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> Params:
         """Constrained values of all parameters; programs that branch may have to run several times to meet them."""
         check_state(rws_state, RWSState, "the first argument of get_params")
@@ -129,27 +140,8 @@ class Trainer:
         check_compiles(run, jax.random.key(0), arguments, self.loss.model)
 
     def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
-        theta_sites, phi_sites, mutable = Trace(), Trace(), MutableSites()
-        options, executor = self.loss.options, self.loss.executor
-        first = None
-        for runs in pilots(self.loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
-            first = first or runs
-            theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
-            mutable.add(runs)
-        options.check_params(theta_sites, phi_sites)
-        theta = trainable(param_values(theta_sites))
-        phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
-        check_initial(theta | phi)
-        if not executor.ragged:
-            pilot = partial(run_pilot, self.loss, (theta, phi), mutable_state=mutable.state, is_thorough=False)
-            check_compiles(pilot, rng_key, arguments, self.loss.model)
-        mutable_state = mutable.check(self.loss, (theta, phi), rng_key, arguments)
-        kind = jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments))
-        if first is not None and (options.trains_phi_on_wake or theta) and kind not in self.compared:
-            check_elements(first, self.loss, (theta, phi), rng_key, arguments, mutable_state)
-            if is_known((rng_key, arguments)):
-                self.compared.add(kind)
-        return theta, phi, mutable_state or None
+        found = initial_values(self.loss, rng_key, arguments, self.compared)
+        return found.theta, found.phi, found.mutable_state
 
     def _insomnia(self, step: jax.Array) -> jax.Array:
         insomnia = self.loss.options.insomnia
@@ -187,15 +179,18 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     compiled = {"of_guide": jax.jit(updates.of_guide), "of_both": jax.jit(updates.of_both)}
     in_python = replace(trainer, loop=_python_loop, num_runs=_MAX_RUNS, **compiled)
     max_ess = loss.options.num_particles
-    if not trainer.loss.options.execution.vectorize_particles:
-        return RWS(trainer.init, NotJittable(in_python.step, max_ess), in_python.get_params)
-    step, get_params = jax.jit(automatic(trainer.step)), jax.jit(automatic(trainer.get_params))
-    model, executor = loss.model, loss.executor
-    return RWS(
-        trainer.init,
-        Dispatched(step, in_python.step, trainer.check_compiles, executor, model, max_ess),
-        Dispatched(get_params, in_python.get_params, trainer.check_compiles, executor, model),
-    )
+    if trainer.loss.options.execution.one_by_one:
+        step = NotJittable(in_python.step, max_ess, evaluate=NotJittable(in_python.evaluate, max_ess))
+        return RWS(trainer.init, step, in_python.get_params)
+
+    def dispatched(name: str, **attributes: Any) -> Dispatched:
+        compiled = jax.jit(automatic(getattr(trainer, name)))
+        rest = trainer.check_compiles, loss.executor, loss.model
+        return Dispatched(compiled, getattr(in_python, name), *rest, **attributes)
+
+    evaluate = dispatched("evaluate", max_ess=max_ess)
+    step = dispatched("step", max_ess=max_ess, evaluate=evaluate)
+    return RWS(trainer.init, step, dispatched("get_params"))
 
 
 def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple[Any, None]:

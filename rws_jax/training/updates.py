@@ -79,19 +79,28 @@ class Updates:
             step=state.step + 1,
             mutable_state=chosen(finite, aux.mutable_state, state.mutable_state),
         )
-        info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
+        info = _info(aux, insomnia, finite)
         if jax.tree.leaves(state.theta):
-            info["theta_grad_norm"] = norms[0]
+            info = info._replace(theta_grad_norm=norms[0])
         if jax.tree.leaves(state.phi):
-            info["phi_grad_norm"] = norms[1]
-        return new_state, RWSInfo(**info)
+            info = info._replace(phi_grad_norm=norms[1])
+        return new_state, info
+
+    def of_none(self, state: RWSState, insomnia: jax.Array, aux: LossAux) -> RWSInfo:
+        """The info of losses alone, which nothing is updated on."""
+        finite = jnp.isfinite(aux.total) & self._has_signal(insomnia, aux)
+        return _info(aux, insomnia, finite)._replace(step=state.step)
+
+    def _has_signal(self, insomnia: jax.Array, aux: LossAux) -> jax.Array:
+        """Whether there is anything for the guide to learn from: dreams, or a particle that has a weight."""
+        return aux.alive | (insomnia < 1.0) if self.has_dreams else aux.alive
 
     def _of_phi(
         self, old: Progress, grads: Params, insomnia: jax.Array, aux: LossAux
     ) -> tuple[Trained, jax.Array, jax.Array]:
         """The new guide, whether there was anything to learn from, and whether all that is new is finite."""
         new = _update(self.phi_optimizer, grads, old.guide, aux.metrics["phi_loss"])
-        has_signal = aux.alive | (insomnia < 1.0) if self.has_dreams else aux.alive
+        has_signal = self._has_signal(insomnia, aux)
         finite = all_finite((aux.total, optax.tree.norm(grads))) & stays_finite(new.params, old.guide.params)
         return new, has_signal, finite & stays_finite(aux.mutable_state, old.mutable_state)
 
@@ -102,3 +111,9 @@ def _update(optimizer: Optimizer, grads: Params, old: Trained, loss: jax.Array |
     updates, opt_state = optimizer.update(grads, old.opt_state, old.params, loss)
     params: Any = optax.apply_updates(old.params, updates)
     return Trained(params, opt_state)
+
+
+def _info(aux: LossAux, insomnia: jax.Array, finite: jax.Array) -> RWSInfo:
+    """All but the norms of gradients."""
+    info: dict[str, Any] = dict.fromkeys(RWSInfo._fields) | aux.metrics | {"insomnia": insomnia, "finite": finite}
+    return RWSInfo(**info)

@@ -128,3 +128,20 @@ def test_the_particles_of_a_datum_do_not_depend_on_the_others():
         np.testing.assert_array_equal(part.log_weights, whole.log_weights[:, :num])
         np.testing.assert_array_equal(part.log_evidence().value, whole.log_evidence().value[:num])
         np.testing.assert_array_equal(part.samples["z"], whole.samples["z"][:, :num])
+
+
+def test_chunks_take_the_memory_of_one_chunk():
+    """Temporary memory of the compiled sampler, beside draws and log-weights, does not grow with particles."""
+    case = exact.one_gaussian()
+    x = jnp.zeros(1000)
+
+    def memory(num_particles, chunk_size):
+        def draw(rng_key, x):
+            options = {"num_particles": num_particles, "chunk_size": chunk_size}
+            return rws_jax.importance_sample(rng_key, case.params, case.model, case.guide, x, **options)
+
+        return jax.jit(draw).lower(key(), x).compile().memory_analysis().temp_size_in_bytes
+
+    few, many, at_once = memory(100, 20), memory(1000, 20), memory(1000, None)
+    assert many == few
+    assert at_once > 5 * many

@@ -4,33 +4,23 @@ Options become an executor, which says how particles run, and the estimators of 
 computed.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
 
 from rws_jax.checks import matching
 from rws_jax.checks import options as checks
-from rws_jax.checks.arguments import check_flag, check_int, check_program
-from rws_jax.core.errors import fail
+from rws_jax.checks.arguments import check_flag, check_program
 from rws_jax.core.layers import ProgramFn, hashable
 from rws_jax.core.sites import Trace, trained_sites
 from rws_jax.estimators import dreg, score, vimco
 from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import DreamParticle, Sleep
 from rws_jax.estimators.wake import Wake, WakeParticle
-from rws_jax.execution.adaptive import Adaptive
-from rws_jax.execution.branching.path_cache import PathCache
-from rws_jax.execution.by_paths import ByPaths
-from rws_jax.execution.chunked import Chunked
-from rws_jax.execution.data import Axes, Data
-from rws_jax.execution.executor import Executor
-from rws_jax.execution.one_by_one import OneByOne
-from rws_jax.execution.vectorized import Vectorized
+from rws_jax.options.execution import ExecutionOptions as ExecutionOptions
 from rws_jax.programs.observations import SimulatedDataToArgs
 
 Insomnia = float | Callable[[jax.Array], Any]
@@ -51,71 +41,6 @@ GRADIENTS = {
     "dreg": Gradient(dreg.phi_loss, "reparameterised guides", reparameterised=True, needs_density=True),
     "vimco": Gradient(vimco.phi_loss, "guides of any kind, which it trains on the bound", needs_density=True),
 }
-
-
-@dataclass(frozen=True)
-class ExecutionOptions:
-    """How particles run, which changes no result, and what a datum is; see `wake_phi_loss`."""
-
-    vectorize_particles: bool = True
-    chunk_size: int | None = None
-    particle_sharding: NamedSharding | None = None
-    data_axes: Axes = None
-
-    def __post_init__(self) -> None:
-        check_flag(self.vectorize_particles, "vectorize_particles")
-        checks.check_data_axes(self.data_axes)
-        if self.chunk_size is not None:
-            expected = "an int >= 1, the number of particles in memory at a time, or None for all"
-            hint = "pass chunk_size=100, say; results do not depend on it"
-            check_int(self.chunk_size, "chunk_size", 1, expected=expected, hint=hint)
-            self._check_vectorized("chunk_size", self.chunk_size)
-        if self.particle_sharding is not None:
-            checks.check_sharding(self.particle_sharding)
-            self._check_vectorized("particle_sharding", self.particle_sharding.spec)
-            self._check_divides(self.chunk_size, "chunk_size")
-
-    def executor(self, cache: PathCache | None = None) -> Executor:
-        """What runs particles so; a cache of compiled paths, if programs branch and the caller keeps one."""
-        data = Data(self.data_axes)
-        if not self.vectorize_particles:
-            return OneByOne(data)
-        mapped = Vectorized(data, self.particle_sharding)
-        at_once = mapped if self.chunk_size is None else Chunked(mapped, self.chunk_size)
-        return Adaptive(at_once, ByPaths(data, self.chunk_size, cache), self.particle_sharding)
-
-    def check_number(self, value: Any, option: str, minimum: int) -> None:
-        """Check that a number of particles is an int of at least `minimum`, and divides over the devices."""
-        why = " (with one particle every weight is 1, and wake-phi learns nothing)" if minimum > 1 else ""
-        hint = f"pass {option}=10, say; effective sample sizes in the info tell whether more are needed"
-        check_int(value, option, minimum, expected=f"an int >= {minimum}{why}", hint=hint)
-        self._check_divides(value, option)
-
-    def _check_divides(self, number: int | None, option: str) -> None:
-        """Each device has as many particles as its neighbour."""
-        if self.particle_sharding is None or number is None:
-            return
-        axes = self.particle_sharding.spec[0]
-        sizes = self.particle_sharding.mesh.shape
-        num_devices = math.prod(sizes[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
-        if number % num_devices:
-            fail(
-                ValueError,
-                f"option {option!r} does not divide over the devices of option 'particle_sharding'",
-                expected=f"a multiple of {num_devices}, the size of mesh axis {axes!r}",
-                found=f"{number}",
-                hint=f"pass {option}={num_devices * -(-number // num_devices)}",
-            )
-
-    def _check_vectorized(self, option: str, value: Any) -> None:
-        if not self.vectorize_particles:
-            fail(
-                ValueError,
-                f"options {option!r} and 'vectorize_particles' do not go together",
-                expected=f"{option}=None with vectorize_particles=False, where particles run one by one",
-                found=f"{option}={value}, vectorize_particles=False",
-                hint="leave out one of them",
-            )
 
 
 @dataclass(frozen=True)
@@ -208,6 +133,24 @@ class StepOptions:
         has_sleep = callable(self.insomnia) or self.insomnia < 1
         object.__setattr__(self, "wake", wake)
         object.__setattr__(self, "sleep", sleep if has_sleep else None)
+
+    @classmethod
+    def of_phase(cls, execution: ExecutionOptions, sleep: SleepOptions, *, wake: bool) -> "StepOptions":
+        """The options of wake or of sleep alone, of which the rest refuses no programs that other values allow."""
+        return cls(
+            execution=execution,
+            num_particles=2,
+            insomnia=float(wake),
+            num_sleep_particles=sleep.num_dreams,
+            control_variate=False,
+            defensive=0.0,
+            defensive_guide=None,
+            gradient="score",
+            model_has_params=True,
+            shared_params=True,
+            simulated_data_to_args=sleep.simulated_data_to_args,
+            observed_sites=sleep.observed_sites,
+        )
 
     @property
     def trains_phi_on_wake(self) -> bool:

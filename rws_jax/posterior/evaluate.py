@@ -1,0 +1,174 @@
+"""`evaluate`: held-out evidence of each datum, over more data than memory holds."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from tqdm.auto import tqdm
+
+from rws_jax.arguments import trained_programs_of
+from rws_jax.checks.arguments import check_flag, check_rng_key
+from rws_jax.core.errors import fail
+from rws_jax.core.layers import MutableState, Params, ProgramFn
+from rws_jax.core.trees import is_traced
+from rws_jax.options import ExecutionOptions, WakeOptions
+from rws_jax.posterior import evidence
+from rws_jax.posterior.evaluation import Evaluation
+from rws_jax.posterior.evidence import EvidenceSummary
+from rws_jax.posterior.evidence_particle import EvidenceParticle
+from rws_jax.posterior.running import run
+from rws_jax.training.batches import arguments_of, check_batches, check_ends
+
+_HINT = "pass [(x,)] for a single batch, or a generator of tuples: ((x[i : i + 100],) for i in range(0, len(x), 100))"
+
+
+def evaluate(
+    rng_key: jax.Array,
+    params: Params,
+    model: ProgramFn,
+    guide: ProgramFn,
+    batches: Iterable,
+    /,
+    *args: Any,
+    num_particles: int = 1000,
+    progress_bar: bool = True,
+    defensive: float = 0.0,
+    defensive_guide: ProgramFn | None = None,
+    vectorize_particles: bool = True,
+    chunk_size: int | None = None,
+    particle_sharding: NamedSharding | None = None,
+    data_axes: Any = None,
+    mutable_state: MutableState | None = None,
+    **kwargs: Any,
+) -> Evaluation:
+    r"""Estimate the log evidence of held-out data, unit by unit, from batches that need not fit into memory together.
+
+    .. math:: \log p_\theta(x) \ge E\Big[\log \frac1K \sum_k w_k\Big], \qquad
+        w_k = \frac{p_\theta(z_k, x)}{q_\phi(z_k \mid x)}
+
+    (Burda et al. 2016). A unit is an element of the plates that model and guide have in common, usually one datum; with
+    no such plate each batch is one unit, and the result says so. Evidence is that of a unit itself: the scale of a
+    subsampled plate is left out. Bias: in expectation the estimate is :math:`O(1/K)` below log evidence; the bounds for
+    smaller K, from the same particles, show how much is still to come.
+
+    Particles of different batches are independent. Memory is that of the programs on one batch, ``chunk_size``
+    particles at a time, and of a few numbers for each of its particles and units. Each shape of batches is compiled
+    once: a smaller last batch compiles once more. Ctrl-C returns what has been evaluated.
+
+    Args:
+      rng_key: JAX random key; batch number b uses ``jax.random.fold_in(rng_key, b)``.
+      params: constrained values of both programs, as ``rws.get_params`` gives them.
+      model: NumPyro model, not seeded.
+      guide: NumPyro guide, not seeded.
+      batches: iterable of what differs from batch to batch, as `fit` takes it; its items come before `args`. A plain
+        tuple or list has several arguments; an array, a dict or a NamedTuple is one. ``[(x,)]`` is a single batch.
+        `minibatches` with ``epochs=1`` leaves out rows that do not fill a batch.
+      *args: arguments of both programs, the same for every batch.
+      num_particles: K, of each unit.
+      progress_bar: whether to show one.
+      defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
+      defensive_guide: program that they come from, not seeded; default the model's prior.
+      vectorize_particles: whether particles are mapped over.
+      chunk_size: particles in memory at a time; results do not depend on it.
+      particle_sharding: over which devices they are spread.
+      data_axes: axes of the data in the arguments of a batch, for programs of one datum.
+      mutable_state: that of both programs, as in a state.
+      **kwargs: keyword arguments of both programs.
+
+    Returns:
+      An `Evaluation`: log evidence of each unit of all batches in nats, its mean and total with standard errors over
+      data and over particles, the bound for K = 1, 10, 100, ..., and effective sample sizes.
+
+    Raises:
+      ValueError: if there is no batch, if batches have no end, if programs or parameters do not match, or an option is
+        out of range.
+      TypeError: for an argument of the wrong kind, data in place of an iterable of batches among them.
+
+    Example:
+      >>> import jax, numpy as np, numpyro, numpyro.distributions as dist, rws_jax
+      >>> def model(x):
+      ...     with numpyro.plate("data", len(x)):
+      ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+      ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+      >>> def guide(x):
+      ...     with numpyro.plate("data", len(x)):
+      ...         numpyro.sample("z", dist.Normal(x / 2, 0.8))
+      >>> x = np.linspace(-2.0, 2.0, 60, dtype=np.float32)
+      >>> batches = ((x[i : i + 20],) for i in range(0, 60, 20))
+      >>> rws_jax.evaluate(jax.random.key(0), {}, model, guide, batches, progress_bar=False).log_evidence.shape
+      (60,)
+
+    References:
+      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
+    """
+    check_rng_key(rng_key, "the first argument of evaluate", "pass jax.random.key(0), say")
+    check_batches(batches, optional=False, hint=_HINT)
+    check_ends(batches, "evaluate")
+    check_flag(progress_bar, "progress_bar")
+    if is_traced((rng_key, params, args, kwargs)):
+        what, hint = "evaluate is called inside of jit, scan or vmap", "minus rws_jax.wake_theta_loss is a bound there"
+        fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution.check_number(num_particles, "num_particles", 1)
+    wake = WakeOptions(num_particles, defensive=defensive, defensive_guide=defensive_guide)
+    particle = EvidenceParticle(wake.estimator.particle)
+    sizes = evidence.sizes_up_to(num_particles)
+
+    def summary_of(number: int, batch: Any) -> EvidenceSummary:
+        programs = trained_programs_of(
+            evaluate,
+            jax.random.fold_in(rng_key, number),
+            params,
+            model,
+            guide,
+            (*arguments_of(batch), *args),
+            kwargs,
+            u=defensive_guide,
+            mutable_state=mutable_state,
+        )
+        return evidence.summarise(run(particle, programs, num_particles, execution), sizes)
+
+    summaries = (summary_of(number, batch) for number, batch in enumerate(batches))
+    return _collected(summaries, sizes, getattr(batches, "__len__", lambda: None)(), progress_bar)
+
+
+def _collected(
+    summaries: Iterator[EvidenceSummary], sizes: tuple[int, ...], num_batches: int | None, progress_bar: bool
+) -> Evaluation:
+    """All of them on the host, each fetched while the next batch is computed."""
+    done: list[EvidenceSummary] = []
+    num, total, total_ess = 0, 0.0, 0.0  # of what the bar shows
+    with tqdm(total=num_batches, disable=not progress_bar, unit=" batches") as bar:
+        try:
+            bar.set_postfix_str("compiling")
+            for summary in _one_behind(summaries):
+                done.append(jax.device_get(summary))
+                log_evidence, ess = done[-1].bounds[-1], done[-1].effective_sample_size
+                num, total, total_ess = num + log_evidence.size, total + log_evidence.sum(), total_ess + ess.sum()
+                bar.set_postfix_str(f"log evidence={total / num:.4g}, ESS={total_ess / num:.4g} of {sizes[-1]}")
+                bar.update()
+        except KeyboardInterrupt:
+            bar.set_description("interrupted")
+            if not done:
+                raise
+    if not done:
+        fail(
+            ValueError,
+            "argument 'batches' has no batch",
+            expected="at least one",
+            found="an iterable that ends at once",
+            hint="an iterator can be used once only; make a new one for each call",
+        )
+    return Evaluation.of(sizes, done)
+
+
+def _one_behind(summaries: Iterator[EvidenceSummary]) -> Iterator[EvidenceSummary]:
+    """The same, each handed on once the device has the next one to compute."""
+    last = None
+    for summary in summaries:
+        if last is not None:
+            yield last
+        last = summary
+    if last is not None:
+        yield last

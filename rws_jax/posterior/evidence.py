@@ -1,0 +1,59 @@
+"""Log-weights in, log evidence out: the bound for growing numbers of particles, and standard errors. Arrays only.
+
+Particles are axis 0, the remaining axes are independent units, ``(particles, *units)``, and all is in nats.
+"""
+
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.estimators import weights
+from rws_jax.estimators.weights import OfUnits, PerParticle
+from rws_jax.posterior import estimate
+
+PerSize = Annotated[jax.Array, "(sizes, *units)"]
+
+
+class EvidenceSummary(NamedTuple):
+    """What is known of log evidence from one set of particles; see `summarise`."""
+
+    bounds: PerSize
+    standard_errors: PerSize
+    effective_sample_size: OfUnits
+
+
+def sizes_up_to(num_particles: int) -> tuple[int, ...]:
+    """The powers of ten below a number of particles, and this number."""
+    return *(10**power for power in range(len(str(num_particles - 1))) if num_particles > 1), num_particles
+
+
+@partial(jax.jit, static_argnums=1)
+def summarise(log_w: PerParticle, sizes: tuple[int, ...]) -> EvidenceSummary:
+    """The bound with k particles, for each k of `sizes`: its mean over the K // k disjoint groups of k particles.
+
+    That mean has the expectation of the bound with k particles. Its standard error comes from the spread over groups,
+    or where there is one group only from its weights, by the delta method. To second order the bound lies half the
+    square of that error below log evidence.
+
+    Args:
+      log_w: shape ``(particles, *units)``.
+      sizes: numbers of particles, none above K.
+
+    Returns:
+      Bounds and their standard errors over particles, shape ``(sizes, *units)``, and Kish's effective sample size of
+      all particles, shape ``units``.
+    """
+    pairs = [_of_groups(log_w, size) for size in sizes]
+    bounds, errors = (jnp.stack(column) for column in zip(*pairs, strict=True))
+    return EvidenceSummary(bounds, errors, weights.summarise(log_w).effective_sample_size)
+
+
+def _of_groups(log_w: PerParticle, size: int) -> tuple[Any, Any]:
+    num_groups = log_w.shape[0] // size
+    groups = log_w[: num_groups * size].reshape(num_groups, size, *log_w.shape[1:])
+    if num_groups == 1:
+        return estimate.log_evidence(groups[0])
+    bounds = jax.vmap(weights.bound)(groups)
+    return bounds.mean(axis=0), bounds.std(axis=0, ddof=1) / jnp.sqrt(num_groups)

@@ -1,0 +1,90 @@
+"""What `simulation_gap` returns: ranks of real data among dreams, and a summary in words."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import numpy as np
+
+from rws_jax.posterior import p_values
+
+_LEVEL = 0.01  # of the p-values that are counted in words
+
+
+_ARRAYS = ["p_values", "ess_p_values", "log_evidence", "effective_sample_size"]
+_ARRAYS += ["dreamt_log_evidence", "dreamt_effective_sample_size"]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["num_particles", "exchangeable"])
+@dataclass(frozen=True, repr=False)
+class SimulationGap:
+    """How real data rank among dreams of the model, unit by unit; arrays of NumPy, log evidence in nats.
+
+    If data come from the model with these parameters, p-values are uniform, whatever the guide. Small ones of
+    `p_values` belong to data that are less likely than almost all dreams; small ones of `ess_p_values` to data that the
+    guide explains worse than almost all dreams, which it has been trained on.
+
+    Attributes:
+      p_values: of log evidence, low being unlike; shape ``units``.
+      ess_p_values: of the effective sample size, likewise.
+      log_evidence: of the real data, by the importance-weighted bound; shape ``units``.
+      effective_sample_size: Kish's, of the real data; shape ``units``.
+      dreamt_log_evidence: the same of dreams, shape ``(simulations, *units)``.
+      dreamt_effective_sample_size: the same of dreams, shape ``(simulations, *units)``.
+      num_particles: of each unit, real or dreamt.
+      exchangeable: whether each unit was compared with the dreams of all.
+    """
+
+    p_values: np.ndarray
+    ess_p_values: np.ndarray
+    log_evidence: np.ndarray
+    effective_sample_size: np.ndarray
+    dreamt_log_evidence: np.ndarray
+    dreamt_effective_sample_size: np.ndarray
+    num_particles: int
+    exchangeable: bool
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Indices of units, the most unlike first: by p-value, then by how far below its dreams log evidence is.
+
+        Where units have several axes they are numbered in the order of ``numpy.ravel``.
+        """
+        dreamt = self.dreamt_log_evidence.reshape(-1, 1) if self.exchangeable else self.dreamt_log_evidence
+        dreamt = dreamt.reshape(len(dreamt), -1)
+        distance = p_values.standardised(self.log_evidence.ravel(), dreamt)
+        return np.lexsort((distance, self.p_values.ravel()))
+
+    def __repr__(self) -> str:
+        if not isinstance(self.p_values, np.ndarray | np.generic):  # inside of a function of JAX that maps over trees
+            return f"SimulationGap(p_values={self.p_values})"
+        num, num_dreams = self.p_values.size, len(self.dreamt_log_evidence)
+        reference = f"{num_dreams:,} dreams of {'all units' if self.exchangeable else 'its own'}"
+        size = f"{num:,} unit{'s' * (num != 1)}, each against {reference}, {self.num_particles:,} particles"
+        first = self.order[:5]
+        lines = [
+            f"SimulationGap of {size}",
+            f"  log evidence  {self._counted(self.p_values)}",
+            f"  ESS           {self._counted(self.ess_p_values)}",
+            f"  most unlike   {', '.join(f'{unit} (p = {self.p_values.ravel()[unit]:.2g})' for unit in first)}",
+        ]
+        if np.ndim(self.p_values) == 0:
+            lines[-1] = (
+                f"  p = {self.p_values:.2g}; model and guide have no plate in common, and all data are one unit."
+            )
+        num_nan = int(np.sum(np.isnan(self.p_values)))
+        if num_nan:
+            lines.append(f"  {num_nan:,} with NaN among data or log-weights, which are not ranked.")
+        return "\n".join(lines)
+
+    def _counted(self, values: np.ndarray) -> str:
+        values = values[~np.isnan(values)]
+        num_dreams = self.dreamt_log_evidence.size if self.exchangeable else len(self.dreamt_log_evidence)
+        share = p_values.expected_share(_LEVEL, num_dreams)
+        if not share:
+            return f"no p-value can be below {1 / (1 + num_dreams):.2g}; {math.ceil(1 / _LEVEL) - 1} dreams would do"
+        count = int(np.sum(values <= _LEVEL))
+        chance = p_values.chance_of_as_many(count, values.size, share)
+        expected = f"{share * values.size:.3g} expected, chance of as many {chance:.2g}"
+        return f"{count:,} of {values.size:,} have p <= {_LEVEL} ({expected})"

@@ -1,0 +1,53 @@
+"""Given pairs of latents and data in the place of dreams: those of a simulator that is no NumPyro program, say."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.checks.pairs import check_num_pairs, check_pair, check_pairs
+from rws_jax.core.sites import Trace
+from rws_jax.estimators.sleep import Dream, DreamParticle
+from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.run import Draws, replay
+
+# Latents by site and data by site, arrays with an axis of pairs in front.
+Pairs = tuple[dict[str, Any], dict[str, Any]]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "guide", "defensive_guide", "arguments", "pairs"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class ProgramsWithPairs(Programs):
+    """Programs, and pairs that are taken for dreams of the model."""
+
+    pairs: Pairs
+
+    @classmethod
+    def of(cls, programs: Programs, pairs: Any) -> "ProgramsWithPairs":
+        """Add pairs to programs."""
+        check_pairs(pairs)
+        latents, data = jax.tree.map(jnp.asarray, tuple(map(dict, pairs)))
+        return cls(programs.model, programs.guide, programs.defensive_guide, programs.arguments, (latents, data))
+
+    def check_num(self, num: int | None) -> int:
+        """The number of pairs, which an option must not contradict."""
+        return check_num_pairs(num, len(jax.tree.leaves(self.pairs)[0]))
+
+
+class GivenPairs(DreamParticle):
+    """Takes the pair of each index in place of a dream, and runs the model on it."""
+
+    def dream(self, programs: Programs, index: Index) -> tuple[Trace, Dream]:
+        """Take a pair; a dream says which sites there have to be, and of which shapes."""
+        _, like = super().dream(programs, index)
+        pairs: Any = getattr(programs, "pairs")  # noqa: B009 -- of `ProgramsWithPairs`
+        latents, data = jax.tree.map(lambda leaf: leaf[index.particle], pairs)
+        check_pair(like, latents, data)
+        dream = Dream(Draws(latents, {}), data)
+        return replay(programs.model.stopped(), programs.arguments, index, dream.draws, data=data), dream
