@@ -193,7 +193,7 @@ def to_arviz(
             },
             dict.fromkeys(("log_evidence", "effective_sample_size", "pareto_k"), weighted.units),
         ),
-        coords=_of_first(real.indices).values,
+        coords=_coords(real.indices) if data_axes is None else {},
     )
 
 
@@ -231,3 +231,8 @@ def _of_first(ragged: Ragged) -> Ragged:
     has = {name: np.asarray(there).reshape(len(there), -1).any(axis=1) for name, there in ragged.present.items()}
     first = {name: int(np.argmax(has[name])) if name in has else 0 for name in ragged.values}
     return Ragged({name: value[first[name]] for name, value in ragged.values.items()}, {}, ragged.kinds)
+
+
+def _coords(indices: Ragged) -> dict[str, jax.Array]:
+    """The indices of each plate; not of one whose size differs from sample to sample, whose axis is numbered."""
+    return {name: index[0] for name, index in indices.values.items() if name not in indices.present}
