@@ -138,8 +138,8 @@ def simulation_based_calibration(
     rng_key = jax.random.fold_in(jax.random.clone(rng_key), _TIES)
     ties = iter(jax.random.split(rng_key, len(compared.sites) + len(compared.densities)))
     ranks_by_name = lambda part: {name: ranks_of(next(ties), *part[name], num_samples=num_samples) for name in part}
-    ranks, joint_ranks = ranks_by_name(compared.sites), ranks_by_name(compared.densities)
-    return Calibration.of(ranks, joint_ranks, levels, num_samples, weighted=bool(weighted), left_out=left_out)
+    ranks, density_ranks = ranks_by_name(compared.sites), ranks_by_name(compared.densities)
+    return Calibration.of(ranks, density_ranks, levels, num_samples, weighted=bool(weighted), left_out=left_out)
 
 
 def _compare(
