@@ -99,10 +99,9 @@ def weights_tail(log_weights: Any, *, ax: Axes | None = None) -> Axes:
     ax.plot(np.arange(1, len(live) + 1), live, ls="", marker="o", ms=4, color=BLUE, label=label)
     if psis.is_available():
         smoothed, k = psis.pareto_smoothed(log_w)
-        changed = log_w[
-            np.isfinite(log_w) & (np.abs(smoothed - log_w) > 1e-9)
-        ]  # others are, but for rounding, as before
-        tail = np.sort(np.exp(smoothed - log_total))[::-1][: np.sum(log_w >= changed.min(initial=np.inf))]
+        smoothed, shares = np.exp(smoothed - log_total), np.exp(log_w - log_total)
+        changed = shares[~np.isclose(smoothed, shares, rtol=1e-9, atol=0.0)]  # all weights of the tail
+        tail = np.sort(smoothed)[::-1][: np.sum(shares >= changed.min(initial=np.inf))]
         if len(tail):
             ax.plot(np.arange(1, len(tail) + 1), tail, color=VERMILLION, lw=2, label=f"Pareto tail, k-hat {k:.2f}")
     dead = f" ({num - len(live):,} of weight zero left out)" if len(live) < num else ""
