@@ -14,14 +14,22 @@ from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.posterior import dreamt, ranking, uniformity
 from rws_jax.programs import density, handlers, independence
-from rws_jax.training import step_loss, svi, updates
+from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
 from tests.posterior import test_calibration, test_dreamt, test_uniformity
 from tests.programs import test_conditioned, test_independence, test_user_programs
-from tests.training import test_mutable_state, test_optimizers, test_step, test_svi
+from tests.training import (
+    test_describe,
+    test_evaluate,
+    test_held_out,
+    test_mutable_state,
+    test_optimizers,
+    test_step,
+    test_svi,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -381,6 +389,36 @@ MUTATIONS = {
         "if not numpyro.sample(",
         "if numpyro.sample(",
         test_one_by_one.test_a_particle_that_runs_alone_comes_from_the_same_of_guide_and_defensive_guide,
+    ),
+    "an evaluation of the next step's particles": (
+        trainer,
+        "jax.random.fold_in(jax.random.clone(state.rng_key), _EVALUATION)",
+        "jax.random.fold_in(jax.random.clone(state.rng_key), 1)",
+        partial(test_evaluate.test_the_same_state_gives_the_same_particles_and_not_those_of_the_next_step, 1),
+    ),
+    "an evaluation that is always finite": (
+        updates,
+        "finite = jnp.isfinite(aux.total) & self._has_signal(insomnia, aux)",
+        "finite = jnp.array(True)",
+        partial(test_evaluate.test_what_is_not_finite_or_dead_is_said, "nan"),
+    ),
+    "blocks that go on where an evaluation is due": (
+        held_out,
+        "min(size, self._every - num_done % self._every)",
+        "size",
+        lambda: test_held_out.test_evaluations_are_those_of_the_states_on_the_way(test_held_out.start_of(0)),
+    ),
+    "units of plates that some sites are in": (
+        description,
+        "set.intersection(",
+        "set.union(",
+        partial(test_describe.test_sentences, "nested"),
+    ),
+    "wider for narrower": (
+        site_tables,
+        "if not covers(ours, theirs, bounds_count=True):",
+        "if not covers(theirs, ours, bounds_count=True):",
+        test_describe.test_branching_programs_of_one_datum_in_words,
     ),
 }
 
