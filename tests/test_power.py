@@ -12,12 +12,14 @@ from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
+from rws_jax.posterior import dreamt, ranking, uniformity
 from rws_jax.programs import density, handlers, independence
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
+from tests.posterior import test_calibration, test_dreamt, test_uniformity
 from tests.programs import test_conditioned, test_independence, test_user_programs
 from tests.training import (
     test_describe,
@@ -345,6 +347,42 @@ MUTATIONS = {
         "members[which.ravel() == number]",
         "members[::-1][which.ravel() == number]",
         test_branching.test_a_step_by_paths_has_the_expectation_of_one_in_a_plate,
+    ),
+    "dreams weighed on real data": (
+        dreamt,
+        "proposal_dists=dists, data=dream.data)",
+        "proposal_dists=dists)",
+        partial(test_dreamt.test_densities_are_those_by_hand, "hierarchical", None, None),
+    ),
+    "dreams of the first datum alone": (
+        dreamt,
+        "number % num_data)",
+        "0 * number)",
+        test_dreamt.test_dreams_have_the_arguments_of_one_datum_after_another,
+    ),
+    "dreams ranked by weights of all units": (
+        ranking,
+        "scored.units.beside(log_w, ",
+        "scored.units.beside(0.0 * log_w + log_w.sum(), ",
+        test_calibration.test_each_unit_has_weights_of_its_own,
+    ),
+    "ranks never above ties": (
+        ranking,
+        "uniform * (1.0 + tied)",
+        "uniform * tied",
+        partial(test_calibration.test_a_rank_is_any_that_ties_allow, 0, 4),
+    ),
+    "ranks that are masked": (
+        ranking,
+        "z if masks.get(name) is None",
+        "z if True",
+        test_calibration.test_what_is_masked_plays_no_part,
+    ),
+    "numbers of ranks that do not depend on one another": (
+        uniformity,
+        "/ (1.0 - last)",
+        "/ 1.0",
+        partial(test_uniformity.test_p_values_are_exact, 4, 3),
     ),
     "the other of guide and defensive guide": (
         defensive,

@@ -42,14 +42,15 @@ def check_kept(run: Trace, shapes: dict[str, tuple[int, ...]], is_ragged: bool) 
 def fail_shape(site: Site, kept: tuple[int, ...], own: tuple[int, ...]) -> NoReturn:
     """Posterior samples of a latent are those of other data, or of another number of them."""
     name, plates = site["name"], [frame.name for frame in site["cond_indep_stack"]]
-    where = f", which is in plate {' and '.join(map(repr, plates))}" if plates else ""
+    where = f", in plate {' and '.join(map(repr, plates))}," if plates else ""
+    of_data = "pass data_axes as importance_sample had it; or " if len(kept) > len(own) else ""
     fail(
         ValueError,
-        f"posterior samples of latent site {name!r} do not fit into the model{where}",
+        f"posterior samples of latent site {name!r}{where} are of another shape than the model's",
         expected=f"samples of shape {own}, as the model has with these arguments",
-        found=f"samples of shape {kept}, inferred with other arguments",
-        hint=f"pass draw_anew=[{name!r}], and the model draws it given all that is kept, for a new group, say; or run"
-        " importance_sample on these data. If that had data_axes, pass data_axes here too",
+        found=f"samples of shape {kept}, as importance_sample had with its arguments",
+        hint=f"{of_data}pass draw_anew=[{name!r}], and the model draws it given all that is kept, for a new group, say;"
+        " or run importance_sample on these data",
     )
 
 

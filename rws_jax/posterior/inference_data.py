@@ -61,10 +61,9 @@ def inference_data(
 
 
 def _names(variable: str, dims: Dims, taken: Iterable[str]) -> list[str]:
-    """The name of each axis up to the last plate; what comes after it is named by ArviZ, in the same way."""
-    last = max((axis for axis, plate in enumerate(dims) if plate is not None), default=-1)
+    """The name of each axis: that of its plate, or else such as ArviZ before 1.0 gives."""
     names: list[str] = []
-    for axis, plate in enumerate(dims[: last + 1]):
+    for axis, plate in enumerate(dims):
         names.append(f"{variable}_dim_{axis}" if plate is None else _free(plate, {*taken, *names}))
     return names
 
