@@ -56,9 +56,12 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     worst = _at(np.argmax(np.where(bad & alive, k, -np.inf)), shape)
     which = f" in {np.sum(bad):,} of {_counted(bad.size, 'unit')}, {worst} the worst" if shape else ""
     joint = " All data share one weight, as no plate is common to all sites: units of their own would help most."
+    ess = np.min(np.asarray(weighted.effective_sample_size())[bad & alive])
+    ess = f"{ess:.4g} of {len(weighted.log_weights):,}{' at least' if shape else ''}"
     return (
-        f"Pareto k-hat is above {THRESHOLD}{which}: a few particles have most of the weight, and neither evidence nor"
-        f" expectations are to be trusted.{'' if weighted.units else joint} Train the guide for longer, also on dreams"
+        f"Pareto k-hat is above {THRESHOLD}{which}: the weights have so heavy a tail that evidence, expectations and"
+        f" their errors may rest on a few particles (effective sample size there: {ess})."
+        f"{'' if weighted.units else joint} Train the guide for longer, also on dreams"
         " (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, by which a share of"
         " them is drawn from the prior."
     )
