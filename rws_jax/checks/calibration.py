@@ -1,4 +1,4 @@
-"""Options of simulation-based calibration, and calls of it that are traced."""
+"""What simulation-based calibration is called with: levels, numbers, and nothing that is traced."""
 
 import numbers
 from collections.abc import Iterable
@@ -42,4 +42,16 @@ def check_known(programs: Any) -> None:
             expected="a call with known parameters, keys and arguments: ranks are tested on the host",
             found="a traced value among them",
             hint="call it outside of these; what it runs is compiled by itself",
+        )
+
+
+def check_num_draws(num_dreams: int, num_samples: int) -> None:
+    """Each draw of each dream has a number of its own, an int32."""
+    if num_dreams * num_samples >= 2**31:
+        fail(
+            ValueError,
+            "there are too many draws of all dreams together",
+            expected=f"fewer than {2**31:,}",
+            found=f"{num_dreams:,} dreams with {num_samples:,} draws each",
+            hint="ask for fewer simulations, or for fewer draws of each",
         )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.checks import matching, sites
+from rws_jax.checks.calibration import check_num_draws
 from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import Dream, DreamParticle
@@ -132,6 +133,7 @@ def compare_with_dreams(
     Raises:
       ValueError: if programs do not match, dreams cannot be drawn or shown, or real data come into them.
     """
+    check_num_draws(num_dreams, num_samples)
     data, execution = execution.data, execution.of_all_data()
     particle = DreamtParticle(dreamer, num_samples, statistic, data)
     if branching is None:

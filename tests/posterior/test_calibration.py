@@ -430,6 +430,7 @@ def test_results_are_trees_and_have_bands():
 
 ERRORS = [
     ({"num_simulations": 0}, ValueError, "option 'num_simulations' is too small"),
+    ({"num_simulations": 10**5, "num_samples": 10**5}, ValueError, "too many draws"),
     ({"num_samples": 2.0}, TypeError, "option 'num_samples' has the wrong type"),
     ({"weighted": 1}, TypeError, "option 'weighted' has the wrong type"),
     ({"levels": 0.9}, TypeError, "option 'levels' has the wrong type"),
