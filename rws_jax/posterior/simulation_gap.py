@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_int, check_rng_key
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import MutableState, Params, ProgramFn
+from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
 from rws_jax.estimators import weights
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.estimators.weights import PerParticle
 from rws_jax.execution.data import Data
 from rws_jax.options import ExecutionOptions, SleepOptions
+from rws_jax.options.sampling import RunOptions, takes
 from rws_jax.posterior import p_values
 from rws_jax.posterior.dreamt import compare_with_dreams, log_weights
 from rws_jax.posterior.evidence_particle import EvidenceParticle
@@ -33,7 +33,9 @@ class _Seen(NamedTuple):
     effective_sample_size: Any
 
 
+@takes(RunOptions)
 def simulation_gap(
+    options: RunOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
@@ -44,11 +46,6 @@ def simulation_gap(
     num_particles: int = 100,
     exchangeable: bool = False,
     simulated_data_to_args: SimulatedDataToArgs | None = None,
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> SimulationGap:
     r"""Rank real data among dreams of the model, as the guide sees both: is the model wrong, before it is believed.
@@ -73,11 +70,7 @@ def simulation_gap(
       exchangeable: whether all units have one distribution under the model: no covariates, no sizes of their own. Each
         is then compared with the dreams of all, so that a few simulations are enough.
       simulated_data_to_args: what the guide is to see of dreams, as in `sleep_phi_loss`.
-      vectorize_particles: whether dreams are mapped over.
-      chunk_size: dreams in memory at a time, each with all of its particles.
-      particle_sharding: over which devices dreams are spread.
-      data_axes: axes of the data in `args`, for programs of one datum.
-      mutable_state: that of both programs, as in a state.
+      options: how they run; `chunk_size` counts dreams, each with all of its particles.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -104,8 +97,7 @@ def simulation_gap(
       Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010. Schmitt et al., Detecting Model
       Misspecification in Amortized Bayesian Inference, 2023, arXiv 2112.08866.
     """
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    execution.check_number(num_simulations, "num_simulations", 1)
+    options.check_number(num_simulations, "num_simulations", 1)
     hint = "pass num_particles=100, say; p-values are right for any number"
     check_int(num_particles, "num_particles", 1, expected="an int >= 1", hint=hint)
     check_flag(exchangeable, "exchangeable")
@@ -114,12 +106,12 @@ def simulation_gap(
         what, hint = "simulation_gap is called inside of jit, scan or vmap", "call it from Python"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
     programs_of = lambda key: trained_programs_of(
-        simulation_gap, key, params, model, guide, args, kwargs, mutable_state=mutable_state
+        simulation_gap, key, params, model, guide, args, kwargs, mutable_state=options.mutable_state
     )
     real_key, dream_key = jax.random.split(rng_key)
-    real = _real(programs_of(real_key), num_particles, execution)
+    real = _real(programs_of(real_key), num_particles, options.execution)
     sleep = SleepOptions(num_simulations, simulated_data_to_args)
-    dreamt = _dreamt(programs_of(dream_key), sleep, num_particles, execution)
+    dreamt = _dreamt(programs_of(dream_key), sleep, num_particles, options.execution)
     if exchangeable:
         _check_alike(dreamt.log_evidence)
     p_value = partial(p_values.lower_p_values, pooled=exchangeable)
