@@ -10,19 +10,19 @@ from rws_jax.posterior import psis
 
 
 def bound_by_num_particles(
-    num_particles: Any, bounds: Any, standard_errors: Any = None, *, name: str = "bound", ax: Axes | None = None
+    sizes: Any, bounds: Any, standard_errors: Any = None, *, name: str = "bound", ax: Axes | None = None
 ) -> Axes:
     """Draw the bound on log evidence for growing K, which it approaches from below.
 
     Args:
-      num_particles: K, shape ``(sizes,)``; with the next two as ``evaluate(...).by_num_particles`` gives them.
+      sizes: K, shape ``(sizes,)``; with the next two as ``evaluate(...).by_num_particles`` gives them.
       bounds: mean bound per unit in nats, shape ``(sizes,)``.
       standard_errors: those of `bounds`; two of them are drawn to each side.
       name: what the legend calls it, where several are drawn on one Axes.
       ax: where to draw.
     """
     ax = given_or_new(ax)
-    x, y = np.asarray(num_particles), np.asarray(bounds, float)
+    x, y = np.asarray(sizes), np.asarray(bounds, float)
     color = COLORS[len(ax.get_lines()) % len(COLORS)]
     ax.plot(x, y, color=color, marker="o", label=name if standard_errors is None else f"{name} ± 2 s.e.")
     if standard_errors is not None:

@@ -11,7 +11,8 @@ from rws_jax.checks.arguments import check_flag, check_rng_key
 from rws_jax.core.errors import fail
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
-from rws_jax.options.sampling import SamplingOptions, takes
+from rws_jax.options import SamplingOptions
+from rws_jax.options.taking import takes
 from rws_jax.posterior import evidence
 from rws_jax.posterior.evaluation import Evaluation
 from rws_jax.posterior.evidence import EvidenceSummary
@@ -59,7 +60,7 @@ def evaluate(
         `minibatches` with ``epochs=1`` leaves out rows that do not fill a batch.
       *args: arguments of both programs, the same for every batch.
       progress_bar: whether to show one.
-      options: how particles are drawn and run; `chunk_size` changes no result.
+      options: how particles are drawn and run.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -96,21 +97,12 @@ def evaluate(
         what, hint = "evaluate is called inside of jit, scan or vmap", "minus rws_jax.wake_theta_loss is a bound there"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
     particle = EvidenceParticle(options.wake.estimator.particle)
-    sizes = evidence.sizes_up_to(options.num_particles)
+    sizes = evidence.sizes_up_to(options.num)
 
     def summary_of(number: int, batch: Any) -> EvidenceSummary:
-        programs = trained_programs_of(
-            evaluate,
-            jax.random.fold_in(rng_key, number),
-            params,
-            model,
-            guide,
-            (*arguments_of(batch), *args),
-            kwargs,
-            u=options.defensive_guide,
-            mutable_state=options.mutable_state,
-        )
-        return evidence.summarise(run(particle, programs, options.num_particles, options.execution), sizes)
+        own_key, own_args = jax.random.fold_in(rng_key, number), (*arguments_of(batch), *args)
+        programs = trained_programs_of(evaluate, options, own_key, params, model, guide, own_args, kwargs)
+        return evidence.summarise(run(particle, programs, options.num, options.execution), sizes)
 
     summaries = (summary_of(number, batch) for number, batch in enumerate(batches))
     return _collected(summaries, sizes, getattr(batches, "__len__", lambda: None)(), progress_bar)
