@@ -4,6 +4,7 @@ import inspect
 import types
 from functools import partial
 
+import jax
 import pytest
 
 import rws_jax
@@ -12,14 +13,15 @@ from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.posterior import dreamt, ranking, uniformity
+from rws_jax.posterior import dreamt, evaluation, evidence, evidence_particle, p_values, ranking, uniformity
 from rws_jax.programs import density, handlers, independence
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
-from tests.posterior import test_calibration, test_dreamt, test_uniformity
+from tests.posterior import test_calibration, test_dreamt, test_simulation_gap, test_uniformity
+from tests.posterior import test_evaluate as test_posterior_evaluate
 from tests.programs import test_conditioned, test_independence, test_user_programs
 from tests.training import (
     test_describe,
@@ -82,6 +84,20 @@ dreg_by_hand = partial(
 dying = partial(test_exact.test_the_control_variate_leaves_the_expected_gradient_where_particles_can_die, 2)
 
 hand_numbers = test_losses.test_hand_numbers_on_three_particles
+
+
+def compiled_anew(test):
+    """The same test; nothing that was compiled before is used in it, nor what it compiles afterwards."""
+
+    def run():
+        jax.clear_caches()
+        try:
+            test()
+        finally:
+            jax.clear_caches()
+
+    return run
+
 
 # name -> module, a piece of its source, what it is replaced by, a test that must then fail
 MUTATIONS = {
@@ -419,6 +435,36 @@ MUTATIONS = {
         "if not covers(ours, theirs, bounds_count=True):",
         "if not covers(theirs, ours, bounds_count=True):",
         test_describe.test_branching_programs_of_one_datum_in_words,
+    ),
+    "p-values of zero": (
+        p_values,
+        "(1 + ranks) / (1 + num)",
+        "ranks / num",
+        test_simulation_gap.test_hand_numbers,
+    ),
+    "p-values of the other side": (
+        p_values,
+        "np.sum(simulated <= real, axis=0)",
+        "np.sum(simulated >= real, axis=0)",
+        test_simulation_gap.test_hand_numbers,
+    ),
+    "the first group for all groups": (
+        evidence,
+        "return bounds.mean(axis=0)",
+        "return bounds[0]",
+        compiled_anew(test_posterior_evaluate.test_hand_numbers_on_four_particles),
+    ),
+    "errors of means as if of sums": (
+        evaluation,
+        "axis=-1)) / self.num_units",
+        "axis=-1))",
+        test_posterior_evaluate.test_evidence_is_the_exact_one_whatever_the_chunks_and_its_errors_are_honest,
+    ),
+    "evidence of NaN as of data that cannot be": (
+        evidence_particle,
+        "jnp.where(has_nan, jnp.nan, scored.log_weights)",
+        "scored.log_weights",
+        compiled_anew(test_posterior_evaluate.test_dead_units_and_nan_are_said_and_leave_the_others_alone),
     ),
 }
 

@@ -184,6 +184,6 @@ def _error(value: float) -> str:
 
 
 def _rounded(value: float, error: float) -> str:
-    """A number up to the second digit of its error."""
+    """A number up to the second digit of its error, and no further than floats can be trusted."""
     known = math.isfinite(value) and math.isfinite(error) and error > 0
-    return f"{value:,.{min(max(1 - math.floor(math.log10(error)), 0), 7)}f}" if known else f"{value:.6g}"
+    return f"{value:,.{min(max(1 - math.floor(math.log10(error)), 0), 4)}f}" if known else f"{value:.6g}"

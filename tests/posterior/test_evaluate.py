@@ -152,6 +152,7 @@ def test_items_of_a_batch_come_before_other_arguments():
     assert not np.allclose(result.log_evidence[3:], second.log_evidence)  # it is batch 0 there, and batch 1 here
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_evidence_of_a_minibatch_is_free_of_its_scale():
     model, guide = models.minibatch(models.one_model), models.minibatch(models.one_guide)
@@ -231,7 +232,11 @@ def branching_guide(x):
     numpyro.sample("k", dist.Bernoulli(logits=numpyro.param("slope", 0.6) * x), infer=BRANCHES)
 
 
-@pytest.mark.parametrize("options", [{}, {"vectorize_particles": False}, {"defensive": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(o, marks=pytest.mark.slow) for o in ({"vectorize_particles": False}, {"defensive": 0.3}))],
+    ids=str,
+)
 def test_evidence_of_programs_that_branch(options):
     x, num = X[:3], 20 if "vectorize_particles" in options else 200
     result = evaluate(
@@ -250,6 +255,7 @@ def test_evidence_of_programs_that_branch(options):
     assert np.all(np.abs(result.log_evidence - exact) < 5 * result.standard_error)
 
 
+@pytest.mark.slow
 def test_a_defensive_guide_leaves_evidence_as_it_is():
     def defensive_guide(x):
         with numpyro.plate("data", len(x)):
