@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from rws_jax.arguments import trained_programs_of
-from rws_jax.checks.arguments import check_int
+from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.checks.predictive import check_drawn_anew, check_same_data, check_weighted
-from rws_jax.core.layers import MutableState, Params, ProgramFn
-from rws_jax.execution.data import Data
+from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.execution.ragged import Ragged
 from rws_jax.options import ExecutionOptions
+from rws_jax.options.sampling import RunOptions, takes
 from rws_jax.posterior.inference_data import Group, inference_data
 from rws_jax.posterior.predictive_particles import PredictiveParticle, RealParticle, ScoreParticle
 from rws_jax.posterior.psis import pareto_smoothed
@@ -25,7 +25,9 @@ from rws_jax.programs.predict import Kept
 from rws_jax.programs.program import Arguments, Programs
 
 
+@takes(RunOptions)
 def posterior_predictive(
+    options: RunOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
@@ -34,10 +36,6 @@ def posterior_predictive(
     *args: Any,
     num_samples: int | None = None,
     draw_anew: Iterable[str] = (),
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> dict[str, jax.Array]:
     r"""Draw new data from the model at posterior samples.
@@ -60,10 +58,7 @@ def posterior_predictive(
       *args: arguments of the model.
       num_samples: how many samples; None for as many as there are particles.
       draw_anew: latent sites that are drawn from the model, in place of their posterior samples.
-      vectorize_particles: whether samples are mapped over; if not, the model runs un-jitted for one after the other.
-      chunk_size: samples that run at a time.
-      data_axes: axes of the data in `args`, for a model of one datum, as `importance_sample` had it.
-      mutable_state: ``state.mutable_state``, for models that have some.
+      options: how samples run, as particles do.
       **kwargs: keyword arguments of the model.
 
     Returns:
@@ -92,20 +87,22 @@ def posterior_predictive(
     """
     hint = "as posterior_predictive(rng_key, params, model, weighted, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "posterior_predictive", hint)
+    check_rng_key(rng_key, "the first argument of posterior_predictive", "pass jax.random.key(0), say")
     draw_anew = tuple(draw_anew)
     check_drawn_anew(draw_anew, weighted.samples)
     num_samples = weighted.num_particles if num_samples is None else num_samples
     _check_num_samples(num_samples)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, None, data_axes)
     resample_key, run_key = jax.random.split(rng_key)
     given = run_key, params, model, model, args, kwargs  # there is no guide
-    programs = trained_programs_of(posterior_predictive, *given, mutable_state=mutable_state)
+    programs = trained_programs_of(posterior_predictive, *given, mutable_state=options.mutable_state)
     kept = _resampled(weighted, weighted.indices(resample_key, num_samples), draw_anew)
-    programs, execution = _with_samples(programs, execution, weighted, kept)
+    programs, execution = _with_samples(programs, options.execution, weighted, kept)
     return run(PredictiveParticle(), programs, num_samples, execution).values
 
 
+@takes(RunOptions)
 def to_arviz(
+    options: RunOptions,
     weighted: WeightedSamples,
     rng_key: jax.Array,
     params: Params,
@@ -113,10 +110,6 @@ def to_arviz(
     /,
     *args: Any,
     num_samples: int = 1000,
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> Any:
     """Hand weighted samples to ArviZ: posterior, predictions, pointwise log-likelihood, data, and trust in the weights.
@@ -141,10 +134,7 @@ def to_arviz(
       model: NumPyro model, not seeded.
       *args: arguments of the model, those that `importance_sample` had.
       num_samples: how many draws.
-      vectorize_particles: this and the following as in `posterior_predictive`.
-      chunk_size: samples that run at a time.
-      data_axes: axes of the data in `args`, for a model of one datum, as `importance_sample` had it.
-      mutable_state: ``state.mutable_state``, for models that have some.
+      options: how samples run, as particles do.
       **kwargs: keyword arguments of the model.
 
     Returns:
@@ -157,14 +147,14 @@ def to_arviz(
     """
     hint = "as to_arviz(weighted, rng_key, params, model, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "to_arviz", hint)
+    check_rng_key(rng_key, "the second argument of to_arviz", "pass jax.random.key(0), say")
     _check_num_samples(num_samples)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, None, data_axes)
     resample_key, run_key = jax.random.split(rng_key)
     given = run_key, params, model, model, args, kwargs  # there is no guide
-    programs = trained_programs_of(to_arviz, *given, mutable_state=mutable_state)
+    programs = trained_programs_of(to_arviz, *given, mutable_state=options.mutable_state)
     indices = weighted.indices(resample_key, num_samples)
     kept = _resampled(weighted, indices)
-    programs, execution = _with_samples(programs, execution, weighted, kept)
+    programs, execution = _with_samples(programs, options.execution, weighted, kept)
     scores = run(ScoreParticle(), programs, num_samples, execution)
     predicted = run(PredictiveParticle(), programs, num_samples, execution)
     # One sample has all data that there are, unless it depends on samples which sites are observed.
@@ -172,9 +162,9 @@ def to_arviz(
     log_weights = np.asarray(weighted.log_weights)
     k = pareto_smoothed(log_weights)[1]
     if text := advice(weighted, k):
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
-    lead = weighted.units[:1] if data_axes is not None else ()
+    lead = weighted.units[:1] if options.data_axes is not None else ()
     group = lambda ragged: Group(ragged.values, {name: (*lead, *dims) for name, dims in ragged.kinds})
     latents = Group(kept.values, dict(weighted.dims))
     return inference_data(
@@ -193,7 +183,7 @@ def to_arviz(
             },
             dict.fromkeys(("log_evidence", "effective_sample_size", "pareto_k"), weighted.units),
         ),
-        coords=_coords(real.indices) if data_axes is None else {},
+        coords=_coords(real.indices) if options.data_axes is None else {},
     )
 
 
@@ -215,15 +205,10 @@ def _with_samples(
     programs: Programs, execution: ExecutionOptions, weighted: WeightedSamples, kept: Kept
 ) -> tuple[Programs, ExecutionOptions]:
     """Pass posterior samples to particles as one argument more, which has all of them for each datum."""
-    args, kwargs = programs.arguments
-    axes = execution.data_axes
-    num_data = Data(axes).count(programs)
+    (args, kwargs), num_data = programs.arguments, execution.data.count(programs)
     if kept.values:
         check_same_data(num_data, weighted.units, weighted.log_weights.shape[1:])
-    if axes is not None:
-        of_args = axes if isinstance(axes, tuple) else (axes,) * len(args)
-        execution = replace(execution, data_axes=(*of_args, 1))
-    return programs.with_arguments(Arguments((*args, kept), kwargs)), execution
+    return programs.with_arguments(Arguments((*args, kept), kwargs)), execution.with_argument(len(args), 1)
 
 
 def _of_first(ragged: Ragged) -> Ragged:

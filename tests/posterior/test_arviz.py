@@ -123,9 +123,8 @@ def test_groups_axes_and_coordinates():
     np.testing.assert_array_equal(u, resampled["u"])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "discrete" else pytest.mark.slow) for name in exact.CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", exact.CASES)
 def test_any_program(name, az):
     """Discrete latents, scan, data axes and branches: summarised, compared and plotted."""
     case = exact.CASES[name]()
@@ -171,7 +170,7 @@ def test_weights_that_are_not_to_be_trusted_are_warned_of():
         numpyro.sample("z", dist.Normal(-1.0, 0.1))
 
     weighted = rws_jax.importance_sample(key(), {}, location, narrow, X, num_particles=500)
-    with pytest.warns(UserWarning, match="Pareto k-hat is above 0.7 here") as warned:
+    with pytest.warns(UserWarning, match="Pareto k-hat is above 0.7") as warned:
         data = rws_jax.to_arviz(weighted, key(1), {}, location, X, num_samples=10)
     assert warned[0].filename == __file__
     assert data["sample_stats"]["pareto_k"] > 0.7
