@@ -164,7 +164,7 @@ def to_arviz(
     if text := advice(weighted, k):
         warnings.warn(text, stacklevel=3)
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
-    lead = weighted.units[:1] if options.data_axes is not None else ()
+    lead = weighted.units[:1] if options.data.axes is not None else ()
     group = lambda ragged: Group(ragged.values, {name: (*lead, *dims) for name, dims in ragged.kinds})
     latents = Group(kept.values, dict(weighted.dims))
     return inference_data(
@@ -183,7 +183,7 @@ def to_arviz(
             },
             dict.fromkeys(("log_evidence", "effective_sample_size", "pareto_k"), weighted.units),
         ),
-        coords=_coords(real.indices) if options.data_axes is None else {},
+        coords=_coords(real.indices) if options.data.axes is None else {},
     )
 
 
