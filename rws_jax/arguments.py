@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
-from rws_jax import options
+from rws_jax import options as declared
 from rws_jax.checks.arguments import check_params, check_program, check_rng_key
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, unwrapped
+from rws_jax.core.layers import Params, ProgramFn, hashable, unwrapped
+from rws_jax.options import RunOptions
 from rws_jax.programs.program import Arguments, Program, Programs
 
 
@@ -51,29 +52,27 @@ def programs_of(
 
 def trained_programs_of(
     function: Callable,
+    options: RunOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
     guide: ProgramFn,
     args: tuple,
     kwargs: dict[str, Any],
-    *,
-    u: ProgramFn | None = None,
-    mutable_state: MutableState | None = None,
 ) -> Programs:
     """Take what a function of trained programs is given apart: these are not seeded, and share a dict of parameters.
 
     Args:
       function: which function is called.
+      options: those it is called with.
       rng_key: JAX random key.
       params: constrained values of both programs, as `get_params` gives them.
       model: not seeded.
       guide: not seeded.
       args: positional arguments of the programs.
       kwargs: keyword arguments of the programs.
-      u: a defensive guide, not seeded.
-      mutable_state: that of both programs, as in a state.
     """
+    u = options.u
     check_rng_key(rng_key, f"the first argument of {function.__name__}", "pass jax.random.key(0), say")
     check_params(params, "params")
     roles: dict[str, ProgramFn] = {"model": model, "guide": guide} | ({} if u is None else {"defensive guide": u})
@@ -82,16 +81,16 @@ def trained_programs_of(
         check_no_collision(function, program, role, len(args))
     check_passed_on(function, (model, guide), kwargs)
     own = [
-        Program(hashable(program), role, key, dict(params), mutable_state=mutable_state or {})
+        Program(hashable(program), role, key, dict(params), mutable_state=options.mutable_state or {})
         for (role, program), key in zip(roles.items(), jax.random.split(rng_key, 3), strict=False)
     ]
-    defensive_guide = None if u is None else replace(own[2], params=None)
-    return Programs(own[0], own[1], defensive_guide, Arguments.of(args, kwargs, model))
+    proposal = None if u is None else replace(own[2], params=None)
+    return Programs(own[0], own[1], proposal, Arguments.of(args, kwargs, model))
 
 
 def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[str, Any]) -> None:
     """An option of another loss would go to the programs, which may take any argument in silence."""
-    for name in sorted(options.NAMES & kwargs.keys()):
+    for name in sorted(declared.NAMES & kwargs.keys()):
         if not any(name in _parameters_of(program) for program in programs):
             fail(
                 TypeError,

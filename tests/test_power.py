@@ -12,14 +12,24 @@ from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.programs import density, handlers, independence
-from rws_jax.training import step_loss, svi, updates
+from rws_jax.posterior import dreamt, predictive, predictive_particles, psis, ranking, uniformity
+from rws_jax.programs import density, handlers, independence, predict
+from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
+from tests.posterior import test_arviz, test_calibration, test_dreamt, test_predictive, test_psis, test_uniformity
 from tests.programs import test_conditioned, test_independence, test_user_programs
-from tests.training import test_mutable_state, test_optimizers, test_step, test_svi
+from tests.training import (
+    test_describe,
+    test_evaluate,
+    test_held_out,
+    test_mutable_state,
+    test_optimizers,
+    test_step,
+    test_svi,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")]
 
@@ -338,11 +348,119 @@ MUTATIONS = {
         "members[::-1][which.ravel() == number]",
         test_branching.test_a_step_by_paths_has_the_expectation_of_one_in_a_plate,
     ),
+    "dreams weighed on real data": (
+        dreamt,
+        "proposal_dists=dists, data=dream.data)",
+        "proposal_dists=dists)",
+        partial(test_dreamt.test_densities_are_those_by_hand, "hierarchical", None, None),
+    ),
+    "dreams of the first datum alone": (
+        dreamt,
+        "number % num_data)",
+        "0 * number)",
+        test_dreamt.test_dreams_have_the_arguments_of_one_datum_after_another,
+    ),
+    "dreams ranked by weights of all units": (
+        ranking,
+        "scored.units.beside(log_w, ",
+        "scored.units.beside(0.0 * log_w + log_w.sum(), ",
+        test_calibration.test_each_unit_has_weights_of_its_own,
+    ),
+    "ranks never above ties": (
+        ranking,
+        "uniform * (1.0 + tied)",
+        "uniform * tied",
+        partial(test_calibration.test_a_rank_is_any_that_ties_allow, 0, 4),
+    ),
+    "ranks that are masked": (
+        ranking,
+        "z if masks.get(name) is None",
+        "z if True",
+        test_calibration.test_what_is_masked_plays_no_part,
+    ),
+    "numbers of ranks that do not depend on one another": (
+        uniformity,
+        "/ (1.0 - last)",
+        "/ 1.0",
+        partial(test_uniformity.test_p_values_are_exact, 4, 3),
+    ),
+    "real data in the place of new ones": (
+        predict,
+        "return draw_site(site, numpyro.prng_key())",
+        "return None",
+        partial(test_predictive.test_new_data_follow_the_exact_predictive_distribution, "two gaussians"),
+    ),
+    "new data of the prior": (
+        predict,
+        'if site["name"] in kept.values:',
+        "if False:",
+        partial(test_predictive.test_new_data_follow_the_exact_predictive_distribution, "discrete"),
+    ),
+    "one posterior sample for all draws": (
+        predictive_particles,
+        "leaf[index.particle]",
+        "leaf[0]",
+        partial(test_predictive.test_new_data_follow_the_exact_predictive_distribution, "state space"),
+    ),
+    "covariates that are drawn anew": (
+        predict,
+        'or site["name"] in given or',
+        "or",
+        test_predictive.test_conditioned_covariates_stay_and_conditioned_data_do_not,
+    ),
+    "log-weights of particles that were not drawn": (
+        predictive,
+        "np.take_along_axis(log_weights, np.asarray(indices), axis=0)",
+        "log_weights[:num_samples]",
+        test_arviz.test_groups_axes_and_coordinates,
+    ),
+    "smoothed weights that are normalised": (
+        psis,
+        "smoothed + (log_w[smallest] - smoothed[smallest])",
+        "smoothed",
+        test_psis.test_all_units_equal_arviz_unit_by_unit,
+    ),
+    "dead particles that come to life": (
+        psis,
+        "if not live[_tail(log_w)].all():",
+        "if False:",
+        test_psis.test_the_dead_stay_dead_and_the_live_are_smoothed_by_themselves,
+    ),
     "the other of guide and defensive guide": (
         defensive,
         "if not numpyro.sample(",
         "if numpyro.sample(",
         test_one_by_one.test_a_particle_that_runs_alone_comes_from_the_same_of_guide_and_defensive_guide,
+    ),
+    "an evaluation of the next step's particles": (
+        trainer,
+        "jax.random.fold_in(jax.random.clone(state.rng_key), _EVALUATION)",
+        "jax.random.fold_in(jax.random.clone(state.rng_key), 1)",
+        partial(test_evaluate.test_the_same_state_gives_the_same_particles_and_not_those_of_the_next_step, 1),
+    ),
+    "an evaluation that is always finite": (
+        updates,
+        "finite = jnp.isfinite(aux.total) & self._has_signal(insomnia, aux)",
+        "finite = jnp.array(True)",
+        partial(test_evaluate.test_what_is_not_finite_or_dead_is_said, "nan"),
+    ),
+    "blocks that go on where an evaluation is due": (
+        held_out,
+        "min(size, self._every - num_done % self._every)",
+        "size",
+        lambda: test_held_out.test_evaluations_are_those_of_the_states_on_the_way(test_held_out.start_of(0)),
+    ),
+    "units of plates that some sites are in": (
+        description,
+        "set.intersection(",
+        "set.union(",
+        partial(test_describe.test_sentences, "nested"),
+    ),
+    "wider for narrower": (
+        site_tables,
+        "if not covers(ours, theirs, bounds_count=True):",
+        "if not covers(theirs, ours, bounds_count=True):",
+        test_describe.test_branching_programs_of_one_datum_in_words,
     ),
 }
 

@@ -1,7 +1,8 @@
 """Plain text for people: tables whose columns are aligned, and lines that say what a word before them is about."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 WIDTH = 100
 
@@ -27,18 +28,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def labelled(lines: Iterable[tuple[str, str]]) -> str:
-    """Lines of a label and what is said of it, one below the other; long ones go on where they begin."""
+    """What is said of each label, beside it, one below the other; lines that are too long go on below themselves."""
     lines = list(lines)
     width = max((len(label) for label, _ in lines), default=0) + 2
-    wrap = lambda label, text: textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=label.ljust(width),
-        subsequent_indent=" " * width,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return "\n".join(wrap(label, text) for label, text in lines)
+    return "\n".join(label.ljust(width) + f"\n{' ' * width}".join(_wrapped(text, width)) for label, text in lines)
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    for line in text.split("\n"):
+        inside = " " * (len(line) - len(line.lstrip()))
+        further = inside and inside + " " * len("expected: ")  # lines of an error have labels of their own
+        how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        yield from textwrap.wrap(line, WIDTH - width, subsequent_indent=further, **how)
 
 
 def listed(words: Iterable[str], last: str = "and") -> str:

@@ -124,13 +124,13 @@ class WakeParticle:
 class Wake:
     """Both wake losses: of the model by the bound, of the guide by one of several estimators."""
 
-    num_particles: int
+    num: int  # of particles
     particle: WakeParticle
     phi_loss: Callable[[Scored], jax.Array]
 
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
         """Run one set of particles, and compute all that wake learns from it."""
-        scored = executor(self.particle, programs, self.num_particles)
+        scored = executor(self.particle, programs, self.num)
         return (_compiled_losses_of if executor.ragged else _losses_of)(scored, self.phi_loss)
 
 

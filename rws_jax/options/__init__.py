@@ -13,8 +13,8 @@ import jax
 
 from rws_jax.checks import matching
 from rws_jax.checks import options as checks
-from rws_jax.checks.arguments import check_flag, check_program
-from rws_jax.core.layers import ProgramFn, hashable
+from rws_jax.checks.arguments import check_flag, check_int, check_program
+from rws_jax.core.layers import MutableState, ProgramFn, hashable
 from rws_jax.core.sites import Trace, trained_sites
 from rws_jax.estimators import dreg, score, vimco
 from rws_jax.estimators.scored import Scored
@@ -164,6 +164,91 @@ class StepOptions:
         matching.check_model_has_params(theta, self.model_has_params)
         if theta:
             self.execution.check_number(self.num_particles, "num_particles", 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ExecutionOptions):
+    """How trained programs run."""
+
+    mutable_state: MutableState | None = field(
+        default=None, metadata={"help": "``state.mutable_state``, for programs that have some."}
+    )
+
+    @property
+    def execution(self) -> ExecutionOptions:
+        """How particles run, a value: equal ones share what is compiled."""
+        return ExecutionOptions(*(getattr(self, option.name) for option in fields(ExecutionOptions)))
+
+    @property
+    def u(self) -> ProgramFn | None:
+        """The program that defensive proposals come from, if it is not the model."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(RunOptions):
+    """How particles of trained programs are drawn, to be weighed."""
+
+    num_particles: int = field(default=1000, metadata={"help": "K, particles of each unit, at least 1."})
+    defensive: float = field(
+        default=0.0, metadata={"help": "share of particles that do not come from the guide; see `wake_phi_loss`."}
+    )
+    defensive_guide: ProgramFn | None = field(
+        default=None, metadata={"help": "program that they come from, not seeded; default the model's prior."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_number(self.num_particles, "num_particles", 1)
+
+    @property
+    def num(self) -> int:
+        """How many particles there are of each unit."""
+        return self.num_particles
+
+    @property
+    def u(self) -> ProgramFn | None:
+        """The program that defensive proposals come from, if it is not the model."""
+        return self.defensive_guide
+
+    @property
+    def wake(self) -> WakeOptions:
+        """How they are drawn."""
+        return WakeOptions(self.num_particles, defensive=self.defensive, defensive_guide=self.defensive_guide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamOptions(RunOptions):
+    """How dreams of trained programs are drawn and shown to the guide."""
+
+    simulated_data_to_args: SimulatedDataToArgs | None = field(
+        default=None, metadata={"help": "how the guide is shown dreamt data; see `sleep_phi_loss`."}
+    )
+    observed_sites: tuple[str, ...] = field(
+        default=(), metadata={"help": "names of data sites of a model that runs without data."}
+    )
+
+    @property
+    def dreamer(self) -> DreamParticle:
+        """What one dream computes."""
+        return SleepOptions(1, self.simulated_data_to_args, self.observed_sites).estimator.particle
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighedDreamOptions(DreamOptions):
+    """How dreams are drawn, and particles of the guide for each of them."""
+
+    num_particles: int = field(default=100, metadata={"help": "K, particles for each dream and for the real data."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hint = "pass num_particles=100, say"
+        check_int(self.num_particles, "num_particles", 1, expected="an int >= 1", hint=hint)
+
+    @property
+    def num(self) -> int:
+        """How many particles there are for each dream."""
+        return self.num_particles
 
 
 # Options that only make_step or ReweightedWakeSleep has, beside those above.

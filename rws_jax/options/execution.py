@@ -67,6 +67,21 @@ class ExecutionOptions:
         axes = self.data_axes if isinstance(self.data_axes, tuple) else (self.data_axes,) * num_args
         return replace(self, data_axes=(*axes, axis))
 
+    def of_all_data(self) -> "ExecutionOptions":
+        """The same for programs of which the datum has been chosen."""
+        return replace(self, data_axes=None)
+
+    def in_groups(self, size: int) -> "ExecutionOptions":
+        """The same for so many particles in place of one."""
+        return self if self.chunk_size is None else replace(self, chunk_size=self.chunk_size * size)
+
+    def of_dreams(self, num: int, num_data: int | None) -> "ExecutionOptions":
+        """The same for `num` particles of each datum, where chunks are of dreams with so many particles each."""
+        size = self.chunk_size
+        if size is not None and num_data is not None:
+            size = max(1, size * num // num_data)
+        return replace(self, chunk_size=size and min(size, num), particle_sharding=None)
+
     def executor(self, cache: PathCache | None = None) -> Executor:
         """What runs particles so; a cache of compiled paths, if programs branch and the caller keeps one."""
         if self.one_by_one:

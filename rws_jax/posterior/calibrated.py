@@ -11,7 +11,7 @@ from rws_jax.posterior import uniformity
 from rws_jax.posterior.uniformity import EcdfBand
 
 _NUM_LINES = 12  # of sites in a printed summary
-_JOINT = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x), the model's density"}
+_DENSITIES = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x), the model's density"}
 
 
 @partial(
@@ -20,8 +20,8 @@ _JOINT = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x), t
         "ranks",
         "p_values",
         "coverage",
-        "joint_ranks",
-        "joint_p_values",
+        "density_ranks",
+        "density_p_values",
         "expected_coverage",
         "levels",
     ],
@@ -29,17 +29,17 @@ _JOINT = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x), t
 )
 @dataclass(frozen=True, repr=False)
 class Calibration:
-    """Result of `simulation_based_calibration`; NumPy arrays, keyed by latent site or by joint quantity.
+    """Result of `simulation_based_calibration`; NumPy arrays, keyed by latent site or by log density.
 
-    Joint quantities are ``"log_q"``, the guide's log density of all latents given the data, and ``"log_p"``, the
+    Log densities are ``"log_q"``, the guide's log density of all latents given the data, and ``"log_p"``, the
     model's of latents and data, each of shape ``units``: that of the plates common to all sites, or () for one unit.
 
     Attributes:
       ranks: of each dream among the draws that the guide makes for it, 0 to `num_samples`; ``(simulations, *shape)``.
       p_values: of uniform ranks, for each scalar of each latent; the shape of the latent.
       coverage: share of dreams in the central interval of each of `levels`; ``(levels, *shape)``.
-      joint_ranks: ranks of log densities; ``(simulations, *units)``.
-      joint_p_values: of uniform ranks; ``units``.
+      density_ranks: ranks of log densities; ``(simulations, *units)``.
+      density_p_values: of uniform ranks; ``units``.
       expected_coverage: share of dreams in the guide's region of highest density, of each of `levels`;
         ``(levels, *units)``.
       levels: probabilities that intervals and regions claim to hold.
@@ -51,8 +51,8 @@ class Calibration:
     ranks: dict[str, np.ndarray]
     p_values: dict[str, np.ndarray]
     coverage: dict[str, np.ndarray]
-    joint_ranks: dict[str, np.ndarray]
-    joint_p_values: dict[str, np.ndarray]
+    density_ranks: dict[str, np.ndarray]
+    density_p_values: dict[str, np.ndarray]
     expected_coverage: np.ndarray
     levels: np.ndarray
     num_samples: int
@@ -63,7 +63,7 @@ class Calibration:
     def of(
         cls,
         ranks: dict[str, np.ndarray],
-        joint_ranks: dict[str, np.ndarray],
+        density_ranks: dict[str, np.ndarray],
         levels: tuple[float, ...],
         num_samples: int,
         **about: Any,
@@ -72,13 +72,13 @@ class Calibration:
         p_values = lambda ranks: {name: uniformity.p_values(of_site, num_samples) for name, of_site in ranks.items()}
         central = lambda level: (0.5 - level / 2, 0.5 + level / 2)
         coverage = lambda of_site: np.stack([_share_within(of_site, num_samples, *central(level)) for level in levels])
-        highest = [_share_within(joint_ranks["log_q"], num_samples, 1.0 - level, 1.0) for level in levels]
+        highest = [_share_within(density_ranks["log_q"], num_samples, 1.0 - level, 1.0) for level in levels]
         return cls(
             ranks=ranks,
             p_values=p_values(ranks),
             coverage={name: coverage(of_site) for name, of_site in ranks.items()},
-            joint_ranks=joint_ranks,
-            joint_p_values=p_values(joint_ranks),
+            density_ranks=density_ranks,
+            density_p_values=p_values(density_ranks),
             expected_coverage=np.stack(highest),
             levels=np.array(levels),
             num_samples=num_samples,
@@ -88,11 +88,11 @@ class Calibration:
     @property
     def num_simulations(self) -> int:
         """How many dreams there were."""
-        return len(self.joint_ranks["log_q"])
+        return len(self.density_ranks["log_q"])
 
     @property
     def p_value(self) -> float:
-        """One p-value for all scalars and joint quantities: the smallest times their number (Bonferroni), at most 1.
+        """One p-value for all scalars and log densities: the smallest times their number (Bonferroni), at most 1.
 
         Below 0.01, say, the guide is not calibrated; a guide that is has such a one in at most 1 % of all runs.
         """
@@ -102,9 +102,9 @@ class Calibration:
         """The share of ranks below each point of `band`; ``(points, *shape)``.
 
         Args:
-          name: a latent site, or a joint quantity, ``"log_q"`` or ``"log_p"``, if no site is named so.
+          name: a latent site, or a log density, ``"log_q"`` or ``"log_p"``, if no site is named so.
         """
-        ranks = self.ranks[name] if name in self.ranks else self.joint_ranks[name]
+        ranks = self.ranks[name] if name in self.ranks else self.density_ranks[name]
         return uniformity.ecdf(ranks, self.num_samples)
 
     def band(self, level: float = 0.95) -> EcdfBand:
@@ -125,13 +125,13 @@ class Calibration:
             lines.append(f"  {self._line(name)}")
         if len(self.ranks) > _NUM_LINES:
             lines.append(f"  ... and {len(self.ranks) - _NUM_LINES} more sites")
-        lines += [f"  {text}: p {_smallest(self.joint_p_values[name])}" for name, text in _JOINT.items()]
+        lines += [f"  {text}: p {_smallest(self.density_p_values[name])}" for name, text in _DENSITIES.items()]
         if self.left_out:
             lines.append(f"  left out, as their shapes differ between branches: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
     def _all_p_values(self) -> np.ndarray:
-        return np.concatenate([np.ravel(p) for p in (*self.p_values.values(), *self.joint_p_values.values())])
+        return np.concatenate([np.ravel(p) for p in (*self.p_values.values(), *self.density_p_values.values())])
 
     def _verdict(self) -> str:
         if self.p_value >= 0.01:

@@ -9,27 +9,28 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_int
 from rws_jax.checks.calibration import check_known, check_levels
 from rws_jax.checks.pairs import fail_branching_pairs
-from rws_jax.core.layers import MutableState, Params, ProgramFn
+from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.estimators.sleep import DreamParticle
-from rws_jax.options import ExecutionOptions, SleepOptions
+from rws_jax.options import DreamOptions, ExecutionOptions
+from rws_jax.options.taking import takes
 from rws_jax.posterior.calibrated import Calibration
 from rws_jax.posterior.dreamt import branches, compare_with_dreams, shapes_of_dreams
 from rws_jax.posterior.pairs import GivenPairs, Pairs, ProgramsWithPairs
 from rws_jax.posterior.ranking import Quantities, RankStatistic, RankSummary, ranks_of
-from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Programs
 
 _NUM_TRIED = 200  # dreams that tell which sites there are, where Python branches
 _TIES = 0xFFFFFFFE  # a number for the key of ties that no program's key has
 
 
+@takes(DreamOptions)
 def simulation_based_calibration(
+    options: DreamOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
@@ -41,13 +42,6 @@ def simulation_based_calibration(
     weighted: bool = False,
     pairs: Pairs | None = None,
     levels: Iterable[float] = (0.5, 0.8, 0.95),
-    simulated_data_to_args: SimulatedDataToArgs | None = None,
-    observed_sites: tuple[str, ...] = (),
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    vectorize_particles: bool = True,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> Calibration:
     r"""Test on dreams of the model whether the guide draws from the posterior; it needs no fit for each dream.
@@ -67,7 +61,8 @@ def simulation_based_calibration(
 
     The model dreams as in `sleep_phi_loss`: with its real arguments, which give shapes and covariates. Where Python
     branches, a site that a dream or a draw lacks counts as minus infinity there, so whether it exists is tested too;
-    sites are those of the first 200 dreams.
+    sites are those of the first 200 dreams. With `data_axes`, dream s has the arguments of datum s modulo their number,
+    and is a unit of its own.
 
     Args:
       rng_key: JAX random key.
@@ -80,14 +75,7 @@ def simulation_based_calibration(
       weighted: whether draws are weighted by the model; pass more of them, ``num_samples=999``, say.
       pairs: latents and data in place of dreams, two dicts of arrays by site with an axis of pairs in front.
       levels: probabilities of the intervals and regions whose coverage is reported.
-      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, as in `sleep_phi_loss`.
-      observed_sites: names of data sites of a model that runs without data.
-      chunk_size: dreams in memory at a time, each with all of its draws; None for all at once.
-      particle_sharding: over which devices dreams are spread.
-      data_axes: axes of the data in `args`, for programs of one datum: dream s has the arguments of datum s modulo
-        their number, and is a unit of its own.
-      vectorize_particles: whether dreams and draws are mapped over, as in `wake_phi_loss`.
-      mutable_state: that of both programs, as in a state.
+      options: how dreams are drawn and run; a chunk is of dreams with all of their draws.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -121,12 +109,9 @@ def simulation_based_calibration(
     _check_number(num_samples, "num_samples", 99)
     check_flag(weighted, "weighted")
     levels = check_levels(levels)
-    programs = trained_programs_of(
-        simulation_based_calibration, rng_key, params, model, guide, args, kwargs, mutable_state=mutable_state
-    )
+    programs = trained_programs_of(simulation_based_calibration, options, rng_key, params, model, guide, args, kwargs)
     check_known(programs)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    dreamer = SleepOptions(1, simulated_data_to_args, observed_sites).estimator.particle
+    execution, dreamer = options.execution, options.dreamer
     if pairs is not None:
         programs = ProgramsWithPairs.of(programs, pairs)
         dreamer = GivenPairs(dreamer.data_sites, dreamer.rewrite)
@@ -138,8 +123,8 @@ def simulation_based_calibration(
     rng_key = jax.random.fold_in(jax.random.clone(rng_key), _TIES)
     ties = iter(jax.random.split(rng_key, len(compared.sites) + len(compared.densities)))
     ranks_by_name = lambda part: {name: ranks_of(next(ties), *part[name], num_samples=num_samples) for name in part}
-    ranks, joint_ranks = ranks_by_name(compared.sites), ranks_by_name(compared.densities)
-    return Calibration.of(ranks, joint_ranks, levels, num_samples, weighted=bool(weighted), left_out=left_out)
+    ranks, density_ranks = ranks_by_name(compared.sites), ranks_by_name(compared.densities)
+    return Calibration.of(ranks, density_ranks, levels, num_samples, weighted=bool(weighted), left_out=left_out)
 
 
 def _compare(
@@ -154,7 +139,7 @@ def _compare(
     branching = branches(programs, dreamer, execution)
     shapes: dict[str, tuple[int, ...] | None] = {}
     if branching:
-        if execution.vectorize_particles and isinstance(dreamer, GivenPairs):
+        if isinstance(dreamer, GivenPairs) and not execution.one_by_one:
             fail_branching_pairs()
         shapes = shapes_of_dreams(programs, dreamer, execution, min(num_simulations, _NUM_TRIED))
     known = {name: shape for name, shape in shapes.items() if shape is not None}

@@ -6,7 +6,7 @@ to be a tree of scalars.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -132,15 +132,13 @@ def compare_with_dreams(
     Raises:
       ValueError: if programs do not match, dreams cannot be drawn or shown, or real data come into them.
     """
-    data, execution = Data(execution.data_axes), replace(execution, data_axes=None)
+    data, execution = execution.data, execution.of_all_data()
     particle = DreamtParticle(dreamer, num_samples, statistic, data)
     if branching is None:
         branching = branches(programs, dreamer, execution, data)
     if not branching:
         return run(_AllDraws(particle, summary), programs, num_dreams, execution)
-    if execution.chunk_size is not None:
-        execution = replace(execution, chunk_size=execution.chunk_size * num_samples)
-    of_each = run(particle, programs, num_dreams * num_samples, execution)
+    of_each = run(particle, programs, num_dreams * num_samples, execution.in_groups(num_samples))
     of_each = jax.tree.map(lambda leaf: leaf.reshape(num_dreams, num_samples, *leaf.shape[1:]), of_each)
     return jax.jit(jax.vmap(summary))(of_each)
 
@@ -159,7 +157,7 @@ def branches(programs: Programs, dreamer: DreamParticle, execution: ExecutionOpt
       execution: likewise.
       data: axes of data, if `execution` has none.
     """
-    data, executor = data or Data(execution.data_axes), execution.executor()
+    data, executor = data or execution.data, execution.executor()
     of_one = programs if data.count(programs) is None else data.take(programs, 0)
     with executor.watch():
         check_no_real_data(dreamer, of_one, Index(0, None, executor.ragged), by_values=False)
@@ -170,7 +168,7 @@ def shapes_of_dreams(
     programs: Programs, dreamer: DreamParticle, execution: ExecutionOptions, num_dreams: int
 ) -> dict[str, tuple[int, ...] | None]:
     """The latent sites of the first dreams, run un-jitted, with their shapes; None where these differ."""
-    particle, executor = DreamtParticle(dreamer, 1, log_weights, Data(execution.data_axes)), execution.executor()
+    particle, executor = DreamtParticle(dreamer, 1, log_weights, execution.data), execution.executor()
     shapes: dict[str, tuple[int, ...] | None] = {}
     for number in range(num_dreams):
         with executor.watch():

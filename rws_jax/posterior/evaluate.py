@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 from tqdm.auto import tqdm
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_rng_key
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import MutableState, Params, ProgramFn
+from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
-from rws_jax.options import ExecutionOptions, WakeOptions
+from rws_jax.options import SamplingOptions
+from rws_jax.options.taking import takes
 from rws_jax.posterior import evidence
 from rws_jax.posterior.evaluation import Evaluation
 from rws_jax.posterior.evidence import EvidenceSummary
@@ -23,7 +23,9 @@ from rws_jax.training.batches import arguments_of, check_batches, check_ends
 _HINT = "pass [(x,)] for a single batch, or a generator of tuples: ((x[i : i + 100],) for i in range(0, len(x), 100))"
 
 
+@takes(SamplingOptions)
 def evaluate(
+    options: SamplingOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
@@ -31,15 +33,7 @@ def evaluate(
     batches: Iterable,
     /,
     *args: Any,
-    num_particles: int = 1000,
     progress_bar: bool = True,
-    defensive: float = 0.0,
-    defensive_guide: ProgramFn | None = None,
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> Evaluation:
     r"""Estimate the log evidence of held-out data, unit by unit, from batches that need not fit into memory together.
@@ -65,15 +59,8 @@ def evaluate(
         tuple or list has several arguments; an array, a dict or a NamedTuple is one. ``[(x,)]`` is a single batch.
         `minibatches` with ``epochs=1`` leaves out rows that do not fill a batch.
       *args: arguments of both programs, the same for every batch.
-      num_particles: K, of each unit.
       progress_bar: whether to show one.
-      defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
-      defensive_guide: program that they come from, not seeded; default the model's prior.
-      vectorize_particles: whether particles are mapped over.
-      chunk_size: particles in memory at a time; results do not depend on it.
-      particle_sharding: over which devices they are spread.
-      data_axes: axes of the data in the arguments of a batch, for programs of one datum.
-      mutable_state: that of both programs, as in a state.
+      options: how particles are drawn and run.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -109,25 +96,13 @@ def evaluate(
     if is_traced((rng_key, params, args, kwargs)):
         what, hint = "evaluate is called inside of jit, scan or vmap", "minus rws_jax.wake_theta_loss is a bound there"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    execution.check_number(num_particles, "num_particles", 1)
-    wake = WakeOptions(num_particles, defensive=defensive, defensive_guide=defensive_guide)
-    particle = EvidenceParticle(wake.estimator.particle)
-    sizes = evidence.sizes_up_to(num_particles)
+    particle = EvidenceParticle(options.wake.estimator.particle)
+    sizes = evidence.sizes_up_to(options.num)
 
     def summary_of(number: int, batch: Any) -> EvidenceSummary:
-        programs = trained_programs_of(
-            evaluate,
-            jax.random.fold_in(rng_key, number),
-            params,
-            model,
-            guide,
-            (*arguments_of(batch), *args),
-            kwargs,
-            u=defensive_guide,
-            mutable_state=mutable_state,
-        )
-        return evidence.summarise(run(particle, programs, num_particles, execution), sizes)
+        own_key, own_args = jax.random.fold_in(rng_key, number), (*arguments_of(batch), *args)
+        programs = trained_programs_of(evaluate, options, own_key, params, model, guide, own_args, kwargs)
+        return evidence.summarise(run(particle, programs, options.num, options.execution), sizes)
 
     summaries = (summary_of(number, batch) for number, batch in enumerate(batches))
     return _collected(summaries, sizes, getattr(batches, "__len__", lambda: None)(), progress_bar)

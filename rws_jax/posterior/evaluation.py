@@ -15,14 +15,14 @@ from rws_jax.posterior.evidence import EvidenceSummary
 class BoundByNumParticles(NamedTuple):
     """The bound for growing numbers of particles, per unit; shape ``(sizes,)`` each, in nats."""
 
-    num_particles: np.ndarray
+    sizes: np.ndarray
     bounds: np.ndarray
     standard_errors: np.ndarray  # over particles, given the data
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["num_particles", "bounds", "standard_errors", "effective_sample_size"],
+    data_fields=["sizes", "bounds", "standard_errors", "effective_sample_size"],
     meta_fields=["of_batches"],
 )
 @dataclass(frozen=True, repr=False)
@@ -36,14 +36,14 @@ class Evaluation:
     its log-weights has NaN.
 
     Attributes:
-      num_particles: the sizes K: powers of ten up to the number of particles, and that number. Shape ``(sizes,)``.
+      sizes: the sizes K: powers of ten up to the number of particles, and that number. Shape ``(sizes,)``.
       bounds: bound on log evidence with K particles, a mean over disjoint groups of K. Shape ``(sizes, units)``.
       standard_errors: those of `bounds` over particles. Shape ``(sizes, units)``; NaN where they are not known.
       effective_sample_size: Kish's, of all particles. Shape ``(units,)``.
       of_batches: whether each unit is a batch as a whole.
     """
 
-    num_particles: np.ndarray
+    sizes: np.ndarray
     bounds: np.ndarray
     standard_errors: np.ndarray
     effective_sample_size: np.ndarray
@@ -102,7 +102,7 @@ class Evaluation:
         with np.errstate(invalid="ignore"):  # of units that are not finite
             means = np.mean(self.bounds, axis=-1, dtype=float)
             errors = np.sqrt(np.sum(np.square(self.standard_errors, dtype=float), axis=-1)) / self.num_units
-        return BoundByNumParticles(self.num_particles, means, errors)
+        return BoundByNumParticles(self.sizes, means, errors)
 
     @property
     def ess_mean(self) -> float:
@@ -131,11 +131,11 @@ class Evaluation:
     def __repr__(self) -> str:
         if not isinstance(self.bounds, np.ndarray):  # inside of a function of JAX that maps over trees
             return f"Evaluation(bounds={self.bounds})"
-        num, last = self.num_units, int(self.num_particles[-1])
+        num, last = self.num_units, int(self.sizes[-1])
         unit = "batch" if self.of_batches else "unit"
         over_data, over_particles = self.standard_error_over_data, self.standard_error_over_particles
         shown = partial(_rounded, error=over_particles)
-        means = zip(self.num_particles, self.by_num_particles.bounds, strict=True)
+        means = zip(self.sizes, self.by_num_particles.bounds, strict=True)
         lines = [
             f"Evaluation of {_counted(num, unit)}, {_counted(last, 'particle')} each, in nats",
             f"  log evidence    {shown(self.mean)} per {unit}, {_rounded(self.total, over_particles * num)} in total",

@@ -24,9 +24,9 @@ class EvidenceSummary(NamedTuple):
     effective_sample_size: OfUnits
 
 
-def sizes_up_to(num_particles: int) -> tuple[int, ...]:
+def sizes_up_to(num: int) -> tuple[int, ...]:
     """The powers of ten below a number of particles, and this number."""
-    return *(10**power for power in range(len(str(num_particles - 1))) if num_particles > 1), num_particles
+    return *(10**power for power in range(len(str(num - 1))) if num > 1), num
 
 
 @partial(jax.jit, static_argnums=1)

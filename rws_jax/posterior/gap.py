@@ -16,7 +16,7 @@ _ARRAYS = ["p_values", "ess_p_values", "log_evidence", "effective_sample_size"]
 _ARRAYS += ["dreamt_log_evidence", "dreamt_effective_sample_size"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["num_particles", "exchangeable"])
+@partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["max_ess", "exchangeable"])
 @dataclass(frozen=True, repr=False)
 class SimulationGap:
     """How real data rank among dreams of the model, unit by unit; arrays of NumPy, log evidence in nats.
@@ -32,7 +32,7 @@ class SimulationGap:
       effective_sample_size: Kish's, of the real data; shape ``units``.
       dreamt_log_evidence: the same of dreams, shape ``(simulations, *units)``.
       dreamt_effective_sample_size: the same of dreams, shape ``(simulations, *units)``.
-      num_particles: of each unit, real or dreamt.
+      max_ess: how many particles each unit had, real or dreamt.
       exchangeable: whether each unit was compared with the dreams of all.
     """
 
@@ -42,7 +42,7 @@ class SimulationGap:
     effective_sample_size: np.ndarray
     dreamt_log_evidence: np.ndarray
     dreamt_effective_sample_size: np.ndarray
-    num_particles: int
+    max_ess: int
     exchangeable: bool
 
     @cached_property
@@ -61,7 +61,7 @@ class SimulationGap:
             return f"SimulationGap(p_values={self.p_values})"
         num, num_dreams = self.p_values.size, len(self.dreamt_log_evidence)
         reference = f"{num_dreams:,} dreams of {'all units' if self.exchangeable else 'its own'}"
-        size = f"{num:,} unit{'s' * (num != 1)}, each against {reference}, {self.num_particles:,} particles"
+        size = f"{num:,} unit{'s' * (num != 1)}, each against {reference}, {self.max_ess:,} particles"
         first = self.order[:5]
         lines = [
             f"SimulationGap of {size}",

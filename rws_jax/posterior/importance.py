@@ -9,7 +9,8 @@ from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.execution.ragged import Ragged
-from rws_jax.options.sampling import RunOptions, SamplingOptions, takes
+from rws_jax.options import RunOptions, SamplingOptions
+from rws_jax.options.taking import takes
 from rws_jax.posterior.running import run
 from rws_jax.posterior.weighted import WeightedSamples
 from rws_jax.posterior.weighted_draw import GuideDrawParticle, WeightedDrawParticle
@@ -70,19 +71,8 @@ def importance_sample(
     References:
       Owen, Monte Carlo theory, methods and examples, 2013, chapter 9.
     """
-    programs = trained_programs_of(
-        importance_sample,
-        rng_key,
-        params,
-        model,
-        guide,
-        args,
-        kwargs,
-        u=options.defensive_guide,
-        mutable_state=options.mutable_state,
-    )
-    particle = WeightedDrawParticle(options.wake.estimator.particle)
-    drawn = run(particle, programs, options.num_particles, options.execution)
+    programs = trained_programs_of(importance_sample, options, rng_key, params, model, guide, args, kwargs)
+    drawn = run(WeightedDrawParticle(options.wake.estimator.particle), programs, options.num, options.execution)
     data = () if options.data.count(programs) is None else ("datum",)
     return WeightedSamples(
         samples=drawn.latents.values,
@@ -146,8 +136,7 @@ def sample_posterior(
     check_int(num_samples, "num_samples", 1, expected=expected, hint=hint)
     if num_particles is None:
         options.check_number(num_samples, "num_samples", 1)
-        given = rng_key, params, model, guide, args, kwargs
-        programs = trained_programs_of(sample_posterior, *given, mutable_state=options.mutable_state)
+        programs = trained_programs_of(sample_posterior, options, rng_key, params, model, guide, args, kwargs)
         drawn: Ragged = run(GuideDrawParticle(), programs, num_samples, options.execution)
         return drawn.values
     check_rng_key(rng_key, "the first argument of sample_posterior", "pass jax.random.key(0), say")

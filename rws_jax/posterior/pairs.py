@@ -1,6 +1,6 @@
 """Given pairs of latents and data in the place of dreams: those of a simulator that is no NumPyro program, say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,10 @@ from rws_jax.programs.run import Draws, replay
 Pairs = tuple[dict[str, Any], dict[str, Any]]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["model", "guide", "defensive_guide", "arguments", "pairs"],
-    meta_fields=[],
-)
+_OF_PROGRAMS = [field.name for field in fields(Programs)]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[*_OF_PROGRAMS, "pairs"], meta_fields=[])
 @dataclass(frozen=True)
 class ProgramsWithPairs(Programs):
     """Programs, and pairs that are taken for dreams of the model."""
@@ -33,7 +32,7 @@ class ProgramsWithPairs(Programs):
         """Add pairs to programs."""
         check_pairs(pairs)
         latents, data = jax.tree.map(jnp.asarray, tuple(map(dict, pairs)))
-        return cls(programs.model, programs.guide, programs.defensive_guide, programs.arguments, (latents, data))
+        return cls(**{name: getattr(programs, name) for name in _OF_PROGRAMS}, pairs=(latents, data))
 
     def check_num(self, num: int | None) -> int:
         """The number of pairs, which an option must not contradict."""

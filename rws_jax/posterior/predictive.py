@@ -12,9 +12,10 @@ from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.checks.predictive import check_drawn_anew, check_same_data, check_weighted
 from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.execution.data import ALL_DATA
 from rws_jax.execution.ragged import Ragged
-from rws_jax.options import ExecutionOptions
-from rws_jax.options.sampling import RunOptions, takes
+from rws_jax.options import ExecutionOptions, RunOptions
+from rws_jax.options.taking import takes
 from rws_jax.posterior.inference_data import Group, inference_data
 from rws_jax.posterior.predictive_particles import PredictiveParticle, RealParticle, ScoreParticle
 from rws_jax.posterior.psis import pareto_smoothed
@@ -58,7 +59,7 @@ def posterior_predictive(
       *args: arguments of the model.
       num_samples: how many samples; None for as many as there are particles.
       draw_anew: latent sites that are drawn from the model, in place of their posterior samples.
-      options: how samples run, as particles do.
+      options: how samples run, each as a particle.
       **kwargs: keyword arguments of the model.
 
     Returns:
@@ -90,11 +91,11 @@ def posterior_predictive(
     check_rng_key(rng_key, "the first argument of posterior_predictive", "pass jax.random.key(0), say")
     draw_anew = tuple(draw_anew)
     check_drawn_anew(draw_anew, weighted.samples)
-    num_samples = weighted.num_particles if num_samples is None else num_samples
+    num_samples = len(weighted.log_weights) if num_samples is None else num_samples
     _check_num_samples(num_samples)
     resample_key, run_key = jax.random.split(rng_key)
     given = run_key, params, model, model, args, kwargs  # there is no guide
-    programs = trained_programs_of(posterior_predictive, *given, mutable_state=options.mutable_state)
+    programs = trained_programs_of(posterior_predictive, options, *given)
     kept = _resampled(weighted, weighted.indices(resample_key, num_samples), draw_anew)
     programs, execution = _with_samples(programs, options.execution, weighted, kept)
     return run(PredictiveParticle(), programs, num_samples, execution).values
@@ -134,7 +135,7 @@ def to_arviz(
       model: NumPyro model, not seeded.
       *args: arguments of the model, those that `importance_sample` had.
       num_samples: how many draws.
-      options: how samples run, as particles do.
+      options: how samples run, each as a particle.
       **kwargs: keyword arguments of the model.
 
     Returns:
@@ -151,7 +152,7 @@ def to_arviz(
     _check_num_samples(num_samples)
     resample_key, run_key = jax.random.split(rng_key)
     given = run_key, params, model, model, args, kwargs  # there is no guide
-    programs = trained_programs_of(to_arviz, *given, mutable_state=options.mutable_state)
+    programs = trained_programs_of(to_arviz, options, *given)
     indices = weighted.indices(resample_key, num_samples)
     kept = _resampled(weighted, indices)
     programs, execution = _with_samples(programs, options.execution, weighted, kept)
@@ -164,7 +165,7 @@ def to_arviz(
     if text := advice(weighted, k):
         warnings.warn(text, stacklevel=3)
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
-    lead = weighted.units[:1] if options.data.axes is not None else ()
+    lead = () if options.data == ALL_DATA else weighted.units[:1]
     group = lambda ragged: Group(ragged.values, {name: (*lead, *dims) for name, dims in ragged.kinds})
     latents = Group(kept.values, dict(weighted.dims))
     return inference_data(
@@ -183,7 +184,7 @@ def to_arviz(
             },
             dict.fromkeys(("log_evidence", "effective_sample_size", "pareto_k"), weighted.units),
         ),
-        coords=_coords(real.indices) if options.data.axes is None else {},
+        coords=_coords(real.indices) if options.data == ALL_DATA else {},
     )
 
 
@@ -205,10 +206,10 @@ def _with_samples(
     programs: Programs, execution: ExecutionOptions, weighted: WeightedSamples, kept: Kept
 ) -> tuple[Programs, ExecutionOptions]:
     """Pass posterior samples to particles as one argument more, which has all of them for each datum."""
-    (args, kwargs), num_data = programs.arguments, execution.data.count(programs)
+    args, kwargs = programs.arguments
     if kept.values:
-        check_same_data(num_data, weighted.units, weighted.log_weights.shape[1:])
-    return programs.with_arguments(Arguments((*args, kept), kwargs)), execution.with_argument(len(args), 1)
+        check_same_data(execution.data.count(programs), weighted.units, weighted.log_weights.shape[1:])
+    return programs.with_arguments(Arguments((*args, kept), kwargs)), execution.with_argument(len(args), axis=1)
 
 
 def _of_first(ragged: Ragged) -> Ragged:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rws_jax.core.supports import mask_of_values
 from rws_jax.estimators import weights
 from rws_jax.posterior.dreamt import Comparison
 
@@ -38,7 +39,8 @@ class Quantities(NamedTuple):
 class RankStatistic:
     """Compares one draw with its dream: `sites`, with their shapes, where Python branches, and else all there are.
 
-    A site that a draw or a dream lacks counts as minus infinity there: so whether it is there is compared too.
+    A site that a draw or a dream lacks counts as minus infinity there: so whether it is there is compared too. What is
+    masked has no density, and no posterior that the guide could be trained to: all draws of it are tied.
     """
 
     sites: Shapes = ()
@@ -48,7 +50,7 @@ class RankStatistic:
         scored, dreamt, log_w = comparison.scored, comparison.dream_scored, comparison.scored.log_weights
         pairs = {"log_q": (scored.log_q, dreamt.log_q), "log_p": (scored.log_p, dreamt.log_p)}
         densities = {name: _compare(*pair, log_w=log_w, close=True) for name, pair in pairs.items()}
-        draw, dream = comparison.latents, comparison.dream.draws.latents
+        draw, dream = (_scored_part(z, comparison) for z in (comparison.latents, comparison.dream.draws.latents))
         if comparison.alone:
             elements = lambda name, shape: zip(*_elements(name, shape, draw, dream), strict=True)
             of_site = lambda name, shape: [_compare(*pair, log_w=log_w) for pair in elements(name, shape)]
@@ -93,6 +95,14 @@ def ranks_of(rng_key: jax.Array, below: Any, tied: Any, num_samples: int) -> np.
     below, tied = (np.asarray(numbers, np.float64) for numbers in (below, tied))
     uniform = np.asarray(jax.random.uniform(rng_key, below.shape), np.float64)
     return np.clip(np.floor(below + uniform * (1.0 + tied)), 0, num_samples).astype(np.int32)
+
+
+def _scored_part(latents: dict[str, jax.Array], comparison: Comparison) -> dict[str, jax.Array]:
+    """Latents with zeros where they are masked."""
+    run = comparison.guide_run
+    masks = {name: mask_of_values(run[name]["fn"]) for name in latents if name in run}
+    hide = lambda mask, z: jnp.where(jnp.broadcast_to(mask, z.shape), z, jnp.zeros_like(z))
+    return {name: z if masks.get(name) is None else hide(masks[name], z) for name, z in latents.items()}
 
 
 def _compare(draw: Any, dream: Any, *, log_w: Any, close: bool = False) -> Compared:

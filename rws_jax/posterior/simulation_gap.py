@@ -1,30 +1,27 @@
 """`simulation_gap`: how unlike real data are to what the model dreams, datum by datum, as the guide sees both."""
 
 import warnings
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from rws_jax.arguments import trained_programs_of
-from rws_jax.checks.arguments import check_flag, check_int, check_rng_key
+from rws_jax.checks.arguments import check_flag, check_rng_key
 from rws_jax.core.errors import fail
-from rws_jax.core.layers import MutableState, Params, ProgramFn
+from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
 from rws_jax.estimators import weights
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.estimators.weights import PerParticle
-from rws_jax.execution.data import Data
-from rws_jax.options import ExecutionOptions, SleepOptions
+from rws_jax.options import WeighedDreamOptions
+from rws_jax.options.taking import takes
 from rws_jax.posterior import p_values
 from rws_jax.posterior.dreamt import compare_with_dreams, log_weights
 from rws_jax.posterior.evidence_particle import EvidenceParticle
 from rws_jax.posterior.gap import SimulationGap
 from rws_jax.posterior.running import run
-from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Programs
 
 
@@ -33,7 +30,9 @@ class _Seen(NamedTuple):
     effective_sample_size: Any
 
 
+@takes(WeighedDreamOptions)
 def simulation_gap(
+    options: WeighedDreamOptions,
     rng_key: jax.Array,
     params: Params,
     model: ProgramFn,
@@ -41,14 +40,7 @@ def simulation_gap(
     /,
     *args: Any,
     num_simulations: int = 1000,
-    num_particles: int = 100,
     exchangeable: bool = False,
-    simulated_data_to_args: SimulatedDataToArgs | None = None,
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    mutable_state: MutableState | None = None,
     **kwargs: Any,
 ) -> SimulationGap:
     r"""Rank real data among dreams of the model, as the guide sees both: is the model wrong, before it is believed.
@@ -69,15 +61,9 @@ def simulation_gap(
       guide: NumPyro guide, not seeded.
       *args: arguments of both programs, real data among them.
       num_simulations: S, dreams of each unit; p-values are no smaller than 1 / (1 + S).
-      num_particles: K, draws of the guide for real and dreamt data.
       exchangeable: whether all units have one distribution under the model: no covariates, no sizes of their own. Each
         is then compared with the dreams of all, so that a few simulations are enough.
-      simulated_data_to_args: what the guide is to see of dreams, as in `sleep_phi_loss`.
-      vectorize_particles: whether dreams are mapped over.
-      chunk_size: dreams in memory at a time, each with all of its particles.
-      particle_sharding: over which devices dreams are spread.
-      data_axes: axes of the data in `args`, for programs of one datum.
-      mutable_state: that of both programs, as in a state.
+      options: how dreams are drawn, and particles for each of them; a chunk is of dreams with all of their particles.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -104,22 +90,15 @@ def simulation_gap(
       Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010. Schmitt et al., Detecting Model
       Misspecification in Amortized Bayesian Inference, 2023, arXiv 2112.08866.
     """
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    execution.check_number(num_simulations, "num_simulations", 1)
-    hint = "pass num_particles=100, say; p-values are right for any number"
-    check_int(num_particles, "num_particles", 1, expected="an int >= 1", hint=hint)
+    options.check_number(num_simulations, "num_simulations", 1)
     check_flag(exchangeable, "exchangeable")
     check_rng_key(rng_key, "the first argument of simulation_gap", "pass jax.random.key(0), say")
     if is_traced((rng_key, params, args, kwargs)):
         what, hint = "simulation_gap is called inside of jit, scan or vmap", "call it from Python"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
-    programs_of = lambda key: trained_programs_of(
-        simulation_gap, key, params, model, guide, args, kwargs, mutable_state=mutable_state
-    )
+    programs_of = lambda key: trained_programs_of(simulation_gap, options, key, params, model, guide, args, kwargs)
     real_key, dream_key = jax.random.split(rng_key)
-    real = _real(programs_of(real_key), num_particles, execution)
-    sleep = SleepOptions(num_simulations, simulated_data_to_args)
-    dreamt = _dreamt(programs_of(dream_key), sleep, num_particles, execution)
+    real, dreamt = _real(programs_of(real_key), options), _dreamt(programs_of(dream_key), num_simulations, options)
     if exchangeable:
         _check_alike(dreamt.log_evidence)
     p_value = partial(p_values.lower_p_values, pooled=exchangeable)
@@ -130,25 +109,22 @@ def simulation_gap(
         effective_sample_size=real.effective_sample_size,
         dreamt_log_evidence=dreamt.log_evidence,
         dreamt_effective_sample_size=dreamt.effective_sample_size,
-        num_particles=num_particles,
+        max_ess=options.num,
         exchangeable=exchangeable,
     )
 
 
-def _real(programs: Programs, num_particles: int, execution: ExecutionOptions) -> _Seen:
+def _real(programs: Programs, options: WeighedDreamOptions) -> _Seen:
     """Of the real data, in the memory that a chunk of dreams takes."""
-    num_data, chunk_size = Data(execution.data_axes).count(programs), execution.chunk_size
-    if chunk_size is not None and num_data is not None:
-        chunk_size = max(1, chunk_size * num_particles // num_data)
-    execution = replace(execution, chunk_size=chunk_size and min(chunk_size, num_particles), particle_sharding=None)
-    return jax.device_get(_seen(run(EvidenceParticle(WakeParticle()), programs, num_particles, execution)))
+    execution = options.execution.of_dreams(options.num, options.data.count(programs))
+    return jax.device_get(_seen(run(EvidenceParticle(WakeParticle()), programs, options.num, execution)))
 
 
-def _dreamt(programs: Programs, sleep: SleepOptions, num_particles: int, execution: ExecutionOptions) -> _Seen:
-    num_data = Data(execution.data_axes).count(programs)
-    num = sleep.num_dreams * (1 if num_data is None else num_data)
-    seen = compare_with_dreams(programs, sleep.estimator.particle, log_weights, _seen, num, num_particles, execution)
-    shape = (sleep.num_dreams,) if num_data is None else (sleep.num_dreams, num_data)
+def _dreamt(programs: Programs, num_simulations: int, options: WeighedDreamOptions) -> _Seen:
+    num_data = options.data.count(programs)
+    num = num_simulations * (1 if num_data is None else num_data)
+    seen = compare_with_dreams(programs, options.dreamer, log_weights, _seen, num, options.num, options.execution)
+    shape = (num_simulations,) if num_data is None else (num_simulations, num_data)
     return jax.tree.map(lambda leaf: np.reshape(leaf, (*shape, *leaf.shape[1:])), jax.device_get(seen))
 
 

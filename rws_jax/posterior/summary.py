@@ -19,7 +19,7 @@ _MAX_UNITS = 10_000  # of which k-hat is computed for a summary: it takes a tent
 
 def summary(weighted: "WeightedSamples") -> str:
     """Units, evidence, effective sample size, share of units with k-hat above 0.7, and what to do about it."""
-    num, shape = weighted.num_particles, weighted.log_weights.shape[1:]
+    num, shape = len(weighted.log_weights), weighted.log_weights.shape[1:]
     head = f"WeightedSamples: {_counted(num, 'particle')} of {_units(weighted.units, shape)}"
     lines = {"latents": ", ".join(f"{name} {entry(value)}" for name, value in weighted.samples.items()) or "none"}
     if not math.prod(shape):
@@ -50,7 +50,7 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     """What to do about units whose k-hat is above 0.7; None if there are none. Dead units are another matter."""
     alive = np.any(np.asarray(weighted.log_weights) != -np.inf, axis=0)
     bad = k > THRESHOLD
-    if not np.any(bad & alive) or weighted.num_particles < MIN_PARTICLES:
+    if not np.any(bad & alive) or len(weighted.log_weights) < MIN_PARTICLES:
         return None
     shape = weighted.log_weights.shape[1:]
     worst = _at(np.argmax(np.where(bad & alive, k, -np.inf)), shape)

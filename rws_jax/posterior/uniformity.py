@@ -115,7 +115,8 @@ class _Null:
         exact = [1.0 - self._stays_above(np.maximum(part, _SMALLEST)) for part in parts]
         bound = np.minimum(1.0, len(self.points) * statistics)
         result = np.concatenate(exact) if exact else np.zeros(0)
-        return np.where(statistics < _SMALLEST, bound, np.clip(result, 0.0, bound))
+        # One of the two tails at one of the points has half of the statistic for its probability.
+        return np.where(statistics < _SMALLEST, bound, np.clip(result, statistics / 2, bound))
 
     def threshold(self, size: float) -> float:
         """The largest value that the statistic is at most with a probability of at most `size`; 0 if there is none."""

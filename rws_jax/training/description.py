@@ -93,9 +93,10 @@ def _wake(found: Found) -> Lines:
     sizes = [f"{name!r} ({size})" for name, size in plates.items()] if len(plates) > 1 else map(repr, plates)
     elements = f"of plate{'s' * (len(plates) > 1)} {listed(sizes)}"
     if num_data is not None and plates:
-        yield "units", f"every one of {num_data} data has {math.prod(units.shape)}, the elements {elements}: {_OWN}"
+        within = f"{math.prod(units.shape)} in each of {num_data} data, the elements {elements}"
+        yield "units", f"{within}: {_OWN}; shapes are those of one datum"
     elif num_data is not None:
-        yield "units", f"{num_data}, the data along data_axes: {_OWN}; shapes are those of one"
+        yield "units", f"{num_data}, the data along data_axes: {_OWN}; shapes are those of one datum"
     elif plates:
         yield "units", f"{math.prod(units.shape)}, the elements {elements}: {_OWN}"
     else:
@@ -144,9 +145,7 @@ def _sleep(found: Found) -> Lines:
 def _impossible(error: Exception) -> str:
     if not is_own(error):
         return f"impossible: the programs raise {type(error).__name__}: {first_line(error)}"
-    problem, *more = str(error).split("\n")
-    hint = [line.split("hint:", 1)[1].strip() for line in more if line.strip().startswith("hint:")]
-    return f"impossible: {problem}" + "".join(f" ({text})" for text in hint)
+    return f"impossible: {error}"
 
 
 # What else there is

@@ -1,5 +1,6 @@
 """Tables of latents, data and parameters, for `describe`."""
 
+import re
 from typing import Any
 
 import jax
@@ -58,7 +59,7 @@ def param_table(models: Trace, guides: Trace) -> str:
             shape = str(jnp.shape(leaves[0])) if len(leaves) == 1 else f"{len(leaves)} arrays"
             whose = "both: shared_params=True" if name in shared else role
             constraint = site["kwargs"].get("constraint", constraints.real)
-            rows.append((name, shape, f"{num:,}", describe_support(_element(constraint)), whose))
+            rows.append((name, shape, f"{num:,}", _in_words(_element(constraint)), whose))
     return table(("parameters", "shape", "numbers", "values", "program"), rows) if rows else ""
 
 
@@ -76,7 +77,15 @@ def _support(site: Site) -> str:
     support = None if site["fn"].support is None else elementwise(site["fn"])
     if support is None:
         return ""
-    return "0 or 1" if support is constraints.boolean else describe_support(support)
+    return _in_words(support)
+
+
+def _in_words(support: Any) -> str:
+    """Numbers by their range; vectors and matrices by what NumPyro calls them, as in "simplex" or "corr cholesky"."""
+    if support is constraints.boolean:
+        return "0 or 1"
+    words = describe_support(support)
+    return words if " " in words else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words).lower()
 
 
 def _distribution(site: Site | None) -> str:
@@ -99,9 +108,9 @@ def _of_guide(own: Site | None, other: Site | None) -> str:
         return name
     theirs, ours = elementwise(other["fn"]), elementwise(own["fn"])
     if not covers(theirs, ours, bounds_count=True):
-        return f"{name}, narrower: {describe_support(theirs)}"
+        return f"{name}, narrower: {_in_words(theirs)}"
     if not covers(ours, theirs, bounds_count=True):
-        return f"{name}, wider: {describe_support(theirs)}"
+        return f"{name}, wider: {_in_words(theirs)}"
     return name
 
 

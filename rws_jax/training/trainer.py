@@ -178,7 +178,7 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     trainer = Trainer(loss, updates, phi_steps, updates.of_guide, updates.of_both)
     compiled = {"of_guide": jax.jit(updates.of_guide), "of_both": jax.jit(updates.of_both)}
     in_python = replace(trainer, loop=_python_loop, num_runs=_MAX_RUNS, **compiled)
-    max_ess = loss.options.num_particles
+    max_ess = loss.options.wake.estimator.num
     if trainer.loss.options.execution.one_by_one:
         step = NotJittable(in_python.step, max_ess, evaluate=NotJittable(in_python.evaluate, max_ess))
         return RWS(trainer.init, step, in_python.get_params)

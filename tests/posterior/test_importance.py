@@ -143,5 +143,5 @@ def test_chunks_take_the_memory_of_one_chunk():
         return jax.jit(draw).lower(key(), x).compile().memory_analysis().temp_size_in_bytes
 
     few, many, at_once = memory(100, 20), memory(1000, 20), memory(1000, None)
-    assert many == few
+    assert many - few <= 8 * 900  # bytes: the index of each particle
     assert at_once > 5 * many

@@ -100,7 +100,7 @@ def branching_guide(x):
 BRANCHING = """\
 model      branching
 guide      branching_guide
-units      400, the data along data_axes: each has weights of its own; shapes are those of one
+units      400, the data along data_axes: each has weights of its own; shapes are those of one datum
 sleep      dreams x; the guide reads it from argument 'x'
 branching  Python branches on z; what is below was met in 5 runs of the programs
 

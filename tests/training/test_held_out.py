@@ -25,9 +25,13 @@ def evaluate(state):
     return RWS.evaluate(state, HELD_OUT)
 
 
+def start_of(seed):
+    return RWS.init(jax.random.key(seed), X)
+
+
 @pytest.fixture(scope="module")
 def start():
-    return RWS.init(jax.random.key(0), X)
+    return start_of(0)
 
 
 def fit(state, num_steps, *args, **options):
@@ -43,6 +47,7 @@ def test_evaluations_are_those_of_the_states_on_the_way(start):
     seen = []
     callback = lambda state, infos: seen.append((int(state.step), len(infos.finite), infos.held_out))
     found, infos = fit(start, 10, X, evaluate_every=4, steps_per_block=3, callback=callback)
+    assert [(step, size) for step, size, _ in seen] == [(3, 3), (4, 1), (7, 3), (8, 1), (10, 2)]
     expected, plain = fit(start, 10, X, evaluate=None)
     chex.assert_trees_all_equal((found, without(infos)), (expected, plain))
     assert plain.held_out is None
@@ -54,7 +59,6 @@ def test_evaluations_are_those_of_the_states_on_the_way(start):
             first = evaluate(state)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, evaluate(state))
     chex.assert_trees_all_equal(infos.held_out, both)
-    assert [(step, size) for step, size, _ in seen] == [(3, 3), (4, 1), (7, 3), (8, 1), (10, 2)]
     assert [None if each is None else each.step.tolist() for *_, each in seen] == [None, [4], None, [8], None]
     assert "held_out=" in repr(infos)
 
