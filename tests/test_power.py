@@ -12,14 +12,14 @@ from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.posterior import dreamt, predictive, predictive_particles, psis, ranking, uniformity
+from rws_jax.posterior import dreamt, predictive_particles, psis, ranking, uniformity
 from rws_jax.programs import density, handlers, independence, predict
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
-from tests.posterior import test_arviz, test_calibration, test_dreamt, test_predictive, test_psis, test_uniformity
+from tests.posterior import test_calibration, test_dreamt, test_predictive, test_psis, test_uniformity
 from tests.programs import test_conditioned, test_independence, test_user_programs
 from tests.training import (
     test_describe,
@@ -407,12 +407,6 @@ MUTATIONS = {
         'or site["name"] in given or',
         "or",
         test_predictive.test_conditioned_covariates_stay_and_conditioned_data_do_not,
-    ),
-    "log-weights of particles that were not drawn": (
-        predictive,
-        "np.take_along_axis(log_weights, np.asarray(indices), axis=0)",
-        "log_weights[:num_samples]",
-        test_arviz.test_groups_axes_and_coordinates,
     ),
     "smoothed weights that are normalised": (
         psis,
