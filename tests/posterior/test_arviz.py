@@ -53,6 +53,7 @@ def location_guide(x):
 X = np.array([0.3, -0.5, 1.2, 0.8, 2.0, 0.1, 0.4], np.float32)
 
 
+@pytest.mark.floors
 def test_summary_and_leave_one_out_are_the_exact_ones(az):
     weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=4000)
     data = rws_jax.to_arviz(weighted, key(1), {}, location, X, num_samples=4000)
@@ -68,6 +69,7 @@ def test_summary_and_leave_one_out_are_the_exact_ones(az):
     np.testing.assert_allclose(pointwise, exact.log_normal(X, others, 1 + 1 / 7), atol=0.03)
 
 
+@pytest.mark.floors
 def test_groups_axes_and_coordinates():
     """Plates in another order than their axes, an event, several units, and a plate that has the name of a site."""
 
