@@ -25,10 +25,6 @@ from jax.scipy.special import logsumexp
 
 import rws_jax
 from rws_jax import __main__ as demo
-from rws_jax.arguments import trained_programs_of
-from rws_jax.options import ExecutionOptions, WakeOptions
-from rws_jax.posterior.running import _compiled
-from rws_jax.posterior.weighted_draw import WeightedDrawParticle
 
 WORKLOADS = ("mixture", "sbn", "vae", "state_space")
 
@@ -87,9 +83,8 @@ def memory(num_particles):
     params = jax.eval_shape(lambda key, x: rws.get_params(rws.init(key, x), x), jax.random.key(0), x)
 
     def sample(rng_key, params, x):
-        programs = trained_programs_of(sample, rng_key, params, demo.model, demo.guide, (x,), {})
-        particle = WeightedDrawParticle(WakeOptions(num_particles).estimator.particle)
-        return _compiled(particle, num_particles, ExecutionOptions(chunk_size=50), programs)
+        options = {"num_particles": num_particles, "chunk_size": 50}
+        return rws_jax.importance_sample(rng_key, params, demo.model, demo.guide, x, **options)
 
     analysis = jax.jit(sample).lower(jax.random.key(0), params, x).compile().memory_analysis()
     print(f"{num_particles:>6}{analysis.temp_size_in_bytes / 2**20:>11.1f}", flush=True)

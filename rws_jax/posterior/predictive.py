@@ -163,7 +163,7 @@ def to_arviz(
     log_weights = np.asarray(weighted.log_weights)
     k = pareto_smoothed(log_weights)[1]
     if text := advice(weighted, k):
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=3)  # past the decorator, to the caller
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
     lead = () if options.data == ALL_DATA else weighted.units[:1]
     group = lambda ragged: Group(ragged.values, {name: (*lead, *dims) for name, dims in ragged.kinds})

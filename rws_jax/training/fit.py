@@ -82,7 +82,8 @@ def fit(
       3 (500,)
     """
     options = batches, steps_per_block, callback, max_nonfinite_steps, progress_bar, evaluate, evaluate_every
-    fit_checks.check_call(step, state, num_steps, *options)
+    has_arguments = bool(args or kwargs or batches is not None)
+    fit_checks.check_call(step, state, num_steps, *options, has_arguments=has_arguments)
     is_long = num_steps >= blocks.LOOP_FROM
     size = steps_per_block or (blocks.BLOCK if is_long else max(1, num_steps // 100))
     infos_of_blocks: list[RWSInfo] = []

@@ -6,6 +6,7 @@ from rws_jax.checks.arguments import check_flag, check_int, check_state
 from rws_jax.core.errors import describe, fail
 from rws_jax.core.trees import is_traced
 from rws_jax.training.batches import check_batches
+from rws_jax.training.dispatch import Dispatched, NotJittable
 from rws_jax.training.state import RWSInfo, RWSState
 
 EVALUATE = "lambda state: rws.evaluate(state, x_test)"
@@ -22,6 +23,8 @@ def check_call(
     progress_bar: Any,
     evaluate: Any,
     evaluate_every: Any,
+    *,
+    has_arguments: bool,
 ) -> None:
     """Check that the arguments of `fit` are of the right kinds."""
     kinds = [
@@ -33,6 +36,9 @@ def check_call(
         if not is_right:
             found = type(value).__name__
             fail(TypeError, f"{what} has the wrong type", expected=expected, found=found, hint=f"pass {hint}")
+    if has_arguments and isinstance(evaluate, Dispatched | NotJittable):
+        what, found = "option 'evaluate' is called with the state alone", "rws.evaluate, which takes data as well"
+        fail(TypeError, what, expected="a function (state) -> info", found=found, hint=f"pass {EVALUATE}")
     check_batches(batches)
     check_state(state, RWSState, "the second argument of fit")
     if is_traced(state):

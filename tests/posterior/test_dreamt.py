@@ -11,7 +11,7 @@ import pytest
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.estimators.sleep import DreamParticle
-from rws_jax.options import ExecutionOptions
+from rws_jax.options import ExecutionOptions, RunOptions
 from rws_jax.posterior.dreamt import compare_with_dreams, log_weights
 from tests import models
 
@@ -31,7 +31,7 @@ def as_it_is(tree):
 
 def run(model, guide, *args, params, num_dreams=NUM_DREAMS, num_samples=NUM_SAMPLES, statistic=everything, **options):
     model, guide = (wraps(program)(partial(program)) for program in (model, guide))  # nothing is compiled of these yet
-    programs = trained_programs_of(run, jax.random.key(0), params, model, guide, args, {})
+    programs = trained_programs_of(run, RunOptions(), jax.random.key(0), params, model, guide, args, {})
     execution = ExecutionOptions(**options)
     return compare_with_dreams(programs, DreamParticle(), statistic, as_it_is, num_dreams, num_samples, execution)
 

@@ -153,7 +153,7 @@ def test_insomnia_is_that_of_the_state_and_shared_parameters_are_found():
     assert info.phi_loss == pytest.approx(float(mixed), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["nan", "dead"])
+@pytest.mark.parametrize("kind", models.rows(["nan", "dead"], fast=["dead"]))
 def test_what_is_not_finite_or_dead_is_said(kind):
     def model(x):
         with numpyro.plate("data", len(x)):

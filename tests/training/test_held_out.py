@@ -103,6 +103,7 @@ def test_ctrl_c_in_an_evaluation_keeps_the_block_before_it(start):
     assert (infos.finite.shape, infos.held_out.step.tolist()) == ((8,), [4])
 
 
+@pytest.mark.slow
 def test_seeds_have_evaluations_of_their_own():
     states = jax.vmap(lambda key: RWS.init(key, X))(jax.random.split(jax.random.key(0), 3))
     of_seeds = jax.vmap(evaluate)
@@ -112,6 +113,7 @@ def test_seeds_have_evaluations_of_their_own():
     chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[-1], infos.held_out), of_seeds(found))
 
 
+@pytest.mark.slow
 def test_a_state_that_is_given_away_is_evaluated_before(start):
     step = jax.jit(RWS.step, donate_argnums=0)
     _, infos = rws_jax.fit(step, start, 4, X, evaluate=evaluate, evaluate_every=2, progress_bar=False)
@@ -170,6 +172,7 @@ def test_at_80_columns_the_bar_shows_the_held_out_loss(start, capsys, monkeypatc
     ("options", "kind", "word"),
     [
         ({"evaluate": 3}, TypeError, "option 'evaluate' has the wrong type"),
+        ({"evaluate": RWS.evaluate}, TypeError, "called with the state alone"),
         ({"evaluate": None, "evaluate_every": 5}, ValueError, "not what to evaluate"),
         ({"evaluate_every": 0}, ValueError, "'evaluate_every'"),
         ({"evaluate_every": 2.5}, TypeError, "'evaluate_every'"),
