@@ -13,14 +13,31 @@ from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.posterior import dreamt, evaluation, evidence, evidence_particle, p_values, ranking, uniformity
-from rws_jax.programs import density, handlers, independence
+from rws_jax.posterior import (
+    dreamt,
+    evaluation,
+    evidence,
+    evidence_particle,
+    p_values,
+    predictive_particles,
+    psis,
+    ranking,
+    uniformity,
+)
+from rws_jax.programs import density, handlers, independence, predict
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
-from tests.posterior import test_calibration, test_dreamt, test_simulation_gap, test_uniformity
+from tests.posterior import (
+    test_calibration,
+    test_dreamt,
+    test_predictive,
+    test_psis,
+    test_simulation_gap,
+    test_uniformity,
+)
 from tests.posterior import test_evaluate as test_posterior_evaluate
 from tests.programs import test_conditioned, test_independence, test_user_programs
 from tests.training import (
@@ -399,6 +416,42 @@ MUTATIONS = {
         "/ (1.0 - last)",
         "/ 1.0",
         partial(test_uniformity.test_p_values_are_exact, 4, 3),
+    ),
+    "real data in the place of new ones": (
+        predict,
+        "return draw_site(site, numpyro.prng_key())",
+        "return None",
+        partial(test_predictive.test_new_data_follow_the_exact_predictive_distribution, "two gaussians"),
+    ),
+    "new data of the prior": (
+        predict,
+        'if site["name"] in kept.values:',
+        "if False:",
+        partial(test_predictive.test_new_data_follow_the_exact_predictive_distribution, "discrete"),
+    ),
+    "one posterior sample for all draws": (
+        predictive_particles,
+        "leaf[index.particle]",
+        "leaf[0]",
+        partial(test_predictive.test_new_data_follow_the_exact_predictive_distribution, "state space"),
+    ),
+    "covariates that are drawn anew": (
+        predict,
+        'or site["name"] in given or',
+        "or",
+        test_predictive.test_conditioned_covariates_stay_and_conditioned_data_do_not,
+    ),
+    "smoothed weights that are normalised": (
+        psis,
+        "smoothed + (log_w[smallest] - smoothed[smallest])",
+        "smoothed",
+        test_psis.test_all_units_equal_arviz_unit_by_unit,
+    ),
+    "dead particles that come to life": (
+        psis,
+        "if not live[_tail(log_w)].all():",
+        "if False:",
+        test_psis.test_the_dead_stay_dead_and_the_live_are_smoothed_by_themselves,
     ),
     "the other of guide and defensive guide": (
         defensive,

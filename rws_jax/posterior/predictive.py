@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rws_jax.arguments import trained_programs_of
-from rws_jax.checks.arguments import check_int
+from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.checks.predictive import check_drawn_anew, check_same_data, check_weighted
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.execution.data import ALL_DATA
@@ -88,6 +88,7 @@ def posterior_predictive(
     """
     hint = "as posterior_predictive(rng_key, params, model, weighted, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "posterior_predictive", hint)
+    check_rng_key(rng_key, "the first argument of posterior_predictive", "pass jax.random.key(0), say")
     draw_anew = tuple(draw_anew)
     check_drawn_anew(draw_anew, weighted.samples)
     num_samples = len(weighted.log_weights) if num_samples is None else num_samples
@@ -147,6 +148,7 @@ def to_arviz(
     """
     hint = "as to_arviz(weighted, rng_key, params, model, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "to_arviz", hint)
+    check_rng_key(rng_key, "the second argument of to_arviz", "pass jax.random.key(0), say")
     _check_num_samples(num_samples)
     resample_key, run_key = jax.random.split(rng_key)
     given = run_key, params, model, model, args, kwargs  # there is no guide

@@ -53,6 +53,7 @@ def location_guide(x):
 X = np.array([0.3, -0.5, 1.2, 0.8, 2.0, 0.1, 0.4], np.float32)
 
 
+@pytest.mark.floors
 def test_summary_and_leave_one_out_are_the_exact_ones(az):
     weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=4000)
     data = rws_jax.to_arviz(weighted, key(1), {}, location, X, num_samples=4000)
@@ -68,6 +69,7 @@ def test_summary_and_leave_one_out_are_the_exact_ones(az):
     np.testing.assert_allclose(pointwise, exact.log_normal(X, others, 1 + 1 / 7), atol=0.03)
 
 
+@pytest.mark.floors
 def test_groups_axes_and_coordinates():
     """Plates in another order than their axes, an event, several units, and a plate that has the name of a site."""
 
@@ -123,9 +125,8 @@ def test_groups_axes_and_coordinates():
     np.testing.assert_array_equal(u, resampled["u"])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "discrete" else pytest.mark.slow) for name in exact.CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", exact.CASES)
 def test_any_program(name, az):
     """Discrete latents, scan, data axes and branches: summarised, compared and plotted."""
     case = exact.CASES[name]()
@@ -171,7 +172,7 @@ def test_weights_that_are_not_to_be_trusted_are_warned_of():
         numpyro.sample("z", dist.Normal(-1.0, 0.1))
 
     weighted = rws_jax.importance_sample(key(), {}, location, narrow, X, num_particles=500)
-    with pytest.warns(UserWarning, match="Pareto k-hat is above 0.7 here") as warned:
+    with pytest.warns(UserWarning, match="Pareto k-hat is above 0.7") as warned:
         data = rws_jax.to_arviz(weighted, key(1), {}, location, X, num_samples=10)
     assert warned[0].filename == __file__
     assert data["sample_stats"]["pareto_k"] > 0.7

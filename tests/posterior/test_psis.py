@@ -38,6 +38,7 @@ WIDE = -(RNG.normal(size=1000) ** 2) + SHIFT
 SOME_DEAD = np.where(RNG.random(1000) < 0.5, -np.inf, NORMAL)
 
 
+@pytest.mark.floors
 def test_all_units_equal_arviz_unit_by_unit():
     log_weights = units_of(NORMAL, HEAVY, NARROW, WIDE, SOME_DEAD, NORMAL[::-1]).reshape(1000, 2, 3)
     log_weights = np.asfortranarray(log_weights)  # as a transposed array of units is laid out
