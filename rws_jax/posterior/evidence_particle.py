@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpyro
 
 from rws_jax.core.sites import Site, Trace
-from rws_jax.estimators.wake import WakeParticle
+from rws_jax.core.supports import mask_of_values
+from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.wake import WakeParticle, WakeRuns
 from rws_jax.estimators.weights import OfUnits
 from rws_jax.programs.density import Units
 from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.run import Draws
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,16 @@ class EvidenceParticle:
     def __call__(self, programs: Programs, index: Index) -> OfUnits:
         """Draw and weigh."""
         draws = self.wake.draw(programs, index)
-        runs = self.wake.run(programs, index, draws)
-        scored = self.wake.scored(runs, draws)
-        has_nan = _has_nan(runs.model, scored.units)
-        if index.alone:  # before weights are taken: a particle alone was proposed as a whole
-            scored, has_nan = scored.joint(), jnp.any(has_nan)
-        return jnp.where(has_nan, jnp.nan, scored.log_weights)
+        return weighed(self.wake, self.wake.run(programs, index, draws), draws, index)[0]
+
+
+def weighed(wake: WakeParticle, runs: WakeRuns, draws: Draws, index: Index) -> tuple[OfUnits, Units]:
+    """Log-weights of a draw, NaN where data are, and the units that they are of."""
+    scored: Scored = wake.scored(runs, draws)
+    has_nan = _has_nan(runs.model, scored.units)
+    if index.alone:  # before weights are taken: a particle alone was proposed as a whole
+        scored, has_nan = scored.joint(), jnp.any(has_nan)
+    return jnp.where(has_nan, jnp.nan, scored.log_weights), scored.units
 
 
 def _has_nan(model_run: Trace, units: Units) -> jax.Array:
@@ -45,9 +51,9 @@ def _is_data(site: Site) -> bool:
 
 
 def _is_nan(site: Site) -> jax.Array:
-    """Of an observed site, one or zero for each element of its batch; what is masked has a log density of zero."""
+    """Of an observed site, one or zero for each element of its batch."""
     fn, value = site["fn"], jnp.asarray(site["value"])
-    with numpyro.validation_enabled(False):
-        log_prob = fn.log_prob(value)
-    is_nan = jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - fn.event_dim, value.ndim)))
-    return jnp.where(is_nan & jnp.isnan(log_prob), 1.0, 0.0)
+    is_nan, scored = jnp.isnan(value), mask_of_values(fn)
+    if scored is not None:
+        is_nan = is_nan & scored
+    return jnp.any(is_nan, axis=tuple(range(value.ndim - fn.event_dim, value.ndim))).astype(float)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.core.sites import Site, Trace, latent_sites
-from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.estimators.weights import PerParticle
 from rws_jax.execution.ragged import Ragged
+from rws_jax.posterior.evidence_particle import weighed
 from rws_jax.programs.density import Units
 from rws_jax.programs.program import Index, Programs
 from rws_jax.programs.run import sample
@@ -40,12 +40,10 @@ class WeightedDrawParticle:
         """Draw and weigh."""
         draws = self.wake.draw(programs, index)
         runs = self.wake.run(programs, index, draws)
-        scored: Scored = self.wake.scored(runs, draws)
-        if index.alone:  # before weights are taken: a particle alone was proposed as a whole
-            scored = scored.joint()
+        log_weights, units = weighed(self.wake, runs, draws, index)
         sites = {name: site for name, site in latent_sites(runs.model).items() if name in draws.latents}
         latents = Ragged.of({name: jnp.asarray(draws.latents[name]) for name in sites}, dims_of(sites))
-        return WeightedDraw(scored.log_weights, latents, _names_of(scored.units, runs.model), scored.scale)
+        return WeightedDraw(log_weights, latents, _names_of(units, runs.model), units.scale)
 
 
 @dataclass(frozen=True)
