@@ -4,16 +4,16 @@ Public is what this module exports. All modules inside of it are private, and ma
 """
 
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
-from rws_jax.posterior.calibrated import Calibration
-from rws_jax.posterior.calibration import simulation_based_calibration
-from rws_jax.posterior.estimate import Estimate
-from rws_jax.posterior.evaluate import evaluate
-from rws_jax.posterior.evaluation import Evaluation
-from rws_jax.posterior.gap import SimulationGap
-from rws_jax.posterior.importance import importance_sample, sample_posterior
-from rws_jax.posterior.predictive import posterior_predictive, to_arviz
-from rws_jax.posterior.simulation_gap import simulation_gap
-from rws_jax.posterior.weighted import WeightedSamples
+from rws_jax.posterior.dreams.calibrated import Calibration
+from rws_jax.posterior.dreams.calibration import simulation_based_calibration
+from rws_jax.posterior.dreams.gap import SimulationGap
+from rws_jax.posterior.dreams.simulation_gap import simulation_gap
+from rws_jax.posterior.held_out.evaluate import evaluate
+from rws_jax.posterior.held_out.evaluation import Evaluation
+from rws_jax.posterior.predictive.predictive import posterior_predictive, to_arviz
+from rws_jax.posterior.samples.estimate import Estimate
+from rws_jax.posterior.samples.importance import importance_sample, sample_posterior
+from rws_jax.posterior.samples.weighted import WeightedSamples
 from rws_jax.training.describe import describe
 from rws_jax.training.fit import fit
 from rws_jax.training.make_step import make_step

@@ -13,17 +13,10 @@ from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.posterior import (
-    dreamt,
-    evaluation,
-    evidence,
-    evidence_particle,
-    p_values,
-    predictive_particles,
-    psis,
-    ranking,
-    uniformity,
-)
+from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
+from rws_jax.posterior.held_out import evaluation, evidence, evidence_particle
+from rws_jax.posterior.predictive import predictive_particles
+from rws_jax.posterior.samples import psis
 from rws_jax.programs import density, handlers, independence, predict
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options

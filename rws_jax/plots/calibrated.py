@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rws_jax.plots.axes import COLORS, GREY, Axes, given_or_new, legend
-from rws_jax.posterior import uniformity
+from rws_jax.posterior.dreams import uniformity
 
 _MAX_NAMED = len(COLORS)  # sites that have a colour and a name each
 

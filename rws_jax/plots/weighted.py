@@ -6,7 +6,7 @@ import numpy as np
 
 from rws_jax.core.errors import fail
 from rws_jax.plots.axes import BLUE, COLORS, GREY, VERMILLION, Axes, given_or_new, legend
-from rws_jax.posterior import psis
+from rws_jax.posterior.samples import psis
 
 
 def bound_by_num_particles(

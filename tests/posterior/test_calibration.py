@@ -14,9 +14,9 @@ from numpyro.contrib.control_flow import scan
 import rws_jax
 from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import Dream
-from rws_jax.posterior import uniformity
-from rws_jax.posterior.dreamt import Comparison
-from rws_jax.posterior.ranking import RankStatistic, RankSummary, ranks_of
+from rws_jax.posterior.dreams import uniformity
+from rws_jax.posterior.dreams.dreamt import Comparison
+from rws_jax.posterior.dreams.ranking import RankStatistic, RankSummary, ranks_of
 from rws_jax.programs.density import Units
 from rws_jax.programs.run import Draws
 from tests import models

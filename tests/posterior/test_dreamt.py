@@ -11,7 +11,7 @@ import pytest
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.options import DreamOptions
-from rws_jax.posterior.dreamt import compare_with_dreams, log_weights
+from rws_jax.posterior.dreams.dreamt import compare_with_dreams, log_weights
 from tests import models
 
 NUM_DREAMS, NUM_SAMPLES = 3, 4

@@ -13,7 +13,7 @@ from jax.scipy.special import logsumexp
 from scipy import stats
 
 import rws_jax
-from rws_jax.posterior import evidence
+from rws_jax.posterior.held_out import evidence
 from tests import models
 from tests.checks.test_errors import check
 from tests.execution.test_branching import BRANCHES

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rws_jax import RWSInfo, plots
-from rws_jax.posterior import psis, uniformity
+from rws_jax.posterior.dreams import uniformity
+from rws_jax.posterior.samples import psis
 from tests.posterior.test_evaluate import refused
 
 RNG = np.random.default_rng(0)

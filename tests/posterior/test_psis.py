@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rws_jax.posterior import psis
-from rws_jax.posterior.psis import pareto_smoothed
+from rws_jax.posterior.samples import psis
+from rws_jax.posterior.samples.psis import pareto_smoothed
 
 RNG = np.random.default_rng(0)
 SHIFT = -57.3  # weights are not normalised, and the evidence is their mean

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import rws_jax
-from rws_jax.posterior import p_values
+from rws_jax.posterior.dreams import p_values
 from tests import models
 from tests.posterior.test_evaluate import branching_guide, branching_model, plate_guide, plate_model, refused
 

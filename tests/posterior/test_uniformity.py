@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from rws_jax.posterior import uniformity
+from rws_jax.posterior.dreams import uniformity
 
 # Every vector of ranks that few simulations of few draws can have, one in a column: all are equally likely.
 FEW = [(4, 3), (6, 2), (3, 7), (9, 1)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rws_jax.estimators import weights
 from rws_jax.estimators.weights import OfUnits, PerParticle
-from rws_jax.posterior import estimate
+from rws_jax.posterior.samples import estimate
 
 PerSize = Annotated[jax.Array, "(sizes, *units)"]
 

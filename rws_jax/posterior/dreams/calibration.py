@@ -18,10 +18,10 @@ from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.estimators.sleep import DreamParticle
 from rws_jax.options import DreamOptions, ExecutionOptions
 from rws_jax.options.taking import takes
-from rws_jax.posterior.calibrated import Calibration
-from rws_jax.posterior.dreamt import branches, compare_with_dreams, shapes_of_dreams
-from rws_jax.posterior.pairs import GivenPairs, Pairs, ProgramsWithPairs
-from rws_jax.posterior.ranking import Quantities, RankStatistic, RankSummary, ranks_of
+from rws_jax.posterior.dreams.calibrated import Calibration
+from rws_jax.posterior.dreams.dreamt import branches, compare_with_dreams, shapes_of_dreams
+from rws_jax.posterior.dreams.pairs import GivenPairs, Pairs, ProgramsWithPairs
+from rws_jax.posterior.dreams.ranking import Quantities, RankStatistic, RankSummary, ranks_of
 from rws_jax.programs.program import Programs
 
 _NUM_TRIED = 200  # dreams that tell which sites there are, where Python branches

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import jax
 import numpy as np
 
-from rws_jax.posterior import p_values
+from rws_jax.posterior.dreams import p_values
 
 _LEVEL = 0.01  # of the p-values that are counted in words
 

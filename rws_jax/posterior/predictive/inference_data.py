@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rws_jax.posterior.weighted_draw import Dims
+from rws_jax.posterior.samples.weighted_draw import Dims
 
 
 class Group(NamedTuple):

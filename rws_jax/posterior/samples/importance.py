@@ -12,8 +12,8 @@ from rws_jax.execution.ragged import Ragged
 from rws_jax.options import RunOptions, SamplingOptions
 from rws_jax.options.taking import takes
 from rws_jax.posterior.running import run
-from rws_jax.posterior.weighted import WeightedSamples
-from rws_jax.posterior.weighted_draw import GuideDrawParticle, WeightedDrawParticle
+from rws_jax.posterior.samples.weighted import WeightedSamples
+from rws_jax.posterior.samples.weighted_draw import GuideDrawParticle, WeightedDrawParticle
 
 
 @takes(SamplingOptions)

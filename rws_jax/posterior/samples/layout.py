@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rws_jax.posterior.weighted_draw import Dims
+from rws_jax.posterior.samples.weighted_draw import Dims
 
 
 def by_unit(values: jax.Array, dims: Dims, units: tuple[str, ...]) -> jax.Array:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rws_jax.posterior import uniformity
-from rws_jax.posterior.uniformity import EcdfBand
+from rws_jax.posterior.dreams import uniformity
+from rws_jax.posterior.dreams.uniformity import EcdfBand
 
 _NUM_LINES = 12  # of sites in a printed summary
 _DENSITIES = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x), the model's density"}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws_jax.core.summaries import entry
-from rws_jax.posterior.psis import is_available, pareto_smoothed
+from rws_jax.posterior.samples.psis import is_available, pareto_smoothed
 
 if TYPE_CHECKING:
-    from rws_jax.posterior.weighted import WeightedSamples
+    from rws_jax.posterior.samples.weighted import WeightedSamples
 
 THRESHOLD = 0.7  # of k-hat, above which importance sampling is not to be trusted (Vehtari et al. 2024)
 MIN_PARTICLES = 25  # with fewer ArviZ fits no tail

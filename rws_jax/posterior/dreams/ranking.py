@@ -13,7 +13,7 @@ import numpy as np
 
 from rws_jax.core.supports import mask_of_values
 from rws_jax.estimators import weights
-from rws_jax.posterior.dreamt import Comparison
+from rws_jax.posterior.dreams.dreamt import Comparison
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of latents by name, hashable
 

@@ -17,10 +17,10 @@ from rws_jax.estimators.wake import WakeParticle
 from rws_jax.estimators.weights import PerParticle
 from rws_jax.options import WeighedDreamOptions
 from rws_jax.options.taking import takes
-from rws_jax.posterior import p_values
-from rws_jax.posterior.dreamt import compare_with_dreams, log_weights
-from rws_jax.posterior.evidence_particle import EvidenceParticle
-from rws_jax.posterior.gap import SimulationGap
+from rws_jax.posterior.dreams import p_values
+from rws_jax.posterior.dreams.dreamt import compare_with_dreams, log_weights
+from rws_jax.posterior.dreams.gap import SimulationGap
+from rws_jax.posterior.held_out.evidence_particle import EvidenceParticle
 from rws_jax.posterior.running import run
 from rws_jax.programs.program import Programs
 

@@ -15,11 +15,11 @@ from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.core.errors import fail
 from rws_jax.core.trees import is_float, is_known, is_traced
 from rws_jax.estimators import weights
-from rws_jax.posterior import estimate, layout, resampling
-from rws_jax.posterior.estimate import Estimate
-from rws_jax.posterior.psis import pareto_smoothed
-from rws_jax.posterior.summary import advice, dead_units, summary
-from rws_jax.posterior.weighted_draw import Dims
+from rws_jax.posterior.samples import estimate, layout, resampling
+from rws_jax.posterior.samples.estimate import Estimate
+from rws_jax.posterior.samples.psis import pareto_smoothed
+from rws_jax.posterior.samples.summary import advice, dead_units, summary
+from rws_jax.posterior.samples.weighted_draw import Dims
 
 
 @partial(

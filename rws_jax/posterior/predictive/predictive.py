@@ -16,12 +16,12 @@ from rws_jax.execution.data import ALL_DATA
 from rws_jax.execution.ragged import Ragged
 from rws_jax.options import ExecutionOptions, RunOptions
 from rws_jax.options.taking import takes
-from rws_jax.posterior.inference_data import Group, inference_data
-from rws_jax.posterior.predictive_particles import PredictiveParticle, RealParticle, ScoreParticle
-from rws_jax.posterior.psis import pareto_smoothed
+from rws_jax.posterior.predictive.inference_data import Group, inference_data
+from rws_jax.posterior.predictive.predictive_particles import PredictiveParticle, RealParticle, ScoreParticle
 from rws_jax.posterior.running import run
-from rws_jax.posterior.summary import advice
-from rws_jax.posterior.weighted import WeightedSamples
+from rws_jax.posterior.samples.psis import pareto_smoothed
+from rws_jax.posterior.samples.summary import advice
+from rws_jax.posterior.samples.weighted import WeightedSamples
 from rws_jax.programs.predict import Kept
 from rws_jax.programs.program import Arguments, Programs
 

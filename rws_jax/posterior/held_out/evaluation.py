@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rws_jax.posterior.evidence import EvidenceSummary
+from rws_jax.posterior.held_out.evidence import EvidenceSummary
 
 
 class BoundByNumParticles(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rws_jax.checks.predictive import check_kept, check_minibatch
 from rws_jax.core.sites import Site, Trace
 from rws_jax.execution.ragged import Ragged
-from rws_jax.posterior.weighted_draw import Dims, dims_of
+from rws_jax.posterior.samples.weighted_draw import Dims, dims_of
 from rws_jax.programs.density import log_density
 from rws_jax.programs.predict import Kept, is_factor, predict
 from rws_jax.programs.program import Arguments, Index, Programs

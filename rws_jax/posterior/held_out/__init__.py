@@ -1,0 +1,1 @@
+"""Held-out evidence of each datum."""

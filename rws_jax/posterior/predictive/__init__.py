@@ -1,0 +1,1 @@
+"""New data from posterior samples, and all of it for ArviZ."""
