@@ -11,25 +11,28 @@ import rws_jax
 from rws_jax.checks import masks
 from rws_jax.core import draws, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
-from rws_jax.execution import chunked, vectorized
+from rws_jax.execution import chunked, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
+from rws_jax.posterior import evidence_particle
 from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
-from rws_jax.posterior.held_out import evaluation, evidence, evidence_particle
+from rws_jax.posterior.held_out import evaluation, evidence
 from rws_jax.posterior.predictive import predictive_particles
-from rws_jax.posterior.samples import psis
+from rws_jax.posterior.samples import estimate, layout, psis, resampling, weighted
 from rws_jax.programs import density, handlers, independence, predict
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
-from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one
+from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one, test_ragged
 from tests.posterior import (
     test_calibration,
     test_dreamt,
+    test_importance,
     test_predictive,
     test_psis,
     test_simulation_gap,
     test_uniformity,
+    test_weighted,
 )
 from tests.posterior import test_evaluate as test_posterior_evaluate
 from tests.programs import test_conditioned, test_independence, test_user_programs
@@ -505,6 +508,36 @@ MUTATIONS = {
         "axis=-1)) / self.num_units",
         "axis=-1))",
         test_posterior_evaluate.test_evidence_is_the_exact_one_whatever_the_chunks_and_its_errors_are_honest,
+    ),
+    "a mean of all draws alike": (
+        estimate,
+        "mean = jnp.sum(w * values, axis=0) / total",
+        "mean = jnp.mean(values, axis=0)",
+        test_weighted.test_numbers_worked_out_by_hand,
+    ),
+    "units in the place of other axes": (
+        layout,
+        "return jnp.moveaxis(apart, here,",
+        "return apart if True else jnp.moveaxis(apart, here,",
+        partial(test_importance.test_evidence_means_and_variances_are_the_exact_ones, "two gaussians"),
+    ),
+    "what is not there counts": (
+        weighted,
+        "if name in self.present else w",
+        "if False else w",
+        partial(test_importance.test_evidence_means_and_variances_are_the_exact_ones, "branching"),
+    ),
+    "particles taken whatever they weigh": (
+        resampling,
+        "cumulative = jnp.cumsum(w, axis=0)",
+        "cumulative = jnp.cumsum(jnp.ones_like(w), axis=0)",
+        compiled_anew(partial(test_weighted.test_resampling_is_unbiased, "systematic")),
+    ),
+    "groups in the order in which they ran": (
+        ragged,
+        "order = np.argsort(np.concatenate(members))",
+        "order = np.arange(sum(map(len, members)))",
+        test_ragged.test_groups_of_particles,
     ),
     "evidence of NaN as of data that cannot be": (
         evidence_particle,

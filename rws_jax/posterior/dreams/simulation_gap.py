@@ -20,7 +20,7 @@ from rws_jax.options.taking import takes
 from rws_jax.posterior.dreams import p_values
 from rws_jax.posterior.dreams.dreamt import compare_with_dreams, log_weights
 from rws_jax.posterior.dreams.gap import SimulationGap
-from rws_jax.posterior.held_out.evidence_particle import EvidenceParticle
+from rws_jax.posterior.evidence_particle import EvidenceParticle
 from rws_jax.posterior.running import run
 from rws_jax.programs.program import Programs
 

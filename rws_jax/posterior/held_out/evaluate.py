@@ -13,10 +13,10 @@ from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
 from rws_jax.options import SamplingOptions
 from rws_jax.options.taking import takes
+from rws_jax.posterior.evidence_particle import EvidenceParticle
 from rws_jax.posterior.held_out import evidence
 from rws_jax.posterior.held_out.evaluation import Evaluation
 from rws_jax.posterior.held_out.evidence import EvidenceSummary
-from rws_jax.posterior.held_out.evidence_particle import EvidenceParticle
 from rws_jax.posterior.running import run
 from rws_jax.training.batches import arguments_of, check_batches, check_ends
 

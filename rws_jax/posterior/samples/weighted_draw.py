@@ -11,7 +11,7 @@ from rws_jax.core.sites import Site, Trace, latent_sites
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.estimators.weights import PerParticle
 from rws_jax.execution.ragged import Ragged
-from rws_jax.posterior.held_out.evidence_particle import weighed
+from rws_jax.posterior.evidence_particle import weighed
 from rws_jax.programs.density import Units
 from rws_jax.programs.program import Index, Programs
 from rws_jax.programs.run import sample
