@@ -1,15 +1,15 @@
 """Particles of trained programs, run in whichever way the options say: compiled as a whole where programs can be."""
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import jax
 
 from rws_jax.checks.sites import fail_empty_plate
 from rws_jax.core.errors import is_own
+from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.execution.devices import automatic
@@ -37,8 +37,9 @@ def run(particle: ParticleFn[T], programs: Programs, num: int, execution: Execut
         if execution.one_by_one:
             return executor(particle, programs, num)
         try:
-            _check_params(particle, programs, execution)
-            return _compiled(particle, num, execution, programs)
+            compiled = _compiled_of(*(program.fn for program in programs.all))
+            compiled.check_params(particle, programs, execution)
+            return compiled.run(particle, programs, num, execution)
         except BranchingSiteError:  # whether programs branch is known only once they run
             if executor.data.count(programs) != 0:
                 executor.one(particle, programs)  # un-jitted, where the values of parameters are checked
@@ -53,35 +54,50 @@ def run(particle: ParticleFn[T], programs: Programs, num: int, execution: Execut
         fail_empty_plate(error)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-@automatic
-def _compiled(particle: ParticleFn[T], num: int, execution: ExecutionOptions, programs: Programs) -> T:
-    return execution.executor()(particle, programs, num)
+class _Compiled:
+    """What has been compiled of some programs, and the parameters whose values have been checked.
 
-
-def _check_params(particle: ParticleFn, programs: Programs, execution: ExecutionOptions) -> None:
-    """Trace one particle with known parameters, whose values are then held against their constraints.
-
-    Not again for the same arrays.
+    Functions of JAX are given arrays alone. All else, programs and what these close over, JAX would keep as long as it
+    has room.
     """
-    leaves, structure = jax.tree.flatten(programs.params)
-    if is_traced(leaves):
-        return
-    key = particle, execution, programs.model.fn, programs.guide.fn, structure
-    if all(kept() is leaf for kept, leaf in zip(_CHECKED.get(key, [lambda: None]), leaves, strict=False)):
-        return
 
-    def trace(unknown: Programs) -> Any:
-        return execution.executor()(particle, unknown.with_params(programs.params), 1)
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, Callable[[list[Any]], Any]] = {}
+        self._checked: dict[Hashable, list[Callable[[], Any]]] = {}  # the leaves that were checked last
 
-    jax.eval_shape(trace, programs.with_params((None, None)))
-    _CHECKED[key] = [_reference(leaf) for leaf in leaves]
-    if len(_CHECKED) > _MAX_CHECKED:
-        _CHECKED.popitem(last=False)
+    def run(self, particle: ParticleFn, programs: Programs, num: int, execution: ExecutionOptions) -> Any:
+        """Run all particles, compiled."""
+        leaves, structure = jax.tree.flatten(programs)
+        kind = particle, num, execution, structure
+        if kind not in self._runs:
+            of_programs = automatic(lambda programs: execution.executor()(particle, programs, num))
+            self._runs[kind] = jax.jit(lambda leaves: of_programs(jax.tree.unflatten(structure, leaves)))
+        return self._runs[kind](leaves)
+
+    def check_params(self, particle: ParticleFn, programs: Programs, execution: ExecutionOptions) -> None:
+        """Trace one particle with known parameters, whose values are then held against their constraints.
+
+        Not again for the same arrays.
+        """
+        params, structure = jax.tree.flatten(programs.params)
+        if is_traced(params):
+            return
+        kind = particle, execution, structure
+        if all(kept() is leaf for kept, leaf in zip(self._checked.get(kind, [lambda: None]), params, strict=False)):
+            return
+        leaves, rest = jax.tree.flatten(programs.with_params((None, None)))
+
+        def trace(leaves: list[Any]) -> Any:
+            unknown = jax.tree.unflatten(rest, leaves)
+            return execution.executor()(particle, unknown.with_params(programs.params), 1)
+
+        jax.eval_shape(trace, leaves)
+        self._checked[kind] = [_reference(leaf) for leaf in params]
 
 
-_CHECKED: OrderedDict[Hashable, list[Callable[[], Any]]] = OrderedDict()  # by programs, the leaves checked last
-_MAX_CHECKED = 100
+@lru_cache(maxsize=64)  # what has been compiled of the others goes
+def _compiled_of(*fns: ProgramFn) -> _Compiled:
+    return _Compiled()
 
 
 def _reference(leaf: Any) -> Callable[[], Any]:

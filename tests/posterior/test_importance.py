@@ -1,5 +1,8 @@
 """Importance samples equal exact posteriors, with honest standard errors, however particles run."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import rws_jax
+from rws_jax.posterior import running
 from tests.posterior import exact
 from tests.posterior.exact import key
 
@@ -145,3 +149,42 @@ def test_chunks_take_the_memory_of_one_chunk():
     few, many, at_once = memory(100, 20), memory(1000, 20), memory(1000, None)
     assert many - few <= 8 * 900  # bytes: the index of each particle
     assert at_once > 5 * many
+
+
+def test_equal_calls_compile_once_and_programs_of_the_past_are_forgotten():
+    counts = []
+
+    def call(x, rng_key, model, guide):
+        return rws_jax.importance_sample(rng_key, {"slope": SLOPE}, model, guide, x, num_particles=4)
+
+    def programs():
+        def model(x):
+            counts.append(x)
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x):
+            numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.0) * x, 1.0))
+
+        return model, guide
+
+    kept = programs()
+    call(1.0, key(), *kept)
+    num = len(counts)
+    call(2.0, key(1), *kept)
+    assert len(counts) == num  # another key, another number, the same parameters: nothing is traced
+    refs = []
+    for number in range(70):
+        model, guide = programs()
+        refs.append(weakref.ref(model))
+        if number < 2:
+            call(1.0, key(), model, guide)
+        else:
+            running._compiled_of(model, guide)
+    del model
+    gc.collect()
+    assert refs[0]() is None
+    assert refs[1]() is None
+
+
+SLOPE = jnp.array(0.5)
