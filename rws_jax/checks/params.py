@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from numpyro.distributions import constraints
@@ -20,8 +21,8 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
         symbol = "theta" if role == "model" else "phi"
         fail(
             ValueError,
-            f"param site {name!r} of the {role} has no value in {symbol}",
-            expected=f"{symbol}, or params of both programs, to have the key {name!r}",
+            f"param site {name!r} of the {role} has no value in {symbol}, or in params of both programs",
+            expected=f"the key {name!r}",
             found=f"keys {sorted(values)}",
             hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
             " was made with, and those that branch in Python take all parameters before they branch",
@@ -44,7 +45,7 @@ def check_all_found(names: Iterable[str], found: dict[str, Any]) -> None:
 def check_constrained(role: str, site: Site) -> None:
     """A value that is known lies where the program declares that it does; a float may be rounded to the border."""
     value, constraint = site["value"], site["kwargs"].get("constraint", constraints.real)
-    numbers = range_of(constraint) if isinstance(value, jax.Array | np.ndarray | float | int) else None
+    numbers = range_of(constraint) if _is_array(value) and constraint is not constraints.real else None
     if numbers is None or is_traced((value, numbers.low, numbers.high)):
         return
     value = np.asarray(value)
@@ -59,6 +60,21 @@ def check_constrained(role: str, site: Site) -> None:
         )
 
 
+def check_value(role: str, site: Site) -> None:
+    """A value has the shape of the initial one, where that is a number or an array, and lies within its constraint."""
+    value = site["value"]
+    initial: Any = site["args"][0] if site["args"] else None
+    if _is_array(value) and _is_array(initial) and jnp.shape(value) != jnp.shape(initial):
+        fail(
+            ValueError,
+            f"the value of param site {site['name']!r} of the {role} has another shape than its initial value",
+            expected=f"shape {jnp.shape(initial)}",
+            found=f"shape {jnp.shape(value)}",
+            hint="parameters belong to the programs that they were trained with",
+        )
+    check_constrained(role, site)
+
+
 def check_initial(params: dict[str, Any]) -> None:
     """A parameter cannot be trained from where its unconstrained value is infinite."""
     for name, value in params.items():
@@ -70,3 +86,7 @@ def check_initial(params: dict[str, Any]) -> None:
                 found="an unconstrained value that is infinite or NaN",
                 hint="start a positive parameter at 1e-3, say, rather than at 0",
             )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic | float | int)

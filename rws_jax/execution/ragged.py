@@ -21,8 +21,8 @@ from rws_jax.core.trees import is_float
 class Ragged:
     """Values by name, of one particle or of many.
 
-    Where particles differ, values are filled up to the largest shape, by NaN or else by zero, and `present` says which
-    numbers are there. It has no entry for a name of which all are.
+    Where particles differ, values are filled up to the largest shape, by NaN or the least number that their type has,
+    and `present` says which numbers are there. It has no entry for a name of which all are.
     """
 
     values: dict[str, jax.Array]
@@ -85,7 +85,7 @@ def _joined(
         ]
         shape = _largest(name, {s for s in own if s is not None})
         dtype = jnp.result_type(*[part.values[name] for part in parts if name in part.values])
-        fill = jnp.nan if is_float(jnp.zeros((), dtype)) else 0
+        fill = missing(dtype)
         widened = partial(_widened, xp=xp, shape=shape)
         values[name] = join(
             widened(part.values.get(name), lead, dtype=dtype, fill=fill)
@@ -99,6 +99,13 @@ def _joined(
     return Ragged(values, present, tuple(kinds.items()))
 
 
+def missing(dtype: Any) -> Any:
+    """What stands where there is no number: NaN, the least integer, or False."""
+    if is_float(jnp.zeros((), dtype)):
+        return jnp.nan
+    return False if jnp.issubdtype(dtype, jnp.bool_) else jnp.iinfo(dtype).min
+
+
 def _presence(part: Ragged, name: str, xp: Any) -> Any:
     if name not in part.values:
         return None
@@ -109,10 +116,10 @@ def _widened(value: Any, lead: tuple[int, ...], *, xp: Any, shape: tuple[int, ..
     """A value of the largest shape; None is one that is not there at all."""
     if value is None:
         return xp.full((*lead, *shape), fill, dtype)
-    missing = [wide - size for wide, size in zip(shape, jnp.shape(value)[len(lead) :], strict=True)]
-    width = [(0, 0)] * len(lead) + [(0, number) for number in missing]
+    lacking = [wide - size for wide, size in zip(shape, jnp.shape(value)[len(lead) :], strict=True)]
+    width = [(0, 0)] * len(lead) + [(0, number) for number in lacking]
     value = xp.asarray(value, dtype)
-    return xp.pad(value, width, constant_values=fill) if any(missing) else value
+    return xp.pad(value, width, constant_values=fill) if any(lacking) else value
 
 
 def _largest(name: str, shapes: set[tuple[int, ...]]) -> tuple[int, ...]:

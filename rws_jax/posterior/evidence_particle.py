@@ -41,12 +41,12 @@ def weighed(wake: WakeParticle, runs: WakeRuns, draws: Draws, index: Index) -> t
 
 def _has_nan(model_run: Trace, units: Units) -> jax.Array:
     """Which units have NaN among what they observe, outside of masks."""
-    counts = [units.sum(_is_nan(site)) for site in model_run.values() if _is_data(site)]
+    counts = [units.sum_of(site, _is_nan(site)) for site in model_run.values() if _is_data(site)]
     return sum(counts, jnp.zeros(units.shape)) > 0
 
 
 def _is_data(site: Site) -> bool:
-    is_data = site["type"] == "sample" and site["is_observed"] and not site.get("is_constant")
+    is_data = site["type"] == "sample" and site["is_observed"]
     return is_data and jnp.issubdtype(jnp.result_type(site["value"]), jnp.floating)
 
 

@@ -5,7 +5,7 @@ Knows distributions and traces. Knows nothing of particles: executors run them.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ class Units:
 
     sizes: tuple[tuple[int, int], ...]  # dim and size of each plate; dims are negative, as in `numpyro.plate`
     scale: float  # product of size / subsample size over these plates
+    frames: frozenset[Any] = field(default=frozenset(), compare=False)  # of these plates, in `cond_indep_stack`
 
     @classmethod
     def of(cls, *runs: Trace) -> "Units":
@@ -51,7 +52,7 @@ class Units:
         common = set.intersection(*map(set, plates)) if plates else set()
         check_subsampling(runs, set().union(*plates) - common)
         scale = math.prod((plates[0][frame] / frame.size for frame in common), start=1.0)
-        return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale)
+        return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale, frozenset(common))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,9 +92,7 @@ class Units:
                 scale = 1.0 if site["scale"] is None else site["scale"]
                 if site["scale"] is not None or self.scale != 1.0:
                     log_prob = log_prob * (scale / self.scale)
-                # A constant, whatever plates it is in, adds the same to all weights: each unit has its share.
-                share = 1.0 / math.prod(self.shape)
-                log_densities[name] = share * jnp.sum(log_prob) if site.get("is_constant") else self.sum(log_prob)
+                log_densities[name] = self.sum_of(site, log_prob)
         return log_densities
 
     def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:
@@ -109,6 +108,20 @@ class Units:
         # A sum in half precision would be wrong by tenths of a nat.
         log_prob = log_prob.astype(jnp.promote_types(log_prob.dtype, jnp.float32))
         return log_prob.sum(axis=tuple(axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in dims))
+
+    def sum_of(self, site: Site, log_prob: Any) -> Any:
+        """The same of a site, which has all unit plates unless it is a constant.
+
+        A constant adds the same to all weights of a unit, whatever plates it is in. Where it has an element for each
+        unit that is the unit's own, and otherwise each unit has an equal share.
+        """
+        if not site.get("is_constant"):
+            return self.sum(log_prob)
+        own = {frame.dim for frame in self.frames & set(site["cond_indep_stack"])}
+        dims = [dim for dim, _ in self.sizes]
+        share = 1.0 / math.prod(size for dim, size in self.sizes if dim not in own)
+        summed = share * Units(tuple((dim, size) for dim, size in self.sizes if dim in own), 1.0).sum(log_prob)
+        return summed.reshape([dict(self.sizes)[dim] if dim in own else 1 for dim in dims])
 
     def beside(self, of_units: Any, site: Site) -> Any:
         """An array with a number for each unit, in the shape that broadcasts against the value of a site."""

@@ -219,5 +219,5 @@ def test_constants_are_kept_apart_from_data_whatever_their_names():
 
     given = condition(two, {"zzz": 1.5, "aaa": 2.5})
     programs = oracles.programs_of(given, lambda x=None: numpyro.sample("z", dist.Normal(0.0, 1.0)), {}, {})
-    run, dream = DreamParticle(simulated_data_to_args=lambda data: ((), {})).dream(programs, Index(0))
+    run, dream = DreamParticle(rewrite=lambda data: ((), {})).dream(programs, Index(0))
     assert (run["zzz"]["value"], dream.data.keys()) == (1.5, {"aaa"})

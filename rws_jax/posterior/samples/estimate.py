@@ -11,6 +11,7 @@ from jax import lax
 from rws_jax.core.trees import is_known
 from rws_jax.estimators import weights
 from rws_jax.estimators.weights import OfUnits, PerParticle
+from rws_jax.execution.ragged import missing
 
 
 class Estimate(NamedTuple):
@@ -29,11 +30,6 @@ class Estimate(NamedTuple):
         return f"Estimate({_rounded(values[0], errors[0])} ± {_digits(errors[0])})"
 
 
-# XLA adds up in an order that depends on the shape of all. In blocks of one shape the evidence of a unit does not
-# depend, to the last bit, on how many others there are.
-_BLOCK = 32
-
-
 @jax.jit
 def log_evidence(log_w: PerParticle) -> Estimate:
     r"""The log of the mean weight of each unit, in nats, and its standard error by the delta method.
@@ -48,11 +44,25 @@ def log_evidence(log_w: PerParticle) -> Estimate:
       Shapes ``units``; -inf, and a standard error that is NaN, for a dead unit.
     """
     num, shape = log_w.shape[0], log_w.shape[1:]
-    flat = log_w.reshape(num, math.prod(shape))
-    missing = -flat.shape[1] % _BLOCK
-    blocks = jnp.pad(flat, [(0, 0), (0, missing)]).reshape(num, -1, _BLOCK)
-    values, errors = lax.map(_log_evidence, jnp.swapaxes(blocks, 0, 1))
-    return Estimate(*(jnp.ravel(x)[: flat.shape[1]].reshape(shape) for x in (values, errors)))
+    rows = log_w.reshape(num, math.prod(shape)).T
+    blocks = jnp.pad(rows, [(0, -len(rows) % _BLOCK), (0, 0)]).reshape(-1, _BLOCK, num)
+    return Estimate(*(jnp.ravel(x)[: len(rows)].reshape(shape) for x in lax.map(_of_rows, blocks)))
+
+
+# XLA rounds in a way that depends on the shape of all. In blocks of one shape the evidence of a unit does not depend,
+# to the last bit, on how many others there are.
+_BLOCK = 8
+
+
+def _of_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The log of the mean weight of each row, and its standard error."""
+    num = rows.shape[1]
+    log_max = jnp.max(rows, axis=1, keepdims=True)
+    w = jnp.exp(rows - jnp.where(log_max == -jnp.inf, 0.0, log_max))
+    live, total = log_max[:, 0] != -jnp.inf, jnp.sum(w, axis=1)
+    values = jnp.where(live, log_max[:, 0] + jnp.log(jnp.where(live, total, 1.0)), -jnp.inf) - jnp.log(num)
+    spread = jnp.sum((w / total[:, None] - 1.0 / num) ** 2, axis=1)
+    return values, jnp.where(live, jnp.sqrt(spread * _bessel(num)), jnp.nan)
 
 
 def weighted_mean(w: PerParticle, values: jax.Array) -> Estimate:
@@ -85,7 +95,7 @@ def weighted_quantiles(w: PerParticle, values: jax.Array, levels: jax.Array) -> 
       levels: in [0, 1], shape ``levels``.
 
     Returns:
-      Shape ``(*levels, ...)``; NaN where no weight is, if values are floats.
+      Shape ``(*levels, ...)``; NaN or the least integer where no weight is.
     """
     values = jnp.where(w == 0, _last(values), values)  # so that what has no weight comes last
     order = jnp.argsort(values, axis=0)
@@ -95,16 +105,9 @@ def weighted_quantiles(w: PerParticle, values: jax.Array, levels: jax.Array) -> 
     def at(level: jax.Array) -> jax.Array:
         first = jnp.argmax(cumulative >= jnp.minimum(level * total, total)[None], axis=0)
         found = jnp.take_along_axis(sorted_values, first[None], 0)[0]
-        return jnp.where(total > 0, found, jnp.nan) if jnp.issubdtype(values.dtype, jnp.inexact) else found
+        return jnp.where(total > 0, found, jnp.asarray(missing(values.dtype), values.dtype))
 
     return jnp.reshape(jax.vmap(at)(jnp.ravel(levels)), (*jnp.shape(levels), *values.shape[1:]))
-
-
-def _log_evidence(log_w: PerParticle) -> tuple[jax.Array, jax.Array]:
-    num = log_w.shape[0]
-    spread = jnp.sum((weights.normalise(log_w) - 1.0 / num) ** 2, axis=0)
-    error = jnp.sqrt(spread * _bessel(num))
-    return weights.bound(log_w), jnp.where(weights.alive(log_w), error, jnp.nan)
 
 
 def effective_sample_size(log_w: PerParticle) -> OfUnits:

@@ -13,8 +13,9 @@ import numpy as np
 
 from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.core.errors import fail
-from rws_jax.core.trees import is_float, is_known, is_traced
+from rws_jax.core.trees import is_known, is_traced
 from rws_jax.estimators import weights
+from rws_jax.execution.ragged import missing
 from rws_jax.posterior.samples import estimate, layout, resampling
 from rws_jax.posterior.samples.estimate import Estimate
 from rws_jax.posterior.samples.psis import pareto_smoothed
@@ -40,7 +41,8 @@ class WeightedSamples:
         of data if there are `data_axes`.
       log_weights: log p(z, x) - log q(z | x) in nats, shape ``(particles, *units)``.
       present: site -> which numbers are there, of the shape of its samples, where programs branch and not all particles
-        have it; the others are NaN, or zero in sites of whole numbers. Empty for all other programs.
+        have it. The others are NaN or, in sites of whole numbers, the least that their type has. Empty for all other
+        programs.
       dims: the name of the plate of each axis of each site, without that of particles, as pairs of site and names.
       units: the name of the plate of each axis of `log_weights`, but that of particles; ``"datum"`` for `data_axes`.
       scale: size / subsample size, where units are a minibatch: a sum over units times it estimates that over all data.
@@ -61,15 +63,15 @@ class WeightedSamples:
     @property
     def weights(self) -> jax.Array:
         """Self-normalised weights, shape ``(particles, *units)``: they sum to one over the particles of each unit."""
-        return weights.normalise(self.log_weights)
+        return weights.normalise(self._single.log_weights)
 
     def log_evidence(self) -> Estimate:
         """The log evidence log p(x) of each unit in nats, shape ``units``, with its standard error."""
-        return estimate.log_evidence(self.log_weights)
+        return estimate.log_evidence(self._single.log_weights)
 
     def effective_sample_size(self) -> jax.Array:
         """Kish's effective sample size of each unit, from 1 to the number of particles; shape ``units``."""
-        return estimate.effective_sample_size(self.log_weights)
+        return estimate.effective_sample_size(self._single.log_weights)
 
     def pareto_k(self) -> np.ndarray:
         """The shape of the weights' tail in each unit, k-hat, shape ``units``: weights above 0.7 are not to be trusted.
@@ -97,7 +99,8 @@ class WeightedSamples:
 
         Args:
           f: function of the latents of *one particle of one unit*, a dict of site -> value without the axes of units,
-            that returns an array or a tree of arrays; it is mapped over by `jax.vmap`. None for the latents themselves.
+            that returns an array or a tree of arrays; it is mapped over by `jax.vmap`. Where programs branch, a number
+            that is not there is what it is in `samples`. None for the latents themselves.
 
         Returns:
           `Estimate`, value and standard error of shape ``(*units, *f)``; without `f` dicts of site -> mean, of the
@@ -142,8 +145,8 @@ class WeightedSamples:
           method: ``"systematic"``, or ``"multinomial"`` for independent draws.
 
         Returns:
-          Site -> samples, shape ``(num_samples, *shape)``, in random order. Those of dead units are NaN where they are
-          floats, and mean nothing else; a warning names them.
+          Site -> samples, shape ``(num_samples, *shape)``, in random order. What is missing, where programs branch or
+          in dead units, is NaN or, in sites of whole numbers, the least of their type. A warning names dead units.
         """
         indices = self.indices(rng_key, num_samples, method)
         return {name: self.taken(name, indices) for name in self.samples}
@@ -160,20 +163,34 @@ class WeightedSamples:
         return indices.reshape(num_samples, *self._unit_shape)
 
     def __repr__(self) -> str:
-        return summary(self) if is_known(self) else f"WeightedSamples({self.num_particles} particles, traced)"
+        if not is_known(self) or self.log_weights.ndim != 1 + len(self.units):
+            return f"WeightedSamples(log_weights of shape {self.log_weights.shape})"
+        return summary(self)
 
     def taken(self, name: str, indices: jax.Array) -> jax.Array:
         """Draws of a site at particles of each unit, as `indices` gives them."""
         values, flat = self._by_unit(name, self.samples[name]), indices.reshape(len(indices), -1)
         found = jnp.take_along_axis(values, layout.beside(flat, values), axis=0)
-        if is_float(values):
-            alive = weights.alive(self._flat_log_weights)[None]
-            found = jnp.where(layout.beside(alive, values), found, jnp.nan)
+        alive = weights.alive(self._flat_log_weights)[None]
+        found = jnp.where(layout.beside(alive, values), found, jnp.asarray(missing(values.dtype), values.dtype))
         return self._in_place(name, found, 1)
 
     @property
+    def _single(self) -> "WeightedSamples":
+        """The same, once it is clear that these are the samples of one call."""
+        if self.log_weights.ndim != 1 + len(self.units):
+            fail(
+                ValueError,
+                "these are weighted samples of several calls, as jax.vmap returns them",
+                expected=f"log-weights with axes {('particles', *self.units)}",
+                found=f"shape {self.log_weights.shape}",
+                hint="map over the method as well: jax.vmap(lambda weighted: weighted.log_evidence())(weighted)",
+            )
+        return self
+
+    @property
     def _unit_shape(self) -> tuple[int, ...]:
-        return self.log_weights.shape[1:]
+        return self._single.log_weights.shape[1:]
 
     @property
     def _flat_log_weights(self) -> jax.Array:
