@@ -1,5 +1,6 @@
 """Importance samples equal exact posteriors, with honest standard errors, however particles run."""
 
+import contextlib
 import gc
 import weakref
 
@@ -188,3 +189,19 @@ def test_equal_calls_compile_once_and_programs_of_the_past_are_forgotten():
 
 
 SLOPE = jnp.array(0.5)
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_data_may_be_on_explicit_axes_of_a_mesh(in_context):
+    case = exact.one_gaussian()
+    x = np.linspace(-1.0, 1.0, 8, dtype=np.float32)
+    run = lambda x, **how: rws_jax.importance_sample(
+        key(), case.params, case.model, case.guide, x, num_particles=30, **how
+    )
+    expected = run(x).log_evidence().value
+    mesh = jax.make_mesh((4,), ("p",), axis_types=(jax.sharding.AxisType.Explicit,))
+    placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("p")))
+    with jax.set_mesh(mesh) if in_context else contextlib.nullcontext():
+        for how in {}, {"chunk_size": 10}:
+            np.testing.assert_allclose(run(placed, **how).log_evidence().value, expected, rtol=1e-5)
+        assert run(placed).expectation().value["z"].shape == (8,)

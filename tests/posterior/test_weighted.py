@@ -96,12 +96,14 @@ def test_a_dead_unit_leaves_the_others_alone():
     assert k[1] < 0.7
 
 
-def test_a_nan_stays_in_its_unit():
-    w = weighted([[jnp.nan, 0.0], [0.0, 1.0]], [[1.0, 2.0], [3.0, 4.0]])
+@pytest.mark.parametrize("others", [0.0, jnp.nan])
+def test_a_nan_stays_in_its_unit(others):
+    w = weighted([[jnp.nan, 0.0], [others, 1.0]], [[1.0, 2.0], [3.0, 4.0]])
     for leaf in jax.tree.leaves((w.log_evidence(), w.expectation(), w.effective_sample_size(), w.quantile(0.5))):
         assert np.isnan(leaf[0])
         assert np.isfinite(leaf[1])
-    assert "no finite numbers" in repr(w)
+    assert "Weights of 1 unit, [0] the first, are no finite numbers." in repr(w)
+    assert "nats in all of the other 1 unit" in repr(w)
 
 
 def test_light_tails_are_warned_of_and_smoothed():
@@ -109,9 +111,7 @@ def test_light_tails_are_warned_of_and_smoothed():
     z = jax.random.normal(key(), (20_000, 1)) / 3
     log_w = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(0.0, 1 / 3).log_prob(z)
     w = weighted(log_w, z)
-    with pytest.warns(
-        UserWarning, match=r"(?s)k-hat is above 0.7 in 1 of 1 unit, \[0\] the worst.*defensive=0.2"
-    ) as seen:
+    with pytest.warns(UserWarning, match=r"(?s)k-hat is above 0.7: .*defensive=0.2") as seen:
         k = w.pareto_k()
     assert seen[0].filename == __file__
     assert 0.7 < k[0] < 1.0
@@ -119,7 +119,7 @@ def test_light_tails_are_warned_of_and_smoothed():
         smoothed = w.smoothed()
     assert smoothed.log_weights.shape == log_w.shape
     assert np.abs(smoothed.log_evidence().value[0]) < 0.2
-    assert "above 0.7 in 1 of 1 unit" in repr(w)
+    assert "or more" in repr(w)  # than what is estimated: no error is shown that would not hold
 
 
 def test_the_exact_posterior_as_guide_has_equal_weights():
@@ -135,7 +135,7 @@ def test_the_exact_posterior_as_guide_has_equal_weights():
     w = rws_jax.importance_sample(key(), {}, model, guide, jnp.array([0.0, 3.0]))
     np.testing.assert_allclose(w.effective_sample_size(), 1000.0, rtol=1e-4)
     assert np.all(w.pareto_k() < 0.7)
-    assert repr(w).endswith("The weights can be trusted.")
+    assert repr(w).endswith("The weights show no heavy tail.")
 
 
 def test_the_summary():
@@ -275,3 +275,86 @@ def test_one_particle_and_no_data_by_the_axis_of_data():
     )
     assert none.log_evidence().value.shape == (0,)
     assert "each of 0 data" in repr(none)
+
+
+def test_samples_of_several_calls_are_not_taken_for_those_of_one():
+    params = {"scale": 1.0, "a": 0.0}
+    several = jax.vmap(lambda rng_key: rws_jax.importance_sample(rng_key, params, scaled_model, scaled_guide, X))(
+        jax.random.split(key(), 3)
+    )
+    for method in "log_evidence", "effective_sample_size", "expectation":
+        with pytest.raises(ValueError, match=r"(?s)of several calls, as jax.vmap returns them.*\(3, 1000, 2\)"):
+            getattr(several, method)()
+    assert jax.vmap(lambda w: w.log_evidence())(several).value.shape == (3, 2)
+    assert repr(several) == "WeightedSamples(log_weights of shape (3, 1000, 2))"
+
+
+def test_values_of_parameters_have_the_shape_of_their_site_and_may_be_numpys():
+    for number in np.float32(1.0), np.array(1.0), 1:
+        assert call({"scale": number, "a": number}).log_weights.shape == (1000, 2)
+    in_place = np.array(1.0)
+    call({"scale": in_place, "a": 0.0})
+    in_place[...] = -1.0
+    with pytest.raises(ValueError, match="outside of its constraint"):
+        call({"scale": in_place, "a": 0.0})
+    with pytest.raises(ValueError, match=r"(?s)param site 'a' of the guide has another shape.*\(\).*\(2,\)"):
+        call({"scale": 1.0, "a": jnp.zeros(2)})
+
+
+def test_what_a_particle_does_not_have_is_no_number_of_its_site():
+    """P(n = 0 and there) is exact; where z is 0 there is no n, which is neither zero nor any other count."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Bernoulli(0.3), infer={"branching": True})
+        n = numpyro.sample("n", dist.Binomial(2, 0.5)) if z else 2
+        numpyro.sample("x", dist.Normal(n, 1.0), obs=x)
+
+    def guide(x):
+        if numpyro.sample("z", dist.Bernoulli(0.5), infer={"branching": True}):
+            numpyro.sample("n", dist.Binomial(2, 0.5))
+
+    density = np.exp(-0.5 * (1.5 - np.arange(3.0)) ** 2)
+    there = 0.3 * np.array([0.25, 0.5, 0.25]) * density
+    exact_share = there[0] / (there.sum() + 0.7 * density[2])
+    w = rws_jax.importance_sample(key(), {}, model, guide, 1.5, num_particles=20_000)
+    found = w.expectation(lambda z: z["n"] == 0)
+    assert abs(found.value - exact_share) < 5 * found.standard_error
+    samples = w.resample(key(1), 20_000)
+    share = np.mean(samples["n"] == 0)
+    assert abs(share - exact_share) < 5 * np.sqrt(exact_share / w.effective_sample_size())
+    np.testing.assert_array_equal(samples["n"] < 0, samples["z"] == 0)
+
+
+def test_a_plate_may_be_named_datum():
+    def model(x):
+        with numpyro.plate("datum", 2):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("datum", 2):
+            numpyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    w = rws_jax.importance_sample(key(), {}, model, guide, jnp.zeros((3, 2)), data_axes=0, num_particles=30)
+    assert w.units == ("datum_", "datum")
+    assert w.expectation().value["z"].shape == (3, 2)
+
+
+def test_a_constant_of_a_unit_is_that_of_the_unit():
+    """As with obs=: evidence of each unit, and a constant that is NaN, are its own."""
+
+    def model(x, t=None):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("t", dist.Normal(0.0, 1.0), obs=t)
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, t=None):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = jnp.array([0.0, 3.0])
+    for t in x, x.at[1].set(jnp.nan):
+        observed = rws_jax.importance_sample(key(), {}, model, guide, x, t)
+        given = rws_jax.importance_sample(key(), {}, numpyro.handlers.condition(model, {"t": t}), guide, x)
+        np.testing.assert_allclose(given.log_evidence().value, observed.log_evidence().value, rtol=1e-5)

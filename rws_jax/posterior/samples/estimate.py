@@ -61,6 +61,7 @@ def _of_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     w = jnp.exp(rows - jnp.where(log_max == -jnp.inf, 0.0, log_max))
     live, total = log_max[:, 0] != -jnp.inf, jnp.sum(w, axis=1)
     values = jnp.where(live, log_max[:, 0] + jnp.log(jnp.where(live, total, 1.0)), -jnp.inf) - jnp.log(num)
+    values = jnp.where(jnp.any(jnp.isnan(rows), axis=1), jnp.nan, values)  # a maximum may pass over NaN
     spread = jnp.sum((w / total[:, None] - 1.0 / num) ** 2, axis=1)
     return values, jnp.where(live, jnp.sqrt(spread * _bessel(num)), jnp.nan)
 

@@ -33,7 +33,11 @@ def importance_sample(
 
     for every unit: each element of the plates that are common to all sites has weights of its own, and so has each
     datum of `data_axes`. Bias: the evidence :math:`\frac1K \sum_k w_k` has none, its logarithm and self-normalised
-    expectations :math:`O(1/K)`. Compiled once for each kind of arguments.
+    expectations :math:`O(1/K)`. Gradient: reaches the model's parameters through log p; draws and log q are constants.
+
+    Compiled once for each kind of arguments. As by `jax.jit`, what has been compiled of two programs is kept: a global
+    variable or an attribute that they read, and that has changed since, is not seen. This goes for all functions that
+    take trained programs.
 
     Args:
       rng_key: JAX random key.
@@ -73,7 +77,8 @@ def importance_sample(
     """
     programs = trained_programs_of(importance_sample, options, rng_key, params, model, guide, args, kwargs)
     drawn = run(WeightedDrawParticle(options.wake.estimator.particle), programs, options.num, options.execution)
-    data = () if options.data.count(programs) is None else ("datum",)
+    plates = {name for _, dims in drawn.latents.kinds if isinstance(dims, tuple) for name in dims}
+    data = () if options.data.count(programs) is None else (_free_name("datum", plates),)
     return WeightedSamples(
         samples=drawn.latents.values,
         log_weights=drawn.log_weights,
@@ -144,3 +149,8 @@ def sample_posterior(
     how = {option.name: getattr(options, option.name) for option in fields(options)}
     weighted = importance_sample(sample_key, params, model, guide, *args, num_particles=num_particles, **how, **kwargs)
     return weighted.resample(resample_key, num_samples)
+
+
+def _free_name(name: str, taken: set[str | None]) -> str:
+    """The name, or one that no plate has."""
+    return name if name not in taken else _free_name(f"{name}_", taken)

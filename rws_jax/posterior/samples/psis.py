@@ -11,7 +11,7 @@ import numpy as np
 Psis = Callable[[np.ndarray], tuple[np.ndarray, float]]
 
 SMALLEST_TAIL = 5  # ArviZ fits no tail of fewer weights
-ROUNDING = 0.01  # nats; a tail within this is flat but for the rounding of densities
+ROUNDING = 0.01  # nats; log-weights that all lie within this are equal but for the rounding of densities
 
 
 def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -24,8 +24,8 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The fit is ArviZ's (`arviz_stats` where it is installed, otherwise `arviz` before 1.0). Where ArviZ has no answer,
     or none that means anything, weights stay as they are, and :math:`\hat k` is
 
-    - ``-inf`` where there is no tail: five particles or more share the largest weight, as with discrete latents, or the
-      largest weights are equal up to rounding, as with the exact posterior for a guide;
+    - ``-inf`` where there is no tail: five particles or more share the largest weight, as with discrete latents, or all
+      weights are equal up to rounding, as with the exact posterior for a guide;
     - ``inf`` where the tail cannot be fitted: it has fewer than five weights (which takes some 25 live particles), or
       many that are tied. Nothing is known then, and the weights are not to be trusted;
     - ``nan`` where a log-weight is NaN or ``+inf``.
@@ -92,8 +92,8 @@ def _smoothed_unit(log_w: np.ndarray, psis: Psis) -> tuple[np.ndarray, float]:
 
 def _is_flat(log_w: np.ndarray) -> bool:
     """No weight stands out from those beside it, so that there is nothing to fit and nothing to smooth."""
-    tail = log_w[_tail(log_w)]
-    return bool((tail == tail[-1]).sum() >= SMALLEST_TAIL or tail[-1] - tail[0] <= ROUNDING)
+    tail, live = log_w[_tail(log_w)], log_w[log_w > -np.inf]
+    return bool((tail == tail[-1]).sum() >= SMALLEST_TAIL or live.max() - live.min() <= ROUNDING)
 
 
 def _tail(log_w: np.ndarray) -> np.ndarray:

@@ -14,57 +14,98 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.7  # of k-hat, above which importance sampling is not to be trusted (Vehtari et al. 2024)
 MIN_PARTICLES = 25  # with fewer ArviZ fits no tail
-_MAX_UNITS = 10_000  # of which k-hat is computed for a summary: it takes a tenth of a second for each hundred
+_ALMOST_EQUAL = 0.9  # of K, an effective sample size from which on weights are almost equal
+_MAX_UNITS = 10_000  # of which k-hat is computed for a summary, in some seconds
 
 
 def summary(weighted: "WeightedSamples") -> str:
     """Units, evidence, effective sample size, share of units with k-hat above 0.7, and what to do about it."""
-    num, shape = len(weighted.log_weights), weighted.log_weights.shape[1:]
+    log_weights = np.asarray(weighted.log_weights)
+    num, shape = len(log_weights), log_weights.shape[1:]
     head = f"WeightedSamples: {_counted(num, 'particle')} of {_units(weighted.units, shape)}"
     lines = {"latents": ", ".join(f"{name} {entry(value)}" for name, value in weighted.samples.items()) or "none"}
     if not math.prod(shape):
         return _written(head, lines, [])
-    evidence, ess = weighted.log_evidence(), np.ravel(weighted.effective_sample_size())
-    values, errors = np.ravel(evidence.value), np.ravel(evidence.standard_error)
-    of_all = f"{np.sum(values):.6g}" + (f" ± {np.sqrt(np.sum(errors**2)):.1g} nats" if num > 1 else " nats")
-    lines["log evidence"] = of_all if not shape else f"{of_all} in all, {np.mean(values):.4g} for each unit on average"
-    worst = f"{np.median(ess):.4g} in the median, {np.min(ess):.4g} at least, in unit {_at(np.argmin(ess), shape)}"
-    lines["effective sample size"] = worst if shape else f"{ess[0]:.4g}"
-    sentences = _of_numbers(np.asarray(weighted.log_weights))
+    sentences, trusted = _of_numbers(log_weights), True
     if not is_available():
-        lines["Pareto k-hat"] = 'not known without ArviZ: pip install "rws_jax[arviz]"'
-    elif values.size > _MAX_UNITS:
-        lines["Pareto k-hat"] = "of so many units by weighted.pareto_k()"
+        tail = 'not known without ArviZ: pip install "rws_jax[arviz]"'
+    elif math.prod(shape) > _MAX_UNITS:
+        tail = "of so many units by weighted.pareto_k()"
     elif num < MIN_PARTICLES:
-        lines["Pareto k-hat"] = f"not known of fewer than {MIN_PARTICLES} particles"
+        tail = f"not known of fewer than {MIN_PARTICLES} particles"
     else:
-        k = pareto_smoothed(np.asarray(weighted.log_weights))[1]
-        share = f"above {THRESHOLD} in {np.sum(k > THRESHOLD):,} of {_counted(k.size, 'unit')}"
-        lines["Pareto k-hat"] = share if shape else "none, as the weights have no tail" if k == -np.inf else f"{k:.2f}"
-        sentences += [text for text in [advice(weighted, k)] if text]
-        sentences = sentences or ["The weights can be trusted."]
+        k = pareto_smoothed(log_weights)[1]
+        text, trusted = advice(weighted, k), not np.any(_is_bad(weighted, k))
+        sentences += [text or _harmless(weighted, k)] if text or not sentences else []
+        tail = f"above {THRESHOLD} in {np.sum(k > THRESHOLD):,} of {_counted(k.size, 'unit')}"
+        if k.size == 1:
+            tail = "none, as the weights have no tail" if np.all(k == -np.inf) else f"{k.item():.2f}"
+    lines |= _estimates(weighted, trusted) | {"Pareto k-hat": tail}
     return _written(head, lines, sentences)
 
 
 def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
-    """What to do about units whose k-hat is above 0.7; None if there are none. Dead units are another matter."""
-    alive = np.any(np.asarray(weighted.log_weights) != -np.inf, axis=0)
-    bad = k > THRESHOLD
-    if not np.any(bad & alive) or len(weighted.log_weights) < MIN_PARTICLES:
+    """What to do about units whose k-hat is above 0.7; None if there are none that are not harmless."""
+    bad = _is_bad(weighted, k)
+    if not np.any(bad):
         return None
-    shape = weighted.log_weights.shape[1:]
-    worst = _at(np.argmax(np.where(bad & alive, k, -np.inf)), shape)
-    which = f" in {np.sum(bad):,} of {_counted(bad.size, 'unit')}, {worst} the worst" if shape else ""
+    worst = _at(np.argmax(np.where(bad, k, -np.inf)), k.shape)
+    which = f" in {np.sum(bad):,} of {_counted(bad.size, 'unit')}, {worst} the worst" if k.size > 1 else ""
     joint = " All data share one weight, as no plate is common to all sites: units of their own would help most."
-    ess = np.min(np.asarray(weighted.effective_sample_size())[bad & alive])
-    ess = f"{ess:.4g} of {len(weighted.log_weights):,}{' at least' if shape else ''}"
+    ess = f"{np.min(_ess(weighted)[bad]):.4g} of {len(weighted.log_weights):,}{' at least' if np.sum(bad) > 1 else ''}"
     return (
         f"Pareto k-hat is above {THRESHOLD}{which}: the weights have so heavy a tail that evidence, expectations and"
         f" their errors may rest on a few particles (effective sample size there: {ess})."
-        f"{'' if weighted.units else joint} Train the guide for longer, also on dreams"
-        " (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, by which a share of"
-        " them is drawn from the prior."
+        f"{'' if weighted.units else joint} Train the guide for longer, also on dreams (insomnia below 1), or give it"
+        " wider tails; draw more particles; or pass defensive=0.2, or more, by which a share of them is drawn from the"
+        " prior."
     )
+
+
+def _is_bad(weighted: "WeightedSamples", k: np.ndarray) -> np.ndarray:
+    """Units whose weights have a heavy tail; not dead ones, nor those of almost equal weights, where it fits noise."""
+    if len(weighted.log_weights) < MIN_PARTICLES:
+        return np.zeros(k.shape, bool)
+    ess = _ess(weighted)
+    return (k > THRESHOLD) & (ess > 0) & (ess < _ALMOST_EQUAL * len(weighted.log_weights))
+
+
+def _harmless(weighted: "WeightedSamples", k: np.ndarray) -> str:
+    """What is said where there is nothing to be done."""
+    if not np.any(k > THRESHOLD):
+        return "The weights show no heavy tail."
+    ess = f"{np.min(_ess(weighted)[k > THRESHOLD]):.4g} of {len(weighted.log_weights):,}"
+    return (
+        f"Where k-hat is above {THRESHOLD}, weights are almost equal (effective sample size {ess} at least), and its"
+        " fit means little."
+    )
+
+
+def _estimates(weighted: "WeightedSamples", trusted: bool) -> dict[str, str]:
+    """Evidence and effective sample size, of the units that have them."""
+    evidence, ess = weighted.log_evidence(), np.ravel(_ess(weighted))
+    values, errors = np.ravel(evidence.value), np.ravel(evidence.standard_error)
+    finite, shape = np.isfinite(values), weighted.log_weights.shape[1:]
+    if not np.any(finite):
+        return {"log evidence": f"{values[0]}" if values.size == 1 else "of no unit finite"}
+    error = np.sqrt(np.sum(errors[finite] ** 2))
+    decimals = min(6, max(0, -math.floor(math.log10(error)))) if error > 0 else 4
+    total = f"{np.sum(values[finite]):.{decimals}f}"
+    total += f" ± {error:.1g} nats" if trusted and not math.isnan(error) else " nats"
+    total += "" if trusted else ", or more,"
+    if values.size == 1:
+        return {"log evidence": total, "effective sample size": f"{ess[0]:.4g}"}
+    others = "" if np.all(finite) else f" of the other {_counted(np.sum(finite), 'unit')}"
+    mean, place = np.mean(values[finite]), np.argmin(np.where(finite, ess, np.inf))
+    return {
+        "log evidence": f"{total} in all{others}, {mean:.4g} for each unit on average",
+        "effective sample size": f"{np.median(ess[finite]):.4g} in the median, {ess[place]:.4g} at least, in unit"
+        f" {_at(place, shape)}",
+    }
+
+
+def _ess(weighted: "WeightedSamples") -> np.ndarray:
+    return np.asarray(weighted.effective_sample_size())
 
 
 def dead_units(log_weights: np.ndarray) -> str | None:
@@ -98,8 +139,10 @@ def _units(units: tuple[str, ...], shape: tuple[int, ...]) -> str:
     if not units:
         return "one unit, all data together: no plate is common to all sites"
     if units == ("datum",):
-        return f"each of {shape[0]:,} data"
+        return "one datum" if shape == (1,) else f"each of {shape[0]:,} data"
     plates = " and ".join(f"plate {unit!r}" for unit in units)
+    if math.prod(shape) == 1:
+        return f"one unit, the element of {plates}"
     return f"each of {_counted(math.prod(shape), 'unit')}, the elements of {plates}"
 
 
