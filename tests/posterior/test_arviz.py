@@ -63,10 +63,43 @@ def test_summary_and_leave_one_out_are_the_exact_ones(az):
     assert abs(float(table.loc["z", "mean"]) - mean) < 5 * sd / np.sqrt(num / 2)
     assert abs(float(table.loc["z", "sd"]) - sd) < 0.02
     assert abs(float(table.loc["square", "mean"]) - mean**2 - sd**2) < 0.05
+    assert "leave_one_out" not in data["log_likelihood"].attrs
     found = quiet(az.loo, data, pointwise=True)
     pointwise = np.asarray(found.loo_i if hasattr(found, "loo_i") else found.elpd_i)
     others = (X.sum() - X) / 7
     np.testing.assert_allclose(pointwise, exact.log_normal(X, others, 1 + 1 / 7), atol=0.03)
+
+
+def test_a_datum_with_latents_of_its_own_is_not_left_out_by_its_likelihood(az):
+    """Data that are independent: left out or not, the density of each is its evidence."""
+
+    def model(x, shared=False):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0)) if shared else 0.0
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(mu, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x, shared=False):
+        if shared:
+            numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(x / 1.25, np.sqrt(0.2)))
+
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, X, num_particles=500)
+    data = rws_jax.to_arviz(weighted, key(1), {}, model, X, num_samples=500)
+    elpd = exact.log_normal(X, 0.0, 1.25).sum()
+    np.testing.assert_allclose(data["sample_stats"]["log_evidence"].sum(), elpd, rtol=1e-5)
+    with pytest.warns(UserWarning, match="Pareto distribution"):
+        found = az.loo(data)
+    assert (found.elpd_loo if hasattr(found, "elpd_loo") else found.elpd) > elpd + 1
+    note = data["log_likelihood"].attrs["leave_one_out"]
+    assert "['x'] has latents of its own" in note
+    assert "it is the sum of sample_stats.log_evidence, exactly" in note
+
+    args = X, True
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, *args, num_particles=500)
+    data = quiet(rws_jax.to_arviz, weighted, key(1), {}, model, *args, num_samples=5)
+    assert "Compare models by sample_stats.log_evidence" in data["log_likelihood"].attrs["leave_one_out"]
 
 
 @pytest.mark.floors

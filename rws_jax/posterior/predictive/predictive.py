@@ -16,7 +16,7 @@ from rws_jax.execution.data import ALL_DATA
 from rws_jax.execution.ragged import Ragged
 from rws_jax.options import ExecutionOptions, RunOptions
 from rws_jax.options.taking import takes
-from rws_jax.posterior.predictive.inference_data import Group, inference_data
+from rws_jax.posterior.predictive.inference_data import Group, inference_data, note_of_own_latents
 from rws_jax.posterior.predictive.predictive_particles import PredictiveParticle, RealParticle, ScoreParticle
 from rws_jax.posterior.running import run
 from rws_jax.posterior.samples.psis import pareto_smoothed
@@ -120,13 +120,19 @@ def to_arviz(
     - ``posterior``: latents, and deterministic sites of the model.
     - ``sample_stats``: ``log_weight``, the log-weight of the particle that each draw is a copy of, and numbers for each
       unit, which have no draws: ``log_evidence``, ``effective_sample_size`` of the weights and ``pareto_k``.
-    - ``log_likelihood``: log densities of the data at each draw, for each event of each observed site, in nats; so that
-      `arviz.loo` and `arviz.compare` work.
+    - ``log_likelihood``: log densities of the data at each draw, for each event of each observed site, in nats, for
+      `arviz.loo` and `arviz.compare`.
     - ``observed_data``, and ``posterior_predictive``, data drawn anew as by `posterior_predictive`.
 
     Axes have the names of their plates, ``"datum"`` with `data_axes`, or those that ArviZ gives, ``site_dim_0``. Draws
     are independent of one another but for copies, so that ArviZ's own ESS and R-hat say nothing here:
     ``sample_stats.effective_sample_size`` does.
+
+    Leave-one-out from ``log_likelihood`` is right for data that share their latents. Where each datum has latents of
+    its own, as wherever units are data, it is far too optimistic, as these latents have seen the datum that is left
+    out: ArviZ warns of its k-hat, and the attribute ``log_likelihood.leave_one_out`` names the sites. Compare models by
+    ``weighted.log_evidence()`` or `evaluate` then. Where units are data and parameters are fixed, the sum of
+    ``sample_stats.log_evidence`` is the expected log predictive density that leave-one-out is after, exactly.
 
     Args:
       weighted: posterior samples, from `importance_sample`.
@@ -167,12 +173,12 @@ def to_arviz(
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
     lead = () if options.data == ALL_DATA else weighted.units[:1]
     group = lambda ragged: Group(ragged.values, {name: (*lead, *dims) for name, dims in ragged.kinds})
-    latents = Group(kept.values, dict(weighted.dims))
+    latents, log_likelihood = Group(kept.values, dict(weighted.dims)), group(scores.log_likelihood)
     return inference_data(
         {
             "posterior": latents.beside(group(scores.deterministic)),
             "sample_stats": Group({"log_weight": of_draws}, {"log_weight": weighted.units}),
-            "log_likelihood": group(scores.log_likelihood),
+            "log_likelihood": log_likelihood,
             "posterior_predictive": group(predicted).without(scores.deterministic.values),
         },
         observed_data=group(_of_first(real.data)),
@@ -185,6 +191,7 @@ def to_arviz(
             dict.fromkeys(("log_evidence", "effective_sample_size", "pareto_k"), weighted.units),
         ),
         coords=_coords(real.indices) if options.data == ALL_DATA else {},
+        notes={"log_likelihood": note_of_own_latents(log_likelihood, latents, weighted.units)},
     )
 
 
