@@ -67,19 +67,33 @@ def check_drawn_anew(names: Iterable[str], latents: Iterable[str]) -> None:
             )
 
 
+def check_plate(site: Site) -> None:
+    """A minibatch is no larger than all data."""
+    size, subsample_size = site["args"]
+    if subsample_size is not None and subsample_size > size:
+        fail(
+            ValueError,
+            f"the minibatch of plate {site['name']!r} of the model is larger than the plate",
+            expected=f"at most {size} data, the size of the plate",
+            found=f"subsample_size={subsample_size}",
+            hint="pass fewer data at a time, or give the plate the number of all data as its size",
+        )
+
+
 def check_minibatch(run: Trace, names: Iterable[str]) -> None:
-    """Samples of a random minibatch cannot be put together with its data, as it is not known which it was."""
-    random = {n for n, site in run.items() if site["type"] == "plate" and site.get("is_random_minibatch")}
+    """Samples of a random minibatch can be put together with data only if it does not matter which it was."""
+    used = {name for name, site in run.items() if site["type"] == "plate" and site["is_used"]}
     for name in names:
         for frame in run[name].get("cond_indep_stack", ()):
-            if frame.name in random:
+            if frame.name in used:
                 fail(
                     ValueError,
-                    f"site {name!r} is in plate {frame.name!r}, of which each run draws a minibatch",
+                    f"site {name!r} is in plate {frame.name!r}, of which each run draws a minibatch whose rows matter",
                     expected="the minibatch that posterior samples were drawn for, which is not known here",
-                    found=f"a plate {frame.name!r} that is subsampled at random",
+                    found=f"values or densities that depend on the indices of plate {frame.name!r}, drawn at random",
                     hint="fix it for importance_sample and here, by model = numpyro.handlers.substitute(model,"
-                    f" {{{frame.name!r}: indices}}) and so for the guide, or write the model for one datum",
+                    f" {{{frame.name!r}: indices}}) and so for the guide; or pass the minibatch itself as an argument,"
+                    " and do not use the indices of the plate",
                 )
 
 

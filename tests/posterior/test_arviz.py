@@ -200,6 +200,25 @@ def test_indices_of_a_minibatch_are_coordinates():
     np.testing.assert_array_equal(data["observed_data"]["x"].sel(data=3), x[3])
 
 
+@pytest.mark.usefixtures("allow_key_reuse")  # by NumPyro's subsampling
+def test_a_minibatch_that_is_passed_has_no_indices():
+    def model(x):
+        with numpyro.plate("data", 50, subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 50, subsample_size=len(x)):
+            numpyro.sample("z", dist.Normal(x / 2, np.sqrt(0.5)))
+
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, X, num_particles=100)
+    data = rws_jax.to_arviz(weighted, key(1), {}, model, X, num_samples=10)
+    np.testing.assert_array_equal(data["posterior"]["data"], np.arange(len(X)))  # positions
+    np.testing.assert_array_equal(data["observed_data"]["x"], X)
+    log_prob = exact.log_normal(X, np.asarray(data["posterior"]["z"]), 1.0)
+    np.testing.assert_allclose(data["log_likelihood"]["x"], log_prob, rtol=1e-4)
+
+
 def test_weights_that_are_not_to_be_trusted_are_warned_of():
     def narrow(x):
         numpyro.sample("z", dist.Normal(-1.0, 0.1))

@@ -280,6 +280,37 @@ def test_a_random_minibatch_is_not_known():
     assert rws_jax.posterior_predictive(key(1), {}, model, weighted, x)["x"].shape == (8, 2)
 
 
+def minibatch(x, use=lambda rows: 0.0):
+    with numpyro.plate("data", 50, subsample_size=len(x)) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 10.0))
+        numpyro.sample("x", dist.Normal(z + use(rows), 0.01), obs=x)
+
+
+def minibatch_guide(x):
+    with numpyro.plate("data", 50, subsample_size=len(x)):
+        numpyro.sample("z", dist.Normal(x, 0.01))
+
+
+@pytest.mark.usefixtures("allow_key_reuse")  # by NumPyro's subsampling
+def test_a_minibatch_that_is_passed_is_known():
+    """Which indices the plate draws does not matter to a program that does not use them."""
+    x = jnp.arange(3.0)
+    weighted = rws_jax.importance_sample(key(), {}, minibatch, minibatch_guide, x, num_particles=8)
+    found = rws_jax.posterior_predictive(key(1), {}, minibatch, weighted, x)
+    np.testing.assert_allclose(found["x"], np.resize(x, (8, 3)), atol=0.2)
+    for use in (
+        lambda rows: rows / 50,
+        lambda rows: jnp.where(rows < 20, 0.0, 1.0),
+        lambda rows: numpyro.param("loc", jnp.zeros(50), event_dim=0),
+    ):
+        with pytest.raises(ValueError, match="draws a minibatch whose rows matter") as error:
+            rws_jax.posterior_predictive(key(1), {"loc": jnp.zeros(50)}, minibatch, weighted, x, use)
+        check(error, "do not use the indices of the plate")
+    with pytest.raises(ValueError, match="minibatch of plate 'data' of the model is larger than the plate") as error:
+        rws_jax.posterior_predictive(key(1), {}, minibatch, weighted, jnp.zeros(70))
+    check(error, "at most 50 data", "subsample_size=70")
+
+
 def test_wrong_arguments_are_named():
     weighted = regression_samples(8)
     with pytest.raises(TypeError, match="posterior_predictive is given no weighted samples") as error:

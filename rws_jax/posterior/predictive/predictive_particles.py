@@ -56,7 +56,7 @@ class ScoreParticle:
 @partial(jax.tree_util.register_dataclass, data_fields=["data", "indices"], meta_fields=[])
 @dataclass(frozen=True)
 class Real:
-    """What is observed in reality, and the indices of the plates it is in."""
+    """What is observed in reality, and the indices of the plates it is in; not of those that are drawn at random."""
 
     data: Ragged
     indices: Ragged
@@ -69,7 +69,8 @@ class RealParticle:
     def __call__(self, programs: Programs, index: Index) -> Real:
         """Run the model at the posterior sample of this index, the last argument."""
         run, _ = _run(programs, index, draws_data=False)
-        plates = {name: jnp.asarray(site["value"]) for name, site in run.items() if site["type"] == "plate"}
+        plates = {name: site for name, site in run.items() if site["type"] == "plate" and not site["is_random"]}
+        plates = {name: jnp.asarray(site["value"]) for name, site in plates.items()}
         return Real(_ragged(_observed(run)), Ragged.of(plates, dict.fromkeys(plates, ())))
 
 
