@@ -77,6 +77,8 @@ def test_a_new_group_is_drawn_given_what_is_kept():
     weighted = inferred(case)
     found = predicted(case, weighted, jnp.zeros(5), draw_anew=["z"])
     assert found.keys() == {"x", "z"}
+    by_name = predicted(case, weighted, jnp.zeros(5), draw_anew="z")
+    np.testing.assert_array_equal(found["x"], by_name["x"])
     mean, variance = np.full(5, case.means["mu"]), np.full(5, case.variances["mu"])
     check_moments(found["z"], weighted, mean, variance + 1)
     check_moments(found["x"], weighted, mean, variance + 2)

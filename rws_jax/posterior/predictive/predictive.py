@@ -36,7 +36,7 @@ def posterior_predictive(
     /,
     *args: Any,
     num_samples: int | None = None,
-    draw_anew: Iterable[str] = (),
+    draw_anew: str | Iterable[str] = (),
     **kwargs: Any,
 ) -> dict[str, jax.Array]:
     r"""Draw new data from the model at posterior samples.
@@ -58,7 +58,7 @@ def posterior_predictive(
       weighted: posterior samples of its latents, from `importance_sample`.
       *args: arguments of the model.
       num_samples: how many samples; None for as many as there are particles.
-      draw_anew: latent sites that are drawn from the model, in place of their posterior samples.
+      draw_anew: latent sites that are drawn from the model, in place of their posterior samples; or one such site.
       options: how samples run, each as a particle.
       **kwargs: keyword arguments of the model.
 
@@ -89,7 +89,7 @@ def posterior_predictive(
     hint = "as posterior_predictive(rng_key, params, model, weighted, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "posterior_predictive", hint)
     check_rng_key(rng_key, "the first argument of posterior_predictive", "pass jax.random.key(0), say")
-    draw_anew = tuple(draw_anew)
+    draw_anew = (draw_anew,) if isinstance(draw_anew, str) else tuple(draw_anew)
     check_drawn_anew(draw_anew, weighted.samples)
     num_samples = len(weighted.log_weights) if num_samples is None else num_samples
     _check_num_samples(num_samples)
