@@ -1,13 +1,16 @@
 """What running a model at posterior samples asks of both, and messages that say so."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Container, Iterable
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from rws_jax.core.errors import fail
+from rws_jax.core.layers import ProgramFn, unwrapped
 from rws_jax.core.sites import Site, Trace, base_distribution
+from rws_jax.core.trees import is_traced
 
 
 def check_drawable(site: Site) -> None:
@@ -106,6 +109,49 @@ def check_weighted(weighted: Any, kind: type, function: str, hint: str) -> None:
             expected="WeightedSamples, as importance_sample returns them",
             found=type(weighted).__name__,
             hint=hint,
+        )
+
+
+def check_no_guide(model: ProgramFn, args: tuple, kwargs: dict[str, Any], hint: str) -> None:
+    """Other functions of trained programs take a guide after the model, for which the model has no place."""
+    try:
+        signature = inspect.signature(unwrapped(model))
+    except (TypeError, ValueError):  # not every callable has a signature
+        return
+    if args and callable(args[0]) and not _binds(signature, args, kwargs):
+        fail(
+            TypeError,
+            "the model does not take these arguments, of which the first is a function",
+            expected=f"arguments of the model, {signature}",
+            found=f"{getattr(args[0], '__name__', type(args[0]).__name__)!r}, and {len(args) - 1} more",
+            hint=hint,
+        )
+
+
+def _binds(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def check_known(function: str, tree: Any) -> None:
+    """What goes to another library has to be known."""
+    if is_traced(tree):
+        what, hint = f"{function} is called inside of jit, scan or vmap", "call it on what a compiled function returns"
+        fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
+
+
+def check_drawn(drawn: Container[str], kept: Iterable[str]) -> None:
+    """A program without data, such as the guide, has nothing left to be drawn once its latents are kept."""
+    if not drawn:
+        fail(
+            ValueError,
+            "posterior_predictive draws nothing: all that the model draws has posterior samples, or is a constant",
+            expected="a model with observed sites, or with other latents than those kept",
+            found=f"no sites but {sorted(kept)}",
+            hint="pass the model, and not the guide",
         )
 
 

@@ -230,6 +230,19 @@ def test_weights_that_are_not_to_be_trusted_are_warned_of():
     assert data["sample_stats"]["pareto_k"] > 0.7
 
 
+def test_it_is_called_from_python_and_without_a_guide():
+    weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=50)
+    with pytest.raises(TypeError, match="the model does not take these arguments") as error:
+        rws_jax.to_arviz(weighted, key(1), {}, location, location_guide, X)
+    assert "hint:     as to_arviz(weighted, rng_key, params, model, *args); no guide is passed" in str(error.value)
+    for converted in (
+        lambda x: rws_jax.to_arviz(weighted, key(1), {}, location, x),
+        lambda x: rws_jax.to_arviz(weighted, key(1), {}, location, X),
+    ):
+        with pytest.raises(TypeError, match="to_arviz is called inside of jit"):
+            jax.jit(converted)(X)
+
+
 def test_without_arviz_the_error_says_what_to_install(monkeypatch):
     weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=50)
     for name in ("arviz", "arviz_base"):

@@ -318,6 +318,12 @@ def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="posterior_predictive is given no weighted samples") as error:
         rws_jax.posterior_predictive(key(1), PARAMS, regression, regression_guide, X)
     check(error, "found:    function", "no guide is passed")
+    with pytest.raises(TypeError, match="the model does not take these arguments") as error:
+        rws_jax.posterior_predictive(key(1), PARAMS, regression, weighted, regression_guide, X, Y)
+    check(error, "(x, y=None)", "'regression_guide', and 2 more", "no guide is passed")
+    with pytest.raises(ValueError, match="posterior_predictive draws nothing") as error:
+        rws_jax.posterior_predictive(key(1), PARAMS, regression_guide, weighted, X)
+    check(error, "no sites but ['w']", "not the guide")
     with pytest.raises(ValueError, match="option 'draw_anew' names 'y'") as error:
         rws_jax.posterior_predictive(key(1), PARAMS, regression, weighted, X, draw_anew=["y"])
     check(error, "['w']")

@@ -10,7 +10,14 @@ import numpy as np
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_int, check_rng_key
-from rws_jax.checks.predictive import check_drawn_anew, check_same_data, check_weighted
+from rws_jax.checks.predictive import (
+    check_drawn,
+    check_drawn_anew,
+    check_known,
+    check_no_guide,
+    check_same_data,
+    check_weighted,
+)
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.execution.data import ALL_DATA
 from rws_jax.execution.ragged import Ragged
@@ -68,8 +75,9 @@ def posterior_predictive(
       sites. Where programs branch, numbers that a sample does not have are NaN, or zero in sites of whole numbers.
 
     Raises:
-      ValueError: if posterior samples do not fit into the model with these arguments, or an option is out of range.
-      TypeError: if `weighted` is something else, or for an option of the wrong type.
+      ValueError: if posterior samples do not fit into the model with these arguments, if nothing is left to be drawn,
+        or if an option is out of range.
+      TypeError: if `weighted` is something else, for a guide among the arguments, or for an option of the wrong type.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
@@ -88,6 +96,7 @@ def posterior_predictive(
     """
     hint = "as posterior_predictive(rng_key, params, model, weighted, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "posterior_predictive", hint)
+    check_no_guide(model, args, kwargs, hint)
     check_rng_key(rng_key, "the first argument of posterior_predictive", "pass jax.random.key(0), say")
     draw_anew = (draw_anew,) if isinstance(draw_anew, str) else tuple(draw_anew)
     check_drawn_anew(draw_anew, weighted.samples)
@@ -98,7 +107,9 @@ def posterior_predictive(
     programs = trained_programs_of(posterior_predictive, options, *given)
     kept = _resampled(weighted, weighted.indices(resample_key, num_samples), draw_anew)
     programs, execution = _with_samples(programs, options.execution, weighted, kept)
-    return run(PredictiveParticle(), programs, num_samples, execution).values
+    drawn = run(PredictiveParticle(), programs, num_samples, execution).values
+    check_drawn(drawn, kept.values)
+    return drawn
 
 
 @takes(RunOptions)
@@ -150,13 +161,16 @@ def to_arviz(
     Raises:
       ImportError: if ArviZ is not installed.
       ValueError: if posterior samples do not fit into the model with these arguments, or an option is out of range.
-      TypeError: if `weighted` is something else, or for an option of the wrong type.
+      TypeError: if `weighted` is something else, for a guide among the arguments, for an option of the wrong type, or
+        inside of `jax.jit`.
     """
     hint = "as to_arviz(weighted, rng_key, params, model, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "to_arviz", hint)
+    check_no_guide(model, args, kwargs, hint)
     check_rng_key(rng_key, "the second argument of to_arviz", "pass jax.random.key(0), say")
     _check_num_samples(num_samples)
     resample_key, run_key = jax.random.split(rng_key)
+    check_known("to_arviz", (weighted, resample_key, params, args, kwargs))
     given = run_key, params, model, model, args, kwargs  # there is no guide
     programs = trained_programs_of(to_arviz, options, *given)
     indices = weighted.indices(resample_key, num_samples)
