@@ -25,7 +25,7 @@ def check_drawable(site: Site) -> None:
         )
 
 
-def check_kept(run: Trace, shapes: dict[str, tuple[int, ...]], is_ragged: bool) -> None:
+def check_kept(run: Trace, shapes: dict[str, tuple[int, ...]], is_ragged: bool, draws_data: bool) -> None:
     """Every posterior sample has its place in the model; where programs branch, only on some paths."""
     for name, shape in shapes.items():
         if name not in run:
@@ -39,21 +39,24 @@ def check_kept(run: Trace, shapes: dict[str, tuple[int, ...]], is_ragged: bool) 
                 hint="pass the model, and not the guide, with arguments for which it has all of its latents",
             )
         if not is_ragged and jnp.shape(run[name]["value"]) != shape:  # of more or fewer steps of scan
-            fail_shape(run[name], shape, jnp.shape(run[name]["value"]))
+            fail_shape(run[name], shape, jnp.shape(run[name]["value"]), draws_data)
 
 
-def fail_shape(site: Site, kept: tuple[int, ...], own: tuple[int, ...]) -> NoReturn:
-    """Posterior samples of a latent are those of other data, or of another number of them."""
+def fail_shape(site: Site, kept: tuple[int, ...], own: tuple[int, ...], draws_data: bool) -> NoReturn:
+    """Posterior samples of a latent are those of other data, or of another number of them.
+
+    What draws data may draw a latent as well; what scores data may not.
+    """
     name, plates = site["name"], [frame.name for frame in site["cond_indep_stack"]]
     where = f", in plate {' and '.join(map(repr, plates))}," if plates else ""
     of_data = "pass data_axes as importance_sample had it; or " if len(kept) > len(own) else ""
+    anew = f"pass draw_anew=[{name!r}], and the model draws it given all that is kept, for a new group, say; or "
     fail(
         ValueError,
         f"posterior samples of latent site {name!r}{where} are of another shape than the model's",
         expected=f"samples of shape {own}, as the model has with these arguments",
         found=f"samples of shape {kept}, as importance_sample had with its arguments",
-        hint=f"{of_data}pass draw_anew=[{name!r}], and the model draws it given all that is kept, for a new group, say;"
-        " or run importance_sample on these data",
+        hint=f"{of_data}{anew if draws_data else ''}run importance_sample on these data",
     )
 
 

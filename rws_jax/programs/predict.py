@@ -70,7 +70,7 @@ def _run(
             return draw_site(site, numpyro.prng_key())
         has_drawn = True
         if site["name"] in kept.values:
-            return _set(site, _kept_value(site, steps, kept))
+            return _set(site, _kept_value(site, steps, kept, draws_data))
         check_drawable(site)
         return drawn_inside(site)
 
@@ -105,16 +105,16 @@ def _used(
     return {name for number, name in enumerate(sorted(minibatches)) if number in used}
 
 
-def _kept_value(site: Site, steps: tuple, kept: Kept) -> jax.Array:
+def _kept_value(site: Site, steps: tuple, kept: Kept, draws_data: bool) -> jax.Array:
     name, shape = site["name"], site_shape(site)
     value, there = kept.values[name][steps], kept.present.get(name)
     if there is None:
         if value.shape != shape:
-            fail_shape(site, value.shape, shape)
+            fail_shape(site, value.shape, shape, draws_data)
         return value
     # Particles of other paths may have larger values, to whose shape this one was filled up, or none at all.
     if value.ndim != len(shape) or any(wide < size for wide, size in zip(value.shape, shape, strict=True)):
-        fail_shape(site, value.shape, shape)
+        fail_shape(site, value.shape, shape, draws_data)
     own = tuple(slice(size) for size in shape)
     return jnp.where(there[steps][own], value[own], draw_site(site, site["kwargs"]["rng_key"]))
 

@@ -218,6 +218,10 @@ def test_a_latent_of_another_size_is_named_and_what_to_do():
     with pytest.raises(ValueError, match="latent site 'z', in plate 'groups', are of another shape") as error:
         predicted(case, weighted, jnp.zeros(5))
     check(error, "shape (5,)", "shape (3,)", "draw_anew=['z']", "importance_sample")
+    with pytest.raises(ValueError, match="latent site 'z', in plate 'groups', are of another shape") as error:
+        rws_jax.to_arviz(weighted, key(1), case.params, case.model, jnp.zeros(5))
+    check(error, "hint:     run importance_sample on these data")  # to_arviz draws no latent
+    assert "draw_anew" not in str(error.value)
 
 
 def walk(times, x=None):

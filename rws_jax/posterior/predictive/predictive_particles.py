@@ -78,7 +78,8 @@ def _run(programs: Programs, index: Index, *, draws_data: bool) -> tuple[Trace, 
     *args, samples = programs.arguments.args
     kept: Kept = jax.tree.map(lambda leaf: leaf[index.particle], samples)
     run = predict(programs.model, Arguments(tuple(args), programs.arguments.kwargs), index, kept, draws_data=draws_data)
-    check_kept(run, {name: jnp.shape(value) for name, value in kept.values.items()}, bool(kept.present))
+    shapes = {name: jnp.shape(value) for name, value in kept.values.items()}
+    check_kept(run, shapes, bool(kept.present), draws_data)
     return run, kept
 
 
