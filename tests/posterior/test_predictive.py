@@ -97,6 +97,25 @@ def regression_guide(x, y=None):
     numpyro.sample("w", dist.Normal(numpyro.param("m", jnp.zeros(2)), 1.0).to_event(1))
 
 
+def test_other_data_of_the_same_number_need_their_latents_drawn_anew():
+    """By definition x' is that of the latents which are kept, whatever the covariates are now."""
+
+    def model(t, x=None):
+        with numpyro.plate("data", len(t)):
+            z = numpyro.sample("z", dist.Normal(t, 0.01))
+            numpyro.sample("x", dist.Normal(z, 0.01), obs=x)
+
+    def guide(t, x):
+        with numpyro.plate("data", len(t)):
+            numpyro.sample("z", dist.Normal(x, 0.01))
+
+    t = jnp.arange(3.0)
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, t, t, num_particles=8)
+    draw = lambda **options: rws_jax.posterior_predictive(key(1), {}, model, weighted, t + 10, **options)["x"]
+    np.testing.assert_allclose(draw(), np.resize(t, (8, 3)), atol=0.2)
+    np.testing.assert_allclose(draw(draw_anew="z"), np.resize(t + 10, (8, 3)), atol=0.2)
+
+
 X, Y = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([0.1, 0.9, 2.2])
 PARAMS = {"noise": 0.5, "m": jnp.array([0.1, 0.8])}
 

@@ -54,8 +54,13 @@ def posterior_predictive(
     are passed for them: these only give shapes. What `numpyro.handlers.condition` gives and no latent bears upon is a
     covariate, and stays; `numpyro.factor` plays no part.
 
-    The arguments may be others than those of `importance_sample`: new covariates, say. A latent whose shape they change
-    cannot be kept: name it in `draw_anew`, and it is drawn from the model, given the latents that are kept.
+    The arguments may be others than those of `importance_sample`: new covariates, say. All latents are kept, also those
+    that belong to a datum: with as many data, the first one is predicted by the latents of the first one that
+    `importance_sample` had. Where the data are other ones, name every latent that belongs to a datum in `draw_anew`: it
+    is drawn from the model, given those that are kept. If it is not named and its shape changes, this is an error.
+
+    A minibatch that is passed as an argument, in a plate with a `subsample_size` whose indices the model does not use,
+    goes with its latents by position.
 
     Args:
       rng_key: JAX random key.
