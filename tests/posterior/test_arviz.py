@@ -230,6 +230,30 @@ def test_weights_that_are_not_to_be_trusted_are_warned_of():
     assert data["sample_stats"]["pareto_k"] > 0.7
 
 
+def test_what_is_masked_and_factors_add_nothing_to_the_log_likelihood():
+    """What is missing has a latent in its place, which is none of a datum's own."""
+
+    def model(x, seen):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("f", -(z**2))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
+
+    def guide(x, seen):
+        numpyro.sample("z", dist.Normal(0.5, 0.5))
+        with numpyro.plate("data", len(x)), numpyro.handlers.mask(mask=~seen):
+            numpyro.sample("x_unobserved", dist.Normal(0.0, 1.0))
+
+    args = X, X < 1.0
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, *args, num_particles=100)
+    data = rws_jax.to_arviz(weighted, key(1), {}, model, *args, num_samples=10)
+    assert set(data["log_likelihood"].data_vars) == {"x_observed"}
+    z = np.asarray(data["posterior"]["z"])[..., None]
+    log_prob = np.where(X < 1.0, exact.log_normal(X, z, 1.0), 0.0)
+    np.testing.assert_allclose(data["log_likelihood"]["x_observed"], log_prob, rtol=1e-4)
+    assert "leave_one_out" not in data["log_likelihood"].attrs
+
+
 def test_it_is_called_from_python_and_without_a_guide():
     weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=50)
     with pytest.raises(TypeError, match="the model does not take these arguments") as error:

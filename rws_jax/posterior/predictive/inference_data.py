@@ -69,10 +69,12 @@ def inference_data(
 def note_of_own_latents(log_likelihood: Group, latents: Group, units: Dims) -> dict[str, str]:
     """An attribute that names the observed sites whose every datum has latents of its own, if there are any.
 
-    Such a datum is in no plate that one of the latents is not in as well.
+    Such a datum is in no plate that one of the latents is not in as well. What ``obs_mask`` leaves unobserved is a
+    latent in place of a datum, and none of its own.
     """
-    plates = {name: set(latents.dims[name]) for name in latents.values}
     data = {name: set(log_likelihood.dims[name]) for name in log_likelihood.values}
+    in_place = {f"{name.removesuffix('_observed')}_unobserved" for name in data if name.endswith("_observed")}
+    plates = {name: set(latents.dims[name]) for name in latents.values if name not in in_place}
     own = sorted(name for name, of in data.items() if None not in of and any(of <= other for other in plates.values()))
     if not own:
         return {}

@@ -137,7 +137,9 @@ def to_arviz(
     - ``sample_stats``: ``log_weight``, the log-weight of the particle that each draw is a copy of, and numbers for each
       unit, which have no draws: ``log_evidence``, ``effective_sample_size`` of the weights and ``pareto_k``.
     - ``log_likelihood``: log densities of the data at each draw, for each event of each observed site, in nats, for
-      `arviz.loo` and `arviz.compare`.
+      `arviz.loo` and `arviz.compare`. `numpyro.factor` is no observation and not among them. What is masked, by
+      `numpyro.handlers.mask` or ``obs_mask``, has zeros, which add nothing to leave-one-out but count as observations
+      of it: leave them out by ``log_likelihood.isel``.
     - ``observed_data``, and ``posterior_predictive``, data drawn anew as by `posterior_predictive`.
 
     Axes have the names of their plates, ``"datum"`` with `data_axes`, or those that ArviZ gives, ``site_dim_0``. Draws
