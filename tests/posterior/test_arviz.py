@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 import rws_jax
+from rws_jax.posterior.predictive.inference_data import Group, note_of_own_latents
 from tests.posterior import exact
 from tests.posterior.exact import key
 
@@ -73,15 +74,12 @@ def test_summary_and_leave_one_out_are_the_exact_ones(az):
 def test_a_datum_with_latents_of_its_own_is_not_left_out_by_its_likelihood(az):
     """Data that are independent: left out or not, the density of each is its evidence."""
 
-    def model(x, shared=False):
-        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0)) if shared else 0.0
+    def model(x):
         with numpyro.plate("data", len(x)):
-            z = numpyro.sample("z", dist.Normal(mu, 1.0))
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
             numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
-    def guide(x, shared=False):
-        if shared:
-            numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    def guide(x):
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", dist.Normal(x / 1.25, np.sqrt(0.2)))
 
@@ -96,10 +94,21 @@ def test_a_datum_with_latents_of_its_own_is_not_left_out_by_its_likelihood(az):
     assert "['x'] has latents of its own" in note
     assert "it is the sum of sample_stats.log_evidence, exactly" in note
 
-    args = X, True
-    weighted = rws_jax.importance_sample(key(), {}, model, guide, *args, num_particles=500)
-    data = quiet(rws_jax.to_arviz, weighted, key(1), {}, model, *args, num_samples=5)
-    assert "Compare models by sample_stats.log_evidence" in data["log_likelihood"].attrs["leave_one_out"]
+
+@pytest.mark.parametrize(
+    ("of_x", "of_latents", "expected"),
+    [
+        pytest.param(("data",), {"z": ("data",)}, "it is the sum of", id="a latent of each datum"),
+        pytest.param(("data",), {"mu": (), "z": ("data", None)}, "Compare models by", id="and one of all"),
+        pytest.param(("data",), {"mu": ()}, None, id="one of all"),
+        pytest.param(("data", "groups"), {"z": ("groups",)}, None, id="one of each group"),
+        pytest.param((None,), {"z": (None,)}, None, id="no plates"),
+    ],
+)
+def test_data_with_latents_of_their_own_are_found_by_plates(of_x, of_latents, expected):
+    units = () if "mu" in of_latents else ("data",)
+    note = note_of_own_latents(Group({"x": 0}, {"x": of_x}), Group(of_latents, of_latents), units)
+    assert expected in note["leave_one_out"] if expected else not note
 
 
 @pytest.mark.floors
