@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 import rws_jax
+from rws_jax.posterior.predictive.inference_data import Group, note_of_own_latents
 from tests.posterior import exact
 from tests.posterior.exact import key
 
@@ -63,10 +64,51 @@ def test_summary_and_leave_one_out_are_the_exact_ones(az):
     assert abs(float(table.loc["z", "mean"]) - mean) < 5 * sd / np.sqrt(num / 2)
     assert abs(float(table.loc["z", "sd"]) - sd) < 0.02
     assert abs(float(table.loc["square", "mean"]) - mean**2 - sd**2) < 0.05
+    assert "leave_one_out" not in data["log_likelihood"].attrs
     found = quiet(az.loo, data, pointwise=True)
     pointwise = np.asarray(found.loo_i if hasattr(found, "loo_i") else found.elpd_i)
     others = (X.sum() - X) / 7
     np.testing.assert_allclose(pointwise, exact.log_normal(X, others, 1 + 1 / 7), atol=0.03)
+
+
+def test_a_datum_with_latents_of_its_own_is_not_left_out_by_its_likelihood(az):
+    """Data that are independent: left out or not, the density of each is its evidence."""
+
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(x / 1.25, np.sqrt(0.2)))
+
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, X, num_particles=500)
+    data = rws_jax.to_arviz(weighted, key(1), {}, model, X, num_samples=500)
+    elpd = exact.log_normal(X, 0.0, 1.25).sum()
+    np.testing.assert_allclose(data["sample_stats"]["log_evidence"].sum(), elpd, rtol=1e-5)
+    with pytest.warns(UserWarning, match="Pareto distribution"):
+        found = az.loo(data)
+    assert (found.elpd_loo if hasattr(found, "elpd_loo") else found.elpd) > elpd + 1
+    note = data["log_likelihood"].attrs["leave_one_out"]
+    assert "['x'] has latents of its own" in note
+    assert "it is the sum of sample_stats.log_evidence, exactly" in note
+
+
+@pytest.mark.parametrize(
+    ("of_x", "of_latents", "expected"),
+    [
+        pytest.param(("data",), {"z": ("data",)}, "it is the sum of", id="a latent of each datum"),
+        pytest.param(("data",), {"mu": (), "z": ("data", None)}, "Compare models by", id="and one of all"),
+        pytest.param(("data",), {"mu": ()}, None, id="one of all"),
+        pytest.param(("data", "groups"), {"z": ("groups",)}, None, id="one of each group"),
+        pytest.param((None,), {"z": (None,)}, None, id="no plates"),
+    ],
+)
+def test_data_with_latents_of_their_own_are_found_by_plates(of_x, of_latents, expected):
+    units = () if "mu" in of_latents else ("data",)
+    note = note_of_own_latents(Group({"x": 0}, {"x": of_x}), Group(of_latents, of_latents), units)
+    assert expected in note["leave_one_out"] if expected else not note
 
 
 @pytest.mark.floors
@@ -167,6 +209,25 @@ def test_indices_of_a_minibatch_are_coordinates():
     np.testing.assert_array_equal(data["observed_data"]["x"].sel(data=3), x[3])
 
 
+@pytest.mark.usefixtures("allow_key_reuse")  # by NumPyro's subsampling
+def test_a_minibatch_that_is_passed_has_no_indices():
+    def model(x):
+        with numpyro.plate("data", 50, subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 50, subsample_size=len(x)):
+            numpyro.sample("z", dist.Normal(x / 2, np.sqrt(0.5)))
+
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, X, num_particles=100)
+    data = rws_jax.to_arviz(weighted, key(1), {}, model, X, num_samples=10)
+    np.testing.assert_array_equal(data["posterior"]["data"], np.arange(len(X)))  # positions
+    np.testing.assert_array_equal(data["observed_data"]["x"], X)
+    log_prob = exact.log_normal(X, np.asarray(data["posterior"]["z"]), 1.0)
+    np.testing.assert_allclose(data["log_likelihood"]["x"], log_prob, rtol=1e-4)
+
+
 def test_weights_that_are_not_to_be_trusted_are_warned_of():
     def narrow(x):
         numpyro.sample("z", dist.Normal(-1.0, 0.1))
@@ -176,6 +237,43 @@ def test_weights_that_are_not_to_be_trusted_are_warned_of():
         data = rws_jax.to_arviz(weighted, key(1), {}, location, X, num_samples=10)
     assert warned[0].filename == __file__
     assert data["sample_stats"]["pareto_k"] > 0.7
+
+
+def test_what_is_masked_and_factors_add_nothing_to_the_log_likelihood():
+    """What is missing has a latent in its place, which is none of a datum's own."""
+
+    def model(x, seen):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("f", -(z**2))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
+
+    def guide(x, seen):
+        numpyro.sample("z", dist.Normal(0.5, 0.5))
+        with numpyro.plate("data", len(x)), numpyro.handlers.mask(mask=~seen):
+            numpyro.sample("x_unobserved", dist.Normal(0.0, 1.0))
+
+    args = X, X < 1.0
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, *args, num_particles=100)
+    data = rws_jax.to_arviz(weighted, key(1), {}, model, *args, num_samples=10)
+    assert set(data["log_likelihood"].data_vars) == {"x_observed"}
+    z = np.asarray(data["posterior"]["z"])[..., None]
+    log_prob = np.where(X < 1.0, exact.log_normal(X, z, 1.0), 0.0)
+    np.testing.assert_allclose(data["log_likelihood"]["x_observed"], log_prob, rtol=1e-4)
+    assert "leave_one_out" not in data["log_likelihood"].attrs
+
+
+def test_it_is_called_from_python_and_without_a_guide():
+    weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=50)
+    with pytest.raises(TypeError, match="the model does not take these arguments") as error:
+        rws_jax.to_arviz(weighted, key(1), {}, location, location_guide, X)
+    assert "hint:     as to_arviz(weighted, rng_key, params, model, *args); no guide is passed" in str(error.value)
+    for converted in (
+        lambda x: rws_jax.to_arviz(weighted, key(1), {}, location, x),
+        lambda x: rws_jax.to_arviz(weighted, key(1), {}, location, X),
+    ):
+        with pytest.raises(TypeError, match="to_arviz is called inside of jit"):
+            jax.jit(converted)(X)
 
 
 def test_without_arviz_the_error_says_what_to_install(monkeypatch):

@@ -95,6 +95,26 @@ def regression_guide(x, y=None):
     numpyro.sample("w", dist.Normal(numpyro.param("m", jnp.zeros(2)), 1.0).to_event(1))
 
 
+def test_other_data_of_the_same_number_need_their_latents_drawn_anew():
+    """By definition x' is that of the latents which are kept, whatever the covariates are now."""
+
+    def model(t, x=None):
+        with numpyro.plate("data", len(t)):
+            z = numpyro.sample("level", dist.Normal(t, 0.01))
+            numpyro.sample("x", dist.Normal(z, 0.01), obs=x)
+
+    def guide(t, x):
+        with numpyro.plate("data", len(t)):
+            numpyro.sample("level", dist.Normal(x, 0.01))
+
+    t = jnp.arange(3.0)
+    weighted = rws_jax.importance_sample(key(), {}, model, guide, t, t, num_particles=8)
+    draw = lambda **options: rws_jax.posterior_predictive(key(1), {}, model, weighted, t + 10, **options)["x"]
+    np.testing.assert_allclose(draw(), np.resize(t, (8, 3)), atol=0.2)
+    np.testing.assert_allclose(draw(draw_anew="level"), np.resize(t + 10, (8, 3)), atol=0.2)  # one name, or several
+    np.testing.assert_array_equal(draw(draw_anew="level"), draw(draw_anew=["level"]))
+
+
 X, Y = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([0.1, 0.9, 2.2])
 PARAMS = {"noise": 0.5, "m": jnp.array([0.1, 0.8])}
 
@@ -216,6 +236,10 @@ def test_a_latent_of_another_size_is_named_and_what_to_do():
     with pytest.raises(ValueError, match="latent site 'z', in plate 'groups', are of another shape") as error:
         predicted(case, weighted, jnp.zeros(5))
     check(error, "shape (5,)", "shape (3,)", "draw_anew=['z']", "importance_sample")
+    with pytest.raises(ValueError, match="latent site 'z', in plate 'groups', are of another shape") as error:
+        rws_jax.to_arviz(weighted, key(1), case.params, case.model, jnp.zeros(5))
+    check(error, "hint:     run importance_sample on these data")  # to_arviz draws no latent
+    assert "draw_anew" not in str(error.value)
 
 
 def walk(times, x=None):
@@ -280,11 +304,48 @@ def test_a_random_minibatch_is_not_known():
     assert rws_jax.posterior_predictive(key(1), {}, model, weighted, x)["x"].shape == (8, 2)
 
 
+def minibatch(x, use=lambda rows: 0.0):
+    with numpyro.plate("data", 50, subsample_size=len(x)) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 10.0))
+        numpyro.sample("x", dist.Normal(z + use(rows), 0.01), obs=x)
+
+
+def minibatch_guide(x):
+    with numpyro.plate("data", 50, subsample_size=len(x)):
+        numpyro.sample("z", dist.Normal(x, 0.01))
+
+
+@pytest.mark.usefixtures("allow_key_reuse")  # by NumPyro's subsampling
+def test_a_minibatch_that_is_passed_is_known():
+    """Which indices the plate draws does not matter to a program that does not use them."""
+    x = jnp.arange(3.0)
+    weighted = rws_jax.importance_sample(key(), {}, minibatch, minibatch_guide, x, num_particles=8)
+    found = rws_jax.posterior_predictive(key(1), {}, minibatch, weighted, x)
+    np.testing.assert_allclose(found["x"], np.resize(x, (8, 3)), atol=0.2)
+    for use in (
+        lambda rows: rows / 50,
+        lambda rows: jnp.where(rows < 20, 0.0, 1.0),
+        lambda rows: numpyro.param("loc", jnp.zeros(50), event_dim=0),
+    ):
+        with pytest.raises(ValueError, match="draws a minibatch whose rows matter") as error:
+            rws_jax.posterior_predictive(key(1), {"loc": jnp.zeros(50)}, minibatch, weighted, x, use)
+        check(error, "do not use the indices of the plate")
+    with pytest.raises(ValueError, match="minibatch of plate 'data' of the model is larger than the plate") as error:
+        rws_jax.posterior_predictive(key(1), {}, minibatch, weighted, jnp.zeros(70))
+    check(error, "at most 50 data", "subsample_size=70")
+
+
 def test_wrong_arguments_are_named():
     weighted = regression_samples(8)
     with pytest.raises(TypeError, match="posterior_predictive is given no weighted samples") as error:
         rws_jax.posterior_predictive(key(1), PARAMS, regression, regression_guide, X)
     check(error, "found:    function", "no guide is passed")
+    with pytest.raises(TypeError, match="the model does not take these arguments") as error:
+        rws_jax.posterior_predictive(key(1), PARAMS, regression, weighted, regression_guide, X, Y)
+    check(error, "(x, y=None)", "'regression_guide', and 2 more", "no guide is passed")
+    with pytest.raises(ValueError, match="posterior_predictive draws nothing") as error:
+        rws_jax.posterior_predictive(key(1), PARAMS, regression_guide, weighted, X)
+    check(error, "no sites but ['w']", "not the guide")
     with pytest.raises(ValueError, match="option 'draw_anew' names 'y'") as error:
         rws_jax.posterior_predictive(key(1), PARAMS, regression, weighted, X, draw_anew=["y"])
     check(error, "['w']")

@@ -27,7 +27,12 @@ class Group(NamedTuple):
 
 
 def inference_data(
-    groups: dict[str, Group], *, observed_data: Group, per_unit: Group, coords: Mapping[str, Any]
+    groups: dict[str, Group],
+    *,
+    observed_data: Group,
+    per_unit: Group,
+    coords: Mapping[str, Any],
+    notes: Mapping[str, Mapping[str, str]],
 ) -> Any:
     """Build what ArviZ works on.
 
@@ -36,6 +41,7 @@ def inference_data(
       observed_data: arrays without draws.
       per_unit: arrays without draws that belong to ``sample_stats``.
       coords: the indices of each plate.
+      notes: what the attributes of a group say besides.
 
     Returns:
       `arviz.InferenceData` or, from ArviZ 1.0 on, `xarray.DataTree`.
@@ -53,11 +59,31 @@ def inference_data(
         tree["observed_data"] = {site: _array(value) for site, value in observed_data.values.items()}
     found = _from_dict(tree, dims, {_free(name, taken): np.asarray(index) for name, index in coords.items()})
     for name in tree:
-        found[name].attrs["inference_library"] = "rws_jax"
+        found[name].attrs.update(inference_library="rws_jax", **notes.get(name, {}))
     data_array = import_module("xarray").DataArray
     for name, value in per_unit.values.items():
         found["sample_stats"][name] = data_array(_array(value), dims=_names(name, per_unit.dims[name], taken))
     return found
+
+
+def note_of_own_latents(log_likelihood: Group, latents: Group, units: Dims) -> dict[str, str]:
+    """An attribute that names the observed sites whose every datum has latents of its own, if there are any.
+
+    Such a datum is in no plate that one of the latents is not in as well. What ``obs_mask`` leaves unobserved is a
+    latent in place of a datum, and none of its own.
+    """
+    data = {name: set(log_likelihood.dims[name]) for name in log_likelihood.values}
+    in_place = {f"{name.removesuffix('_observed')}_unobserved" for name in data if name.endswith("_observed")}
+    plates = {name: set(latents.dims[name]) for name in latents.values if name not in in_place}
+    own = sorted(name for name, of in data.items() if None not in of and any(of <= other for other in plates.values()))
+    if not own:
+        return {}
+    if all(data[name] == set(units) for name in own):
+        instead = "With these parameters it is the sum of sample_stats.log_evidence, exactly"
+    else:
+        instead = "Compare models by sample_stats.log_evidence"
+    text = f"Each datum of {own} has latents of its own, and arviz.loo is far too optimistic of it. {instead}."
+    return {"leave_one_out": text}
 
 
 def _names(variable: str, dims: Dims, taken: Iterable[str]) -> list[str]:

@@ -10,13 +10,20 @@ import numpy as np
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_int, check_rng_key
-from rws_jax.checks.predictive import check_drawn_anew, check_same_data, check_weighted
+from rws_jax.checks.predictive import (
+    check_drawn,
+    check_drawn_anew,
+    check_known,
+    check_no_guide,
+    check_same_data,
+    check_weighted,
+)
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.execution.data import ALL_DATA
 from rws_jax.execution.ragged import Ragged
 from rws_jax.options import ExecutionOptions, RunOptions
 from rws_jax.options.taking import takes
-from rws_jax.posterior.predictive.inference_data import Group, inference_data
+from rws_jax.posterior.predictive.inference_data import Group, inference_data, note_of_own_latents
 from rws_jax.posterior.predictive.predictive_particles import PredictiveParticle, RealParticle, ScoreParticle
 from rws_jax.posterior.running import run
 from rws_jax.posterior.samples.psis import pareto_smoothed
@@ -36,7 +43,7 @@ def posterior_predictive(
     /,
     *args: Any,
     num_samples: int | None = None,
-    draw_anew: Iterable[str] = (),
+    draw_anew: str | Iterable[str] = (),
     **kwargs: Any,
 ) -> dict[str, jax.Array]:
     r"""Draw new data from the model at posterior samples.
@@ -47,8 +54,13 @@ def posterior_predictive(
     are passed for them: these only give shapes. What `numpyro.handlers.condition` gives and no latent bears upon is a
     covariate, and stays; `numpyro.factor` plays no part.
 
-    The arguments may be others than those of `importance_sample`: new covariates, say. A latent whose shape they change
-    cannot be kept: name it in `draw_anew`, and it is drawn from the model, given the latents that are kept.
+    The arguments may be others than those of `importance_sample`: new covariates, say. All latents are kept, also those
+    that belong to a datum: with as many data, the first one is predicted by the latents of the first one that
+    `importance_sample` had. Where the data are other ones, name every latent that belongs to a datum in `draw_anew`: it
+    is drawn from the model, given those that are kept. If it is not named and its shape changes, this is an error.
+
+    A minibatch that is passed as an argument, in a plate with a `subsample_size` whose indices the model does not use,
+    goes with its latents by position.
 
     Args:
       rng_key: JAX random key.
@@ -58,7 +70,7 @@ def posterior_predictive(
       weighted: posterior samples of its latents, from `importance_sample`.
       *args: arguments of the model.
       num_samples: how many samples; None for as many as there are particles.
-      draw_anew: latent sites that are drawn from the model, in place of their posterior samples.
+      draw_anew: latent sites that are drawn from the model, in place of their posterior samples; or one such site.
       options: how samples run, each as a particle.
       **kwargs: keyword arguments of the model.
 
@@ -68,8 +80,9 @@ def posterior_predictive(
       sites. Where programs branch, numbers that a sample does not have are NaN, or zero in sites of whole numbers.
 
     Raises:
-      ValueError: if posterior samples do not fit into the model with these arguments, or an option is out of range.
-      TypeError: if `weighted` is something else, or for an option of the wrong type.
+      ValueError: if posterior samples do not fit into the model with these arguments, if nothing is left to be drawn,
+        or if an option is out of range.
+      TypeError: if `weighted` is something else, for a guide among the arguments, or for an option of the wrong type.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
@@ -88,8 +101,9 @@ def posterior_predictive(
     """
     hint = "as posterior_predictive(rng_key, params, model, weighted, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "posterior_predictive", hint)
+    check_no_guide(model, args, kwargs, hint)
     check_rng_key(rng_key, "the first argument of posterior_predictive", "pass jax.random.key(0), say")
-    draw_anew = tuple(draw_anew)
+    draw_anew = (draw_anew,) if isinstance(draw_anew, str) else tuple(draw_anew)
     check_drawn_anew(draw_anew, weighted.samples)
     num_samples = len(weighted.log_weights) if num_samples is None else num_samples
     _check_num_samples(num_samples)
@@ -98,7 +112,9 @@ def posterior_predictive(
     programs = trained_programs_of(posterior_predictive, options, *given)
     kept = _resampled(weighted, weighted.indices(resample_key, num_samples), draw_anew)
     programs, execution = _with_samples(programs, options.execution, weighted, kept)
-    return run(PredictiveParticle(), programs, num_samples, execution).values
+    drawn = run(PredictiveParticle(), programs, num_samples, execution).values
+    check_drawn(drawn, kept.values)
+    return drawn
 
 
 @takes(RunOptions)
@@ -120,13 +136,21 @@ def to_arviz(
     - ``posterior``: latents, and deterministic sites of the model.
     - ``sample_stats``: ``log_weight``, the log-weight of the particle that each draw is a copy of, and numbers for each
       unit, which have no draws: ``log_evidence``, ``effective_sample_size`` of the weights and ``pareto_k``.
-    - ``log_likelihood``: log densities of the data at each draw, for each event of each observed site, in nats; so that
-      `arviz.loo` and `arviz.compare` work.
+    - ``log_likelihood``: log densities of the data at each draw, for each event of each observed site, in nats, for
+      `arviz.loo` and `arviz.compare`. `numpyro.factor` is no observation and not among them. What is masked, by
+      `numpyro.handlers.mask` or ``obs_mask``, has zeros, which add nothing to leave-one-out but count as observations
+      of it: leave them out by ``log_likelihood.isel``.
     - ``observed_data``, and ``posterior_predictive``, data drawn anew as by `posterior_predictive`.
 
     Axes have the names of their plates, ``"datum"`` with `data_axes`, or those that ArviZ gives, ``site_dim_0``. Draws
     are independent of one another but for copies, so that ArviZ's own ESS and R-hat say nothing here:
     ``sample_stats.effective_sample_size`` does.
+
+    Leave-one-out from ``log_likelihood`` is right for data that share their latents. Where each datum has latents of
+    its own, as wherever units are data, it is far too optimistic, as these latents have seen the datum that is left
+    out: ArviZ warns of its k-hat, and the attribute ``log_likelihood.leave_one_out`` names the sites. Compare models by
+    ``weighted.log_evidence()`` or `evaluate` then. Where units are data and parameters are fixed, the sum of
+    ``sample_stats.log_evidence`` is the expected log predictive density that leave-one-out is after, exactly.
 
     Args:
       weighted: posterior samples, from `importance_sample`.
@@ -144,13 +168,16 @@ def to_arviz(
     Raises:
       ImportError: if ArviZ is not installed.
       ValueError: if posterior samples do not fit into the model with these arguments, or an option is out of range.
-      TypeError: if `weighted` is something else, or for an option of the wrong type.
+      TypeError: if `weighted` is something else, for a guide among the arguments, for an option of the wrong type, or
+        inside of `jax.jit`.
     """
     hint = "as to_arviz(weighted, rng_key, params, model, *args); no guide is passed"
     check_weighted(weighted, WeightedSamples, "to_arviz", hint)
+    check_no_guide(model, args, kwargs, hint)
     check_rng_key(rng_key, "the second argument of to_arviz", "pass jax.random.key(0), say")
     _check_num_samples(num_samples)
     resample_key, run_key = jax.random.split(rng_key)
+    check_known("to_arviz", (weighted, resample_key, params, args, kwargs))
     given = run_key, params, model, model, args, kwargs  # there is no guide
     programs = trained_programs_of(to_arviz, options, *given)
     indices = weighted.indices(resample_key, num_samples)
@@ -167,12 +194,12 @@ def to_arviz(
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
     lead = () if options.data == ALL_DATA else weighted.units[:1]
     group = lambda ragged: Group(ragged.values, {name: (*lead, *dims) for name, dims in ragged.kinds})
-    latents = Group(kept.values, dict(weighted.dims))
+    latents, log_likelihood = Group(kept.values, dict(weighted.dims)), group(scores.log_likelihood)
     return inference_data(
         {
             "posterior": latents.beside(group(scores.deterministic)),
             "sample_stats": Group({"log_weight": of_draws}, {"log_weight": weighted.units}),
-            "log_likelihood": group(scores.log_likelihood),
+            "log_likelihood": log_likelihood,
             "posterior_predictive": group(predicted).without(scores.deterministic.values),
         },
         observed_data=group(_of_first(real.data)),
@@ -185,6 +212,7 @@ def to_arviz(
             dict.fromkeys(("log_evidence", "effective_sample_size", "pareto_k"), weighted.units),
         ),
         coords=_coords(real.indices) if options.data == ALL_DATA else {},
+        notes={"log_likelihood": note_of_own_latents(log_likelihood, latents, weighted.units)},
     )
 
 

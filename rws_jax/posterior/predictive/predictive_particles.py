@@ -56,7 +56,7 @@ class ScoreParticle:
 @partial(jax.tree_util.register_dataclass, data_fields=["data", "indices"], meta_fields=[])
 @dataclass(frozen=True)
 class Real:
-    """What is observed in reality, and the indices of the plates it is in."""
+    """What is observed in reality, and the indices of the plates it is in; not of those that are drawn at random."""
 
     data: Ragged
     indices: Ragged
@@ -69,7 +69,8 @@ class RealParticle:
     def __call__(self, programs: Programs, index: Index) -> Real:
         """Run the model at the posterior sample of this index, the last argument."""
         run, _ = _run(programs, index, draws_data=False)
-        plates = {name: jnp.asarray(site["value"]) for name, site in run.items() if site["type"] == "plate"}
+        plates = {name: site for name, site in run.items() if site["type"] == "plate" and not site["is_random"]}
+        plates = {name: jnp.asarray(site["value"]) for name, site in plates.items()}
         return Real(_ragged(_observed(run)), Ragged.of(plates, dict.fromkeys(plates, ())))
 
 
@@ -77,7 +78,8 @@ def _run(programs: Programs, index: Index, *, draws_data: bool) -> tuple[Trace, 
     *args, samples = programs.arguments.args
     kept: Kept = jax.tree.map(lambda leaf: leaf[index.particle], samples)
     run = predict(programs.model, Arguments(tuple(args), programs.arguments.kwargs), index, kept, draws_data=draws_data)
-    check_kept(run, {name: jnp.shape(value) for name, value in kept.values.items()}, bool(kept.present))
+    shapes = {name: jnp.shape(value) for name, value in kept.values.items()}
+    check_kept(run, shapes, bool(kept.present), draws_data)
     return run, kept
 
 
