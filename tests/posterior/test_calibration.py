@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import rws_jax
 from rws_jax.estimators.scored import Scored
@@ -118,17 +119,27 @@ def test_the_posterior_passes_for_every_seed(run):
 
 def test_a_guide_that_reads_no_data_is_found_by_all_latents_alone():
     """Its draws have the marginal distribution of dreams: each latent passes, and so does log q."""
-    result = calibrate(
-        jax.random.key(0),
-        models.BY_HAND_THETA,
-        models.one_model,
-        lambda x: numpyro.sample("z", dist.Normal(0.2, 1.0)),
-        0.0,
-    )
+    guide = lambda x: numpyro.sample("z", dist.Normal(0.2, 1.0))
+    with pytest.warns(UserWarning, match="'<lambda>' reads no data.*cannot be tested on dreams"):
+        result = of_one(guide)
     assert result.p_values["z"] > 0.01
     assert result.density_p_values["log_q"] > 0.01
     assert result.density_p_values["log_p"] < 1e-6
-    assert "all together are not" in repr(result)
+    first, second, third, *_ = repr(result).splitlines()
+    assert first == "Calibration by 1000 simulations, 99 draws each: NO VERDICT, as the guide reads no data"
+    assert "fitted to one data set" in second
+    assert "all together are not" in third
+
+
+def test_a_guide_that_reads_data_on_some_paths_alone_reads_them():
+    """The first dream of this key has no z."""
+
+    def guide(x):
+        if numpyro.sample("some", dist.Bernoulli(0.4), infer=BRANCHES):
+            numpyro.sample("z", dist.MultivariateNormal(jnp.full(2, x / 3), jnp.eye(2) - jnp.ones((2, 2)) / 3))
+
+    options = {"num_simulations": 4, "num_samples": 2, "vectorize_particles": False}
+    assert calibrate(jax.random.key(2), {}, branching_model, guide, 0.0, **options).guide_reads
 
 
 # Ranks
@@ -463,6 +474,10 @@ def test_calls_that_cannot_be():
     pairs = {"some": np.zeros(3), "z": np.zeros((3, 2))}, {"x": np.zeros(3)}
     other = lambda data: numpyro.sample("z", dist.Normal(data, 1.0))
     calls = {
+        "cannot test the automatic guide 'AutoNormal'": lambda _: of_one(AutoNormal(models.one_model)),
+        "cannot test the automatic guide 'AutoMultivariateNormal'": lambda _: of_one(
+            AutoMultivariateNormal(models.one_model)
+        ),
         "simulation_based_calibration is traced": jax.jit(lambda shift: gaussian(shift=shift).ranks["z1"]),
         "programs have branching sites, and option 'pairs'": lambda _: branching(pairs=pairs, num_simulations=None),
         "sleep cannot hand its dreams": lambda _: calibrate(

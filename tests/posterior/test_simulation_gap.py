@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer.autoguide import AutoNormal
 from scipy import stats
 
 import rws_jax
@@ -212,6 +213,25 @@ def test_few_dreams_say_so():
     result = rws_jax.SimulationGap(few[0], few[0], few[0], few[0], few, few, 2, exchangeable=False)
     text = repr(result)
     assert "no p-value can be below 0.1; 99 dreams would do" in text
+
+
+def test_a_guide_that_reads_no_data_has_no_verdict():
+    """It may be the prior, and exact p-values, or fitted to these data: which of them is not known."""
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(numpyro.param("at", np.zeros(3)), 1.0))
+
+    params = {"m": 0.3, "at": np.zeros(3)}
+    call = lambda guide: gap(params, plate_model, guide, of_model(3), num_simulations=99, num_particles=5)
+    with pytest.warns(UserWarning, match="simulation_gap: the guide 'guide' reads no data") as caught:
+        result = call(guide)
+    assert caught[0].filename == __file__
+    first, second, *_ = repr(result).splitlines()
+    assert first.endswith("5 particles: NO VERDICT, as the guide reads no data")
+    assert "fitted to these data" in second
+    what = "simulation_gap cannot test the automatic guide 'AutoNormal'"
+    refused(ValueError, lambda: call(AutoNormal(plate_model)), what, "one data set", "posterior_predictive")
 
 
 def test_what_is_of_the_wrong_kind_is_refused():

@@ -25,7 +25,7 @@ _DENSITIES = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x
         "expected_coverage",
         "levels",
     ],
-    meta_fields=["num_samples", "weighted", "left_out"],
+    meta_fields=["num_samples", "weighted", "left_out", "guide_reads"],
 )
 @dataclass(frozen=True, repr=False)
 class Calibration:
@@ -46,6 +46,7 @@ class Calibration:
       num_samples: L, draws of the guide for each dream.
       weighted: whether draws are weighted by the model.
       left_out: latents that have another shape in another branch, which are not ranked.
+      guide_reads: whether the guide reads data; if not, and it was fitted to some, none of this means anything.
     """
 
     ranks: dict[str, np.ndarray]
@@ -58,6 +59,7 @@ class Calibration:
     num_samples: int
     weighted: bool = False
     left_out: tuple[str, ...] = ()
+    guide_reads: bool = True
 
     @classmethod
     def of(
@@ -119,7 +121,13 @@ class Calibration:
         """The verdict in words, then a line for each site."""
         num = self._all_p_values().size
         draws = f"{self.num_samples} {'weighted draws' if self.weighted else 'draws'}"
-        lines = [f"Calibration by {self.num_simulations} simulations, {draws} each: {self._verdict()}"]
+        lines = [f"Calibration by {self.num_simulations} simulations, {draws} each: "]
+        if self.guide_reads:
+            lines[0] += self._verdict()
+        else:
+            lines[0] += "NO VERDICT, as the guide reads no data"
+            lines += ["  If it was fitted to one data set, it cannot be tested on dreams, which are others."]
+            lines += [f"  As a guide for all data: {self._verdict()}"]
         lines += [f"  p-value {self.p_value:.2g}, of {num} quantities together (the smallest times {num})"]
         for name in list(self.ranks)[:_NUM_LINES]:
             lines.append(f"  {self._line(name)}")

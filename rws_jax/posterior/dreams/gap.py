@@ -16,14 +16,15 @@ _ARRAYS = ["p_values", "ess_p_values", "log_evidence", "effective_sample_size"]
 _ARRAYS += ["dreamt_log_evidence", "dreamt_effective_sample_size"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["max_ess", "exchangeable"])
+@partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["max_ess", "exchangeable", "guide_reads"])
 @dataclass(frozen=True, repr=False)
 class SimulationGap:
     """How real data rank among dreams of the model, unit by unit; arrays of NumPy, log evidence in nats.
 
-    If data come from the model with these parameters, p-values are uniform, whatever the guide. Small ones of
-    `p_values` belong to data that are less likely than almost all dreams; small ones of `ess_p_values` to data that the
-    guide explains worse than almost all dreams, which it has been trained on.
+    If data come from the model with these parameters, p-values are uniform, for every guide that was not trained on
+    these very data: one that was makes them too large. Small ones of `p_values` belong to data that are less likely
+    than almost all dreams; small ones of `ess_p_values` to data that the guide explains worse than almost all dreams,
+    which it has been trained on.
 
     Attributes:
       p_values: of log evidence, low being unlike; shape ``units``.
@@ -34,6 +35,7 @@ class SimulationGap:
       dreamt_effective_sample_size: the same of dreams, shape ``(simulations, *units)``.
       max_ess: how many particles each unit had, real or dreamt.
       exchangeable: whether each unit was compared with the dreams of all.
+      guide_reads: whether the guide reads data; if not, and it was fitted to some, none of this means anything.
     """
 
     p_values: np.ndarray
@@ -44,6 +46,7 @@ class SimulationGap:
     dreamt_effective_sample_size: np.ndarray
     max_ess: int
     exchangeable: bool
+    guide_reads: bool = True
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -64,7 +67,8 @@ class SimulationGap:
         size = f"{num:,} unit{'s' * (num != 1)}, each against {reference}, {self.max_ess:,} particles"
         first = self.order[:5]
         lines = [
-            f"SimulationGap of {size}",
+            f"SimulationGap of {size}" + ": NO VERDICT, as the guide reads no data" * (not self.guide_reads),
+            *["  If it was fitted to these data, it suits them better than any dream."] * (not self.guide_reads),
             f"  log evidence  {self._counted(self.p_values)}",
             f"  ESS           {self._counted(self.ess_p_values)}",
             f"  most unlike   {', '.join(f'{unit} (p = {self.p_values.ravel()[unit]:.2g})' for unit in first)}",
