@@ -190,6 +190,20 @@ def test_nan_is_not_ranked_and_leaves_the_others_alone():
     assert with_nan.order[-1] == 3
 
 
+def test_a_covariate_that_is_nan_has_no_p_value():
+    """All weights are zero, in reality and in all dreams: equal, and so far from unlike that p would be 1."""
+    x, scale = of_model(4), np.float32([1.0, np.nan, 1.0, 1.0])
+    for exchangeable in (False, True):
+        options = {"num_simulations": 19, "num_particles": 5, "exchangeable": exchangeable}
+        with numpyro.validation_enabled(False):  # NumPyro would refuse them
+            result = gap({}, scaled_model, scaled_guide, x, scale, **options)
+        assert np.isneginf(result.log_evidence[1])
+        for values in (result.p_values, result.ess_p_values):
+            assert np.isnan(values).tolist() == [False, True, False, False]
+        assert result.order[-1] == 1
+        assert "\n  1 with dreams all of weight zero, which are not ranked: covariates may be NaN." in repr(result)
+
+
 def test_hand_numbers():
     p = p_values.lower_p_values
     simulated = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, np.nan]])
@@ -197,6 +211,9 @@ def test_hand_numbers():
     np.testing.assert_array_equal(p(np.array([0.5, 9.0]), simulated), [1 / 4, 1.0])
     np.testing.assert_array_equal(p(np.array([2.0, 0.0]), simulated, pooled=True), [4 / 7, 2 / 7])
     assert np.isnan(p(np.array([np.nan]), simulated[:, :1]))
+    none = np.array([[1.0, -np.inf], [2.0, np.nan]])  # of the second unit
+    np.testing.assert_array_equal(p(np.array([1.5, 3.0]), none), [2 / 3, np.nan])
+    np.testing.assert_array_equal(p(np.array([1.5, 3.0]), none, pooled=True), [2 / 3, np.nan])
     assert p_values.expected_share(0.01, 99) == 0.01
     assert p_values.expected_share(0.01, 199) == 0.01
     assert p_values.expected_share(0.01, 250) == 2 / 251

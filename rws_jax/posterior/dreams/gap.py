@@ -27,7 +27,8 @@ class SimulationGap:
     which it has been trained on.
 
     Attributes:
-      p_values: of log evidence, low being unlike; shape ``units``.
+      p_values: of log evidence, low being unlike; shape ``units``. NaN where data or log-weights are, and where all
+        dreams have weight zero, as of a unit with a covariate that is NaN.
       ess_p_values: of the effective sample size, likewise.
       log_evidence: of the real data, by the importance-weighted bound; shape ``units``.
       effective_sample_size: Kish's, of the real data; shape ``units``.
@@ -77,9 +78,12 @@ class SimulationGap:
             lines[-1] = (
                 f"  p = {self.p_values:.2g}; model and guide have no plate in common, and all data are one unit."
             )
-        num_nan = int(np.sum(np.isnan(self.p_values)))
+        dead = p_values.all_dead(self.dreamt_log_evidence)
+        num_dead, num_nan = int(np.sum(dead)), int(np.sum(np.isnan(self.p_values) & ~dead))
         if num_nan:
             lines.append(f"  {num_nan:,} with NaN among data or log-weights, which are not ranked.")
+        if num_dead:
+            lines.append(f"  {num_dead:,} with dreams all of weight zero, which are not ranked: covariates may be NaN.")
         return "\n".join(lines)
 
     def _counted(self, values: np.ndarray) -> str:

@@ -114,9 +114,10 @@ def simulation_gap(
         warn_of_blind(guide, "simulation_gap")
     real = _real(programs_of(real_key), options)
     dreamt = _dreamt(dreaming, num_simulations, options, branching)
+    unranked = p_values.all_dead(dreamt.log_evidence)
     if exchangeable:
-        _check_alike(dreamt.log_evidence)
-    p_value = partial(p_values.lower_p_values, pooled=exchangeable)
+        _check_alike(dreamt.log_evidence[:, ~unranked])
+    p_value = partial(p_values.lower_p_values, pooled=exchangeable, unranked=unranked)
     return SimulationGap(
         p_values=p_value(real.log_evidence, dreamt.log_evidence),
         ess_p_values=p_value(real.effective_sample_size, dreamt.effective_sample_size),
@@ -151,11 +152,12 @@ def _seen(log_w: PerParticle) -> _Seen:
 
 
 def _check_alike(dreamt_log_evidence: np.ndarray) -> None:
-    """Units that the model dreams differently cannot be compared with the dreams of others."""
-    p_value = p_values.p_value_of_equal_units(dreamt_log_evidence.reshape(len(dreamt_log_evidence), -1))
+    """Units that the model dreams differently cannot be compared with the dreams of others; in columns."""
+    num_units = dreamt_log_evidence.shape[1]
+    p_value = p_values.p_value_of_equal_units(dreamt_log_evidence) if num_units else 1.0
     if p_value < 1e-6:
         warnings.warn(
             f"exchangeable=True, but dreams of different units differ in their log evidence (p = {p_value:.1g}):"
             " p-values are wrong. Leave the option out, so that each unit is compared with dreams of its own.",
-            stacklevel=3,
+            stacklevel=4,
         )
