@@ -470,6 +470,43 @@ def test_what_is_wrong_is_said(options, kind, message):
     check(error, kind, message)
 
 
+def test_messages_of_dreams_do_not_speak_of_training():
+    """The remedies of sleep are none here, and it is not sleep that was called."""
+
+    def with_factor(x):
+        numpyro.factor("penalty", -numpyro.sample("z", dist.Normal(0.0, 1.0)))
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def in_part(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.zeros(2), obs_mask=jnp.array([True, False]))
+
+    def masked(x):
+        numpyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def auxiliary(x):
+        numpyro.sample("y", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
+        numpyro.sample("z", dist.Normal(x, 1.0))
+
+    guide = lambda x: numpyro.sample("z", dist.Normal(x, 1.0))
+    unread = lambda y: numpyro.sample("z", dist.Normal(y, 1.0))
+    wrong = {
+        "cannot dream from the model: site 'penalty'": (with_factor, guide),
+        "cannot dream site 'x', which is observed in part": (in_part, guide),
+        "cannot dream latent site 'z', which is masked": (masked, guide),
+        "cannot hand its dreams to the guide": (lambda x: open_model(2.0 * x), unread),
+        "cannot test auxiliary site 'y'": (open_model, auxiliary),
+        "has no data to dream": (lambda x: numpyro.sample("z", dist.Normal(0.0, 1.0)), guide),
+    }
+    for message, programs in wrong.items():
+        for function in (calibrate, rws_jax.simulation_gap):
+            with pytest.raises(ValueError, match=f"^{function.__name__} {message}") as error:
+                function(jax.random.key(0), {}, *programs, 0.0)
+            check(error, ValueError, "hint: ")
+            assert not any(word in str(error.value) for word in ("sleep", "insomnia", "train"))
+
+
 def test_calls_that_cannot_be():
     pairs = {"some": np.zeros(3), "z": np.zeros((3, 2))}, {"x": np.zeros(3)}
     other = lambda data: numpyro.sample("z", dist.Normal(data, 1.0))
@@ -480,7 +517,7 @@ def test_calls_that_cannot_be():
         ),
         "simulation_based_calibration is traced": jax.jit(lambda shift: gaussian(shift=shift).ranks["z1"]),
         "programs have branching sites, and option 'pairs'": lambda _: branching(pairs=pairs, num_simulations=None),
-        "sleep cannot hand its dreams": lambda _: calibrate(
+        "simulation_based_calibration cannot hand its dreams": lambda _: calibrate(
             jax.random.key(0), {}, open_model, other, observed_sites=("x",)
         ),
     }

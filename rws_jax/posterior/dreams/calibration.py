@@ -13,6 +13,7 @@ import numpy as np
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_int
 from rws_jax.checks.calibration import check_known, check_levels, check_not_automatic, warn_of_blind
+from rws_jax.checks.dreams import without_training
 from rws_jax.checks.pairs import fail_branching_pairs
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.estimators.sleep import DreamParticle
@@ -124,11 +125,12 @@ def simulation_based_calibration(
     num_simulations = 1000 if num_simulations is None else num_simulations
     _check_number(num_simulations, "num_simulations", 1000)
     execution.check_number(num_simulations, "num_simulations", 1)  # that it divides over devices
-    branching = branches(programs, dreamer, execution)
-    reads = guide_reads(programs, dreamer, num_simulations, execution, branching=branching)
-    if not reads:
-        warn_of_blind(guide, "simulation_based_calibration")
-    compared, left_out = _compare(programs, dreamer, num_simulations, num_samples, weighted, execution, branching)
+    with without_training("simulation_based_calibration"):
+        branching = branches(programs, dreamer, execution)
+        reads = guide_reads(programs, dreamer, num_simulations, execution, branching=branching)
+        if not reads:
+            warn_of_blind(guide, "simulation_based_calibration")
+        compared, left_out = _compare(programs, dreamer, num_simulations, num_samples, weighted, execution, branching)
     rng_key = jax.random.fold_in(jax.random.clone(rng_key), _TIES)
     ties = iter(jax.random.split(rng_key, len(compared.sites) + len(compared.densities)))
     ranks_by_name = lambda part: {name: ranks_of(next(ties), *part[name], num_samples=num_samples) for name in part}

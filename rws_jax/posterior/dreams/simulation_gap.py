@@ -10,6 +10,7 @@ import numpy as np
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_rng_key
 from rws_jax.checks.calibration import check_not_automatic, warn_of_blind
+from rws_jax.checks.dreams import without_training
 from rws_jax.core.errors import fail
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
@@ -108,12 +109,13 @@ def simulation_gap(
     programs_of = lambda key: trained_programs_of(simulation_gap, options, key, params, model, guide, args, kwargs)
     real_key, dream_key = jax.random.split(rng_key)
     dreaming, execution, dreamer = programs_of(dream_key), options.execution, options.dreamer
-    branching = branches(dreaming, dreamer, execution)
-    reads = guide_reads(dreaming, dreamer, num_simulations, execution, branching=branching)
-    if not reads:
-        warn_of_blind(guide, "simulation_gap")
-    real = _real(programs_of(real_key), options)
-    dreamt = _dreamt(dreaming, num_simulations, options, branching)
+    with without_training("simulation_gap"):
+        branching = branches(dreaming, dreamer, execution)
+        reads = guide_reads(dreaming, dreamer, num_simulations, execution, branching=branching)
+        if not reads:
+            warn_of_blind(guide, "simulation_gap")
+        real = _real(programs_of(real_key), options)
+        dreamt = _dreamt(dreaming, num_simulations, options, branching)
     unranked = p_values.all_dead(dreamt.log_evidence)
     if exchangeable:
         _check_alike(dreamt.log_evidence[:, ~unranked])
