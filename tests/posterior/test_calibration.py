@@ -426,6 +426,23 @@ def test_pairs_of_another_simulator(scale):
     assert (result.p_value > 0.01) == (scale == 1.0)
 
 
+def test_pairs_are_taken_as_predictive_returns_them():
+    """Latents and data in one dict, and what is deterministic beside them."""
+
+    def model(x=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("twice", 2 * z)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    pairs = numpyro.infer.Predictive(model, num_samples=20)(jax.random.key(1))
+    assert pairs.keys() == {"z", "twice", "x"}
+    options = {"observed_sites": ("x",), "num_samples": 5}
+    together = calibrate(jax.random.key(0), {}, model, open_guide, pairs=pairs, **options)
+    apart = calibrate(jax.random.key(0), {}, model, open_guide, pairs=({"z": pairs["z"]}, {"x": pairs["x"]}), **options)
+    np.testing.assert_array_equal(together.ranks["z"], apart.ranks["z"])
+    assert together.num_simulations == 20
+
+
 def test_results_are_trees_and_have_bands():
     result = gaussian(num_simulations=50, num_samples=9)
     same = jax.tree.unflatten(jax.tree.structure(result), jax.tree.leaves(result))
@@ -448,6 +465,18 @@ ERRORS = [
     ({"levels": (0.9, 1.0)}, ValueError, "option 'levels' is out of range"),
     ({"num_particles": 10}, TypeError, "simulation_based_calibration has no option 'num_particles'"),
     ({"pairs": 3}, TypeError, "option 'pairs' has the wrong type"),
+    (
+        {"pairs": ({"z1": np.zeros((3, 2)), "z2": np.zeros(3)}, np.zeros(7))},
+        TypeError,
+        "found:    a tuple of 2, of (3, 2) at 'z1', (3,) at 'z2'; (7,)\n",
+    ),
+    ({"pairs": {"z1": np.zeros(3), "x": np.zeros(2)}}, ValueError, "do not agree on the number of pairs"),
+    ({"pairs": {"z1": np.zeros(3), "x": np.zeros(3)}}, ValueError, "does not have the latent sites of the model"),
+    (
+        {"pairs": {"z1": np.zeros(3), "z2": np.zeros(3), "y": np.zeros(3)}},
+        ValueError,
+        "option 'pairs' has ['y'], which are no sites of the model",
+    ),
     ({"pairs": ({"z1": np.zeros(3)}, {"x": np.zeros(2)})}, ValueError, "do not agree on the number of pairs"),
     ({"pairs": ({"z1": np.zeros(3)}, {"x": np.zeros(3)})}, ValueError, "does not have the latent sites of the model"),
     (

@@ -78,7 +78,8 @@ def simulation_based_calibration(
       num_simulations: dreams, each as large as the data; None for 1,000, or for as many as there are `pairs`.
       num_samples: L, draws of the guide for each dream.
       weighted: whether draws are weighted by the model; pass more of them, ``num_samples=999``, say.
-      pairs: latents and data in place of dreams, two dicts of arrays by site with an axis of pairs in front.
+      pairs: latents and data in place of dreams, a dict of arrays by site with an axis of pairs in front, as NumPyro's
+        `Predictive` returns it; or two dicts, of latents and of data.
       levels: probabilities of the intervals and regions whose coverage is reported.
       options: how dreams are drawn and run; a chunk is of dreams with all of their draws.
       **kwargs: keyword arguments of both programs.
