@@ -14,7 +14,7 @@ _HINT = "pairs={'z': latents, 'x': data}, with an axis of pairs in front of each
 def check_pairs(pairs: Any) -> None:
     """One dict of arrays, or two, all with one number of pairs."""
     several = isinstance(pairs, tuple | list)
-    parts = pairs if several and len(pairs) == 2 else [pairs]
+    parts: Any = pairs if several and len(pairs) == 2 else [pairs]
     if not all(isinstance(part, Mapping) for part in parts):
         fail(
             TypeError,
