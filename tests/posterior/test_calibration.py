@@ -453,6 +453,14 @@ def test_results_are_trees_and_have_bands():
     assert result.ecdf("log_q").shape == (9,)
 
 
+def test_few_simulations_say_that_they_find_nothing():
+    """Of a guide of half the posterior's width 20 find nothing of note, and 100 do."""
+    few, more = (gaussian(num_simulations=num, num_samples=99) for num in (20, 100))
+    assert "no sign of miscalibration, but 20 simulations would not show" in repr(few)
+    assert repr(more).splitlines()[0].endswith("no sign of miscalibration")
+    assert "NOT calibrated" in repr(gaussian(width=0.5, num_simulations=100))
+
+
 # Messages
 
 

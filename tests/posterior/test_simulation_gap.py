@@ -61,7 +61,10 @@ def test_data_that_the_model_does_not_dream_are_found():
     lines = repr(result).splitlines()
     assert lines[0] == "SimulationGap of 50 units, each against 999 dreams of its own, 20 particles"
     assert "of 50 have p <= 0.01 (0.5 expected, chance of as many" in lines[1]
-    assert lines[3].split()[2] == "17"
+    below = result.dreamt_log_evidence[:, 17].min() - result.log_evidence[17]
+    assert below > 10
+    assert lines[3].startswith(f"  most unlike   17 (p = 0.001, {below:.0f} nats below all 999 dreams), ")
+    assert lines[3].count("nats below") == 1
 
 
 @pytest.mark.slow
@@ -176,7 +179,11 @@ def test_programs_without_a_plate_have_one_p_value():
     result = gap({}, model, guide, np.float32([4.0, -4.0, 4.0]), num_simulations=99, num_particles=5)
     assert result.p_values.shape == ()
     assert result.p_values == 0.01
-    assert "all data are one unit" in repr(result)
+    _, evidence, ess, last = repr(result).splitlines()
+    assert evidence.startswith("  log evidence  p = 0.01, ")
+    assert evidence.endswith(" nats below all 99 dreams")
+    assert ess == f"  ESS           p = {result.ess_p_values:.2g}"
+    assert "all data are one unit" in last
 
 
 def test_nan_is_not_ranked_and_leaves_the_others_alone():
@@ -225,11 +232,26 @@ def test_hand_numbers():
     assert p_values.p_value_of_equal_units(np.ones((3, 4))) == 1.0
 
 
+def test_numbers_that_are_expected_have_two_digits_or_all_before_the_point():
+    values = {50: "0.5", 234: "2.3", 12_345: "123"}
+    for num, expected in values.items():
+        real, dreamt = np.zeros(num), np.ones((999, num))
+        result = rws_jax.SimulationGap(real + 0.5, real + 0.5, real, real, dreamt, dreamt, 2, exchangeable=False)
+        assert f"({expected} expected, chance of as many 1)" in repr(result)
+
+
 def test_few_dreams_say_so():
     few = np.zeros((9, 3))
     result = rws_jax.SimulationGap(few[0], few[0], few[0], few[0], few, few, 2, exchangeable=False)
     text = repr(result)
     assert "no p-value can be below 0.1; 99 dreams would do" in text
+    one = rws_jax.SimulationGap(
+        np.array([0.1]), np.array([0.4]), -few[0, :1], few[0, :1], few[:, :1] + 1.0, few[:, :1], 2, exchangeable=False
+    )
+    assert repr(one).splitlines()[1:] == [
+        "  log evidence  p = 0.1; no p-value can be below 0.1; 99 dreams would do, 1 nats below all 9 dreams",
+        "  ESS           p = 0.4; no p-value can be below 0.1; 99 dreams would do",
+    ]
 
 
 def test_a_guide_that_reads_no_data_has_no_verdict():

@@ -142,9 +142,11 @@ class Calibration:
         return np.concatenate([np.ravel(p) for p in (*self.p_values.values(), *self.density_p_values.values())])
 
     def _verdict(self) -> str:
+        num, num_simulations = self._all_p_values().size, self.num_simulations
         if self.p_value >= 0.01:
-            return "no sign of miscalibration"
-        num = self._all_p_values().size
+            found = uniformity.p_value_of_half_width(num_simulations, self.num_samples) * num < 0.01
+            too_few = f", but {num_simulations} simulations would not show a guide of half the posterior's width either"
+            return "no sign of miscalibration" + too_few * (not found)
         smallest = {name: p.min() for name, p in self.p_values.items() if p.size}
         worst = min(smallest, key=lambda name: smallest[name], default=None)
         if worst is not None and smallest[worst] * num < 0.01:
