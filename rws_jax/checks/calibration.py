@@ -1,10 +1,15 @@
-"""What simulation-based calibration is called with: levels, numbers, and nothing that is traced."""
+"""What comparisons with dreams are called with: levels, numbers, nothing that is traced, and guides that read data."""
 
 import numbers
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from numpyro.infer.autoguide import AutoGuide
+
+from rws_jax.checks.routes import name_of
 from rws_jax.core.errors import describe, fail
+from rws_jax.core.layers import unwrapped
 from rws_jax.core.trees import is_traced
 
 _HINT = "levels=(0.5, 0.8, 0.95), say"
@@ -55,3 +60,27 @@ def check_num_draws(num_dreams: int, num_samples: int) -> None:
             found=f"{num_dreams:,} dreams with {num_samples:,} draws each",
             hint="ask for fewer simulations, or for fewer draws of each",
         )
+
+
+def check_not_automatic(guide: Any, function: str) -> None:
+    """An automatic guide never reads data: it is an answer for those that it was fitted to."""
+    bare = unwrapped(guide)
+    if isinstance(bare, AutoGuide):
+        fail(
+            ValueError,
+            f"{function} cannot test the automatic guide {name_of(bare)}: it was fitted to one data set, and dreams are"
+            " others",
+            expected="a guide that reads its data, so that it has an answer for each dream",
+            found=f"{name_of(bare)}, which reads no data",
+            hint="write a guide whose distributions depend on its data; for this one compare data with"
+            " rws_jax.posterior_predictive, and look at k-hat of rws_jax.importance_sample",
+        )
+
+
+def warn_of_blind(guide: Any, function: str) -> None:
+    """What is said of a guide that reads no data: a prior can be tested so, but no guide that was fitted to data."""
+    warnings.warn(
+        f"{function}: the guide {name_of(unwrapped(guide))} reads no data. If it was fitted to one data set, it cannot"
+        " be tested on dreams, which are others, and the result means nothing. Pass a guide that reads its data",
+        stacklevel=4,
+    )

@@ -1,6 +1,9 @@
 """What sleep asks of a model that is dreamt from and of a guide that is shown the dreams, and messages that say so."""
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -8,11 +11,29 @@ import numpy as np
 import numpyro.distributions as dist
 
 from rws_jax.checks.routes import check_shape, name_of
-from rws_jax.core.errors import fail
+from rws_jax.core.errors import fail, is_own
 from rws_jax.core.layers import unwrapped
 from rws_jax.core.sites import Site, Trace, base_distribution, constant_sites, latent_sites
 from rws_jax.core.supports import mask_of_values
 from rws_jax.core.trees import is_known
+
+
+@contextmanager
+def without_training(function: str) -> Iterator[None]:
+    """Errors that speak of sleep speak of `function` instead, which dreams as well, but trains nothing."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        said = str(error)
+        if not is_own(error):
+            raise
+        said = re.sub(r"\bsleep cannot train\b", f"{function} cannot test", said)
+        said = re.sub(r"\bsleep (?=cannot|has)", f"{function} ", said)
+        said = re.sub(r" in sleep\b", " in dreams", said)
+        said = re.sub(r",? or (use )?insomnia=1\.0|(?<=use )insomnia=1\.0, or ", "", said)
+        if said == str(error):
+            raise
+        raise type(error)(said) from None
 
 
 def check_dreamable(site: Site) -> None:

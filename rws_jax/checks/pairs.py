@@ -8,22 +8,24 @@ import jax.numpy as jnp
 
 from rws_jax.core.errors import describe, fail
 
-_HINT = "pairs=({'z': latents}, {'x': data}), with an axis of pairs in front of each array"
+_HINT = "pairs={'z': latents, 'x': data}, with an axis of pairs in front of each array"
 
 
 def check_pairs(pairs: Any) -> None:
-    """Two dicts of arrays, all with one number of pairs."""
-    if not (isinstance(pairs, tuple | list) and len(pairs) == 2 and all(isinstance(part, Mapping) for part in pairs)):
+    """One dict of arrays, or two, all with one number of pairs."""
+    several = isinstance(pairs, tuple | list)
+    parts: Any = pairs if several and len(pairs) == 2 else [pairs]
+    if not all(isinstance(part, Mapping) for part in parts):
         fail(
             TypeError,
             "option 'pairs' has the wrong type",
-            expected="a pair of dicts, latents by site and data by site",
-            found=describe(pairs),
+            expected="a dict of latents and data by site, or a pair of dicts, of latents and of data",
+            found=f"a {type(pairs).__name__} of {len(pairs)}, {_shapes(pairs)}" if several else describe(pairs),
             hint=_HINT,
         )
-    sizes = {name: jnp.shape(value)[:1] for part in pairs for name, value in part.items()}
+    sizes = {name: jnp.shape(value)[:1] for part in parts for name, value in part.items()}
     if len(set(sizes.values())) != 1 or () in sizes.values() or (0,) in sizes.values():
-        found = ", ".join(f"{jnp.shape(value)} at {name!r}" for part in pairs for name, value in part.items())
+        found = ", ".join(f"{jnp.shape(value)} at {name!r}" for part in parts for name, value in part.items())
         fail(
             ValueError,
             "arrays of option 'pairs' do not agree on the number of pairs",
@@ -31,6 +33,23 @@ def check_pairs(pairs: Any) -> None:
             found=found or "no array",
             hint=_HINT,
         )
+
+
+def split_pair(
+    model_run: Any, like: Any, pair: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Latents and data of one dict, as a dream has them, without what else the model has: deterministic sites, say."""
+    unknown = sorted(pair.keys() - model_run.keys())
+    if unknown:
+        fail(
+            ValueError,
+            f"option 'pairs' has {unknown}, which are no sites of the model",
+            expected=f"latent sites {sorted(like.draws.latents)} and observed sites {sorted(like.data)}",
+            found=f"{sorted(pair)}",
+            hint=_HINT,
+        )
+    latents, data = ({name: pair[name] for name in part if name in pair} for part in (like.draws.latents, like.data))
+    return latents, data
 
 
 def check_num_pairs(num: Any, num_pairs: int) -> int:
@@ -85,3 +104,10 @@ def fail_branching_pairs() -> NoReturn:
         found="infer={'branching': True}",
         hint="pass vectorize_particles=False, where particles run one by one",
     )
+
+
+def _shapes(pairs: Any) -> str:
+    """What was passed in place of pairs, in one line."""
+    of_one = lambda part: f"{jnp.shape(part)}" if hasattr(part, "shape") else type(part).__name__
+    in_dict = lambda part: ", ".join(f"{jnp.shape(value)} at {name!r}" for name, value in part.items())
+    return "of " + "; ".join(in_dict(part) if isinstance(part, Mapping) else of_one(part) for part in pairs)

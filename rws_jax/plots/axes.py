@@ -2,8 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
+from rws_jax.core.errors import fail
+
 try:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator as MaxNLocator
 except ImportError as error:
     raise ImportError('rws_jax.plots needs matplotlib: pip install "rws_jax[plots]"', name="matplotlib") from error
 
@@ -11,6 +16,25 @@ except ImportError as error:
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 COLORS = [BLUE, VERMILLION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000"]
 GREY = "#767676"
+
+
+def numbers(value: Any, which: str, dtype: Any = float) -> Any:
+    """What is to be drawn, as an array of numbers: not the object that such arrays are in.
+
+    Args:
+      value: what a caller has passed.
+      which: which arrays of which objects to pass in place of it, as code.
+      dtype: what numbers they are; None for those that they are.
+    """
+    try:
+        array = np.asarray(value, dtype)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype == object:
+        fail(
+            TypeError, "there are no numbers to draw", expected="arrays", found=f"a {type(value).__name__}", hint=which
+        )
+    return array
 
 
 def new_axes(width: float = 6.0, height: float = 4.0, rows: int = 1) -> Any:

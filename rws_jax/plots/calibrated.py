@@ -5,14 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from rws_jax.plots.axes import COLORS, GREY, Axes, given_or_new, legend
+from rws_jax.plots.axes import COLORS, GREY, Axes, given_or_new, legend, numbers
 from rws_jax.posterior.dreams import uniformity
 
+_RANKS = "pass its arrays, as in plots.calibration(calibration.ranks, calibration.num_samples)"
+_COVERED = "pass its arrays, as in plots.coverage(calibration.levels, calibration.coverage)"
 _MAX_NAMED = len(COLORS)  # sites that have a colour and a name each
 
 
 def calibration(
-    ranks: Any, num_samples: int, *, level: float = 0.95, names: Sequence[str] | None = None, ax: Axes | None = None
+    ranks: Any,
+    num_samples: Any = None,
+    *,
+    level: float = 0.95,
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw how far the distribution of SBC ranks is from uniform, and the band that calibrated ranks stay within.
 
@@ -21,14 +28,15 @@ def calibration(
 
     Args:
       ranks: integers from 0 to `num_samples`, shape ``(simulations, *shape)``, or a dict of these by site; as ``ranks``
-        and ``joint_ranks`` of `simulation_based_calibration`. Each scalar has a curve.
+        and ``density_ranks`` of `simulation_based_calibration`. Each scalar has a curve.
       num_samples: draws that each rank is among.
       level: probability with which a calibrated curve lies within the band from end to end.
       names: which sites of a dict to draw; default all.
       ax: where to draw.
     """
+    num_samples = int(numbers(num_samples, _RANKS, None))
+    by_name = {name: _columns(values, _RANKS) for name, values in _by_name(ranks, names).items()}
     ax = given_or_new(ax)
-    by_name = {name: _columns(values) for name, values in _by_name(ranks, names).items()}
     num_simulations = len(next(iter(by_name.values())))
     points, low, high = uniformity.band(num_simulations, num_samples, level)
     whole = lambda values: np.concatenate([[0.0], values, [0.0]])
@@ -49,7 +57,7 @@ def calibration(
 
 def coverage(
     levels: Any,
-    covered: Any,
+    covered: Any = None,
     *,
     num_simulations: int | None = None,
     names: Sequence[str] | None = None,
@@ -65,6 +73,8 @@ def coverage(
       names: which sites of a dict to draw; default all.
       ax: where to draw.
     """
+    levels = numbers(levels, _COVERED)
+    by_name = {name: _columns(values, _COVERED) for name, values in _by_name(covered, names).items()}
     ax = given_or_new(ax, width=4.8, height=4.8)
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="calibrated")
     if num_simulations is not None:
@@ -73,8 +83,8 @@ def coverage(
         x = np.linspace(0.0, 1.0, 201)
         low, high = (binom.ppf(q, num_simulations, x) / num_simulations for q in (0.025, 0.975))
         ax.fill_between(x, low, high, color=GREY, alpha=0.25, lw=0, label="95 % of each level")
-    for number, (name, values) in enumerate(_by_name(covered, names).items()):
-        _draw_many(ax, np.asarray(levels), _columns(values), number, name, marker="o", ms=4)
+    for number, (name, columns) in enumerate(by_name.items()):
+        _draw_many(ax, levels, columns, number, name, marker="o", ms=4)
     ax.text(0.03, 0.97, "too wide", transform=ax.transAxes, va="top", color=GREY)
     ax.text(0.97, 0.03, "too narrow", transform=ax.transAxes, ha="right", color=GREY)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability claimed", ylabel="share of dreams covered")
@@ -97,7 +107,7 @@ def _by_name(values: Any, names: Sequence[str] | None) -> dict[str, Any]:
     return {name: by_name[name] for name in (by_name if names is None else names)}
 
 
-def _columns(values: Any) -> np.ndarray:
+def _columns(values: Any, which: str) -> np.ndarray:
     """Shape ``(rows, *shape)`` as ``(rows, scalars)``."""
-    array = np.asarray(values)
+    array = numbers(values, which, None)
     return array.reshape(len(array), -1)

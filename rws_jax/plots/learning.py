@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rws_jax.core.errors import fail
 from rws_jax.plots.axes import COLORS, Axes, legend, new_axes
 from rws_jax.training.state import RWSInfo
 
@@ -32,10 +33,16 @@ def learning_curves(infos: RWSInfo, axes: Axes | Sequence[Axes] | None = None) -
       >>> losses.get_ylabel(), dead.get_xlabel()
       ('loss, nats', 'step')
     """
+    if not isinstance(infos, RWSInfo):
+        hint = "pass infos of all steps, as in state, infos = rws_jax.fit(...), then plots.learning_curves(infos)"
+        found = f"a {type(infos).__name__}"
+        fail(TypeError, "there are no curves to draw", expected="an RWSInfo of arrays", found=found, hint=hint)
     given = axes is not None
     panels = new_axes(height=6.5, rows=3) if axes is None else np.atleast_1d(np.asarray(axes, dtype=object))
     losses = {"wake-theta": infos.wake_theta_loss, "wake-phi": infos.wake_phi_loss, "sleep-phi": infos.sleep_phi_loss}
     ess = {"mean over units": infos.ess_mean, "worst unit": infos.ess_min}
+    if ess["mean over units"] is not None and np.array_equal(*map(np.asarray, ess.values()), equal_nan=True):
+        ess = {"": infos.ess_mean}  # of one unit
     curves = [("loss, nats", losses), ("ESS, particles", ess), ("dead units", {"": infos.num_dead_units})]
     for panel, (label, by_name) in zip(panels, curves, strict=False):
         _draw_steps(panel, by_name)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 
 from rws_jax.core.errors import fail
-from rws_jax.plots.axes import BLUE, COLORS, GREY, VERMILLION, Axes, given_or_new, legend
+from rws_jax.plots.axes import BLUE, COLORS, GREY, VERMILLION, Axes, MaxNLocator, given_or_new, legend, numbers
 from rws_jax.posterior.samples import psis
+
+_SMALLEST = 1e-6  # of the shares that are seen, in the largest one
 
 
 def bound_by_num_particles(
-    sizes: Any, bounds: Any, standard_errors: Any = None, *, name: str = "bound", ax: Axes | None = None
+    sizes: Any, bounds: Any = None, standard_errors: Any = None, *, name: str = "bound", ax: Axes | None = None
 ) -> Axes:
     """Draw the bound on log evidence for growing K, which it approaches from below.
 
@@ -21,8 +23,9 @@ def bound_by_num_particles(
       name: what the legend calls it, where several are drawn on one Axes.
       ax: where to draw.
     """
+    which = "pass its arrays, as in plots.bound_by_num_particles(*evaluation.by_num_particles)"
+    x, y = numbers(sizes, which, None), numbers(bounds, which, None).astype(float)
     ax = given_or_new(ax)
-    x, y = np.asarray(sizes), np.asarray(bounds, float)
     color = COLORS[len(ax.get_lines()) % len(COLORS)]
     ax.plot(x, y, color=color, marker="o", label=name if standard_errors is None else f"{name} ± 2 s.e.")
     if standard_errors is not None:
@@ -30,6 +33,7 @@ def bound_by_num_particles(
         ax.fill_between(x, y - errors, y + errors, color=color, alpha=0.25, lw=0)
         ax.vlines(x, y - errors, y + errors, color=color)
     ax.set(xscale="log", xlabel="particles K", ylabel="log evidence per unit, nats")
+    ax.ticklabel_format(axis="y", useOffset=False)  # an offset would be written where the legend is
     ax.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
     ax.grid(axis="y", color=GREY, alpha=0.25)
     legend(ax)
@@ -45,28 +49,34 @@ def pareto_k(k: Any, *, ax: Axes | None = None) -> Axes:
       k: shape ``units``, which are numbered along their axes; as ``weighted.pareto_k()`` gives it.
       ax: where to draw.
     """
+    k = np.ravel(numbers(k, "pass its k-hat, as in plots.pareto_k(weighted.pareto_k())"))
     ax = given_or_new(ax)
-    k = np.ravel(np.asarray(k, float))
     unit, finite = np.arange(len(k)), k[np.isfinite(k)]
     low, high = min(finite.min(initial=0.0), 0.0) - 0.1, max(finite.max(initial=1.0), 1.0) + 0.1
     size = 5 if len(k) <= 300 else 2.5
     good, bad = k <= 0.7, k > 0.7
     for which, color, marker, text in ((good, BLUE, "o", "at most 0.7"), (bad, VERMILLION, "D", "above 0.7")):
         shown = which & np.isfinite(k)
-        label = f"{np.sum(which):,} {text}"
+        label = f"{np.sum(shown if which is good else which):,} {text}"
         ax.plot(
             unit[shown], k[shown], ls="", marker=marker, ms=size, color=color, label=label, rasterized=len(k) > 5000
         )
-    for infinite, edge, color, marker in ((np.inf, high, VERMILLION, "^"), (-np.inf, low, BLUE, "v")):
+    none = "without a tail (-inf)"
+    for infinite, edge, color, marker, text in (
+        (np.inf, high, VERMILLION, "^", "of these at inf"),
+        (-np.inf, low, BLUE, "v", none),
+    ):
         where = unit[k == infinite]
         if len(where):
             style: dict[str, Any] = {"ls": "", "marker": marker, "ms": size + 2, "color": color, "clip_on": False}
-            ax.plot(where, np.full(len(where), edge), label=f"{len(where):,} at {infinite}", **style)
+            ax.plot(where, np.full(len(where), edge), label=f"{len(where):,} {text}", **style)
     ax.axhline(0.7, color=GREY, ls="--", lw=1)
     num_nan = int(np.sum(np.isnan(k)))
     ax.set(
         ylim=(low, high), xlabel="datum" + f" ({num_nan:,} with NaN left out)" * bool(num_nan), ylabel="Pareto k-hat"
     )
+    ax.set_xlim(-0.5 - 0.02 * len(k), len(k) - 0.5 + 0.02 * len(k))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     legend(ax)
     return ax
 
@@ -74,8 +84,8 @@ def pareto_k(k: Any, *, ax: Axes | None = None) -> Axes:
 def weights_tail(log_weights: Any, *, ax: Axes | None = None) -> Axes:
     """Draw the share of each particle in the total weight of one unit, the largest first, and the fitted Pareto tail.
 
-    Even weights are a flat line. A few particles that carry most of the weight are a steep one. The tail needs ArviZ,
-    and is left out without it.
+    Even weights are a flat line. A few particles that carry most of the weight are a steep one. Shares
+    below a millionth of the largest are outside of the picture. The tail needs ArviZ, and is left out without it.
 
     Args:
       log_weights: of one unit, shape ``(particles,)``, in nats.
@@ -84,7 +94,7 @@ def weights_tail(log_weights: Any, *, ax: Axes | None = None) -> Axes:
     Raises:
       ValueError: for weights of several units, or of a unit that is dead or has NaN.
     """
-    log_w = np.asarray(log_weights, float)
+    log_w = numbers(log_weights, "pass log-weights of one unit, as in plots.weights_tail(weighted.log_weights[:, 0])")
     if log_w.ndim != 1 or not np.isfinite(log_w.max(initial=-np.inf)):
         what = "weights_tail draws one unit with finite log-weights"
         found = f"shape {log_w.shape}" if log_w.ndim != 1 else f"a largest log-weight of {log_w.max(initial=-np.inf)}"
@@ -106,5 +116,6 @@ def weights_tail(log_weights: Any, *, ax: Axes | None = None) -> Axes:
             ax.plot(np.arange(1, len(tail) + 1), tail, color=VERMILLION, lw=2, label=f"Pareto tail, k-hat {k:.2f}")
     dead = f" ({num - len(live):,} of weight zero left out)" if len(live) < num else ""
     ax.set(xscale="log", yscale="log", xlabel=f"particle, by weight{dead}", ylabel="share of the total weight")
+    ax.set_ylim(max(0.5 * live[-1], min(_SMALLEST * live[0], 0.5 / num)), 2 * live[0])
     legend(ax)
     return ax

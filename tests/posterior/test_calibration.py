@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import rws_jax
 from rws_jax.estimators.scored import Scored
@@ -118,17 +119,27 @@ def test_the_posterior_passes_for_every_seed(run):
 
 def test_a_guide_that_reads_no_data_is_found_by_all_latents_alone():
     """Its draws have the marginal distribution of dreams: each latent passes, and so does log q."""
-    result = calibrate(
-        jax.random.key(0),
-        models.BY_HAND_THETA,
-        models.one_model,
-        lambda x: numpyro.sample("z", dist.Normal(0.2, 1.0)),
-        0.0,
-    )
+    guide = lambda x: numpyro.sample("z", dist.Normal(0.2, 1.0))
+    with pytest.warns(UserWarning, match="'<lambda>' reads no data.*cannot be tested on dreams"):
+        result = of_one(guide)
     assert result.p_values["z"] > 0.01
     assert result.density_p_values["log_q"] > 0.01
     assert result.density_p_values["log_p"] < 1e-6
-    assert "all together are not" in repr(result)
+    first, second, third, *_ = repr(result).splitlines()
+    assert first == "Calibration by 1000 simulations, 99 draws each: NO VERDICT, as the guide reads no data"
+    assert "fitted to one data set" in second
+    assert "all together are not" in third
+
+
+def test_a_guide_that_reads_data_on_some_paths_alone_reads_them():
+    """The first dream of this key has no z."""
+
+    def guide(x):
+        if numpyro.sample("some", dist.Bernoulli(0.4), infer=BRANCHES):
+            numpyro.sample("z", dist.MultivariateNormal(jnp.full(2, x / 3), jnp.eye(2) - jnp.ones((2, 2)) / 3))
+
+    options = {"num_simulations": 4, "num_samples": 2, "vectorize_particles": False}
+    assert calibrate(jax.random.key(2), {}, branching_model, guide, 0.0, **options).guide_reads
 
 
 # Ranks
@@ -415,6 +426,23 @@ def test_pairs_of_another_simulator(scale):
     assert (result.p_value > 0.01) == (scale == 1.0)
 
 
+def test_pairs_are_taken_as_predictive_returns_them():
+    """Latents and data in one dict, and what is deterministic beside them."""
+
+    def model(x=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("twice", 2 * z)
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    pairs = numpyro.infer.Predictive(model, num_samples=20)(jax.random.key(1))
+    assert pairs.keys() == {"z", "twice", "x"}
+    options = {"observed_sites": ("x",), "num_samples": 5}
+    together = calibrate(jax.random.key(0), {}, model, open_guide, pairs=pairs, **options)
+    apart = calibrate(jax.random.key(0), {}, model, open_guide, pairs=({"z": pairs["z"]}, {"x": pairs["x"]}), **options)
+    np.testing.assert_array_equal(together.ranks["z"], apart.ranks["z"])
+    assert together.num_simulations == 20
+
+
 def test_results_are_trees_and_have_bands():
     result = gaussian(num_simulations=50, num_samples=9)
     same = jax.tree.unflatten(jax.tree.structure(result), jax.tree.leaves(result))
@@ -423,6 +451,14 @@ def test_results_are_trees_and_have_bands():
     assert band.points.shape == band.low.shape == band.high.shape == (9,)
     np.testing.assert_allclose(result.ecdf("z1"), [(result.ranks["z1"] < point).mean() for point in range(1, 10)])
     assert result.ecdf("log_q").shape == (9,)
+
+
+def test_few_simulations_say_that_they_find_nothing():
+    """Of a guide of half the posterior's width 20 find nothing of note, and 100 do."""
+    few, more = (gaussian(num_simulations=num, num_samples=99) for num in (20, 100))
+    assert "no sign of miscalibration, but 20 simulations would not show" in repr(few)
+    assert repr(more).splitlines()[0].endswith("no sign of miscalibration")
+    assert "NOT calibrated" in repr(gaussian(width=0.5, num_simulations=100))
 
 
 # Messages
@@ -437,6 +473,18 @@ ERRORS = [
     ({"levels": (0.9, 1.0)}, ValueError, "option 'levels' is out of range"),
     ({"num_particles": 10}, TypeError, "simulation_based_calibration has no option 'num_particles'"),
     ({"pairs": 3}, TypeError, "option 'pairs' has the wrong type"),
+    (
+        {"pairs": ({"z1": np.zeros((3, 2)), "z2": np.zeros(3)}, np.zeros(7))},
+        TypeError,
+        "found:    a tuple of 2, of (3, 2) at 'z1', (3,) at 'z2'; (7,)\n",
+    ),
+    ({"pairs": {"z1": np.zeros(3), "x": np.zeros(2)}}, ValueError, "do not agree on the number of pairs"),
+    ({"pairs": {"z1": np.zeros(3), "x": np.zeros(3)}}, ValueError, "does not have the latent sites of the model"),
+    (
+        {"pairs": {"z1": np.zeros(3), "z2": np.zeros(3), "y": np.zeros(3)}},
+        ValueError,
+        "option 'pairs' has ['y'], which are no sites of the model",
+    ),
     ({"pairs": ({"z1": np.zeros(3)}, {"x": np.zeros(2)})}, ValueError, "do not agree on the number of pairs"),
     ({"pairs": ({"z1": np.zeros(3)}, {"x": np.zeros(3)})}, ValueError, "does not have the latent sites of the model"),
     (
@@ -459,13 +507,54 @@ def test_what_is_wrong_is_said(options, kind, message):
     check(error, kind, message)
 
 
+def test_messages_of_dreams_do_not_speak_of_training():
+    """The remedies of sleep are none here, and it is not sleep that was called."""
+
+    def with_factor(x):
+        numpyro.factor("penalty", -numpyro.sample("z", dist.Normal(0.0, 1.0)))
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def in_part(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.zeros(2), obs_mask=jnp.array([True, False]))
+
+    def masked(x):
+        numpyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def auxiliary(x):
+        numpyro.sample("y", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
+        numpyro.sample("z", dist.Normal(x, 1.0))
+
+    guide = lambda x: numpyro.sample("z", dist.Normal(x, 1.0))
+    unread = lambda y: numpyro.sample("z", dist.Normal(y, 1.0))
+    wrong = {
+        "cannot dream from the model: site 'penalty'": (with_factor, guide),
+        "cannot dream site 'x', which is observed in part": (in_part, guide),
+        "cannot dream latent site 'z', which is masked": (masked, guide),
+        "cannot hand its dreams to the guide": (lambda x: open_model(2.0 * x), unread),
+        "cannot test auxiliary site 'y'": (open_model, auxiliary),
+        "has no data to dream": (lambda x: numpyro.sample("z", dist.Normal(0.0, 1.0)), guide),
+    }
+    for message, programs in wrong.items():
+        for function in (calibrate, rws_jax.simulation_gap):
+            with pytest.raises(ValueError, match=f"^{function.__name__} {message}") as error:
+                function(jax.random.key(0), {}, *programs, 0.0)
+            check(error, ValueError, "hint: ")
+            assert not any(word in str(error.value) for word in ("sleep", "insomnia", "train"))
+
+
 def test_calls_that_cannot_be():
     pairs = {"some": np.zeros(3), "z": np.zeros((3, 2))}, {"x": np.zeros(3)}
     other = lambda data: numpyro.sample("z", dist.Normal(data, 1.0))
     calls = {
+        "cannot test the automatic guide 'AutoNormal'": lambda _: of_one(AutoNormal(models.one_model)),
+        "cannot test the automatic guide 'AutoMultivariateNormal'": lambda _: of_one(
+            AutoMultivariateNormal(models.one_model)
+        ),
         "simulation_based_calibration is traced": jax.jit(lambda shift: gaussian(shift=shift).ranks["z1"]),
         "programs have branching sites, and option 'pairs'": lambda _: branching(pairs=pairs, num_simulations=None),
-        "sleep cannot hand its dreams": lambda _: calibrate(
+        "simulation_based_calibration cannot hand its dreams": lambda _: calibrate(
             jax.random.key(0), {}, open_model, other, observed_sites=("x",)
         ),
     }

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+import rws_jax
 from rws_jax import RWSInfo, plots
 from rws_jax.posterior.dreams import uniformity
 from rws_jax.posterior.samples import psis
@@ -136,10 +138,10 @@ def test_k_hat_above_its_limit_stands_out_and_none_is_left_out_unsaid(ax):
     k = np.array([[0.1, 0.9, np.inf], [np.nan, 0.7, -np.inf]])
     plots.pareto_k(k, ax=ax)
     drawn = lines_of(ax)
-    np.testing.assert_array_equal(drawn["3 at most 0.7"], [[0, 0.1], [4, 0.7]])
+    np.testing.assert_array_equal(drawn["2 at most 0.7"], [[0, 0.1], [4, 0.7]])
     np.testing.assert_array_equal(drawn["2 above 0.7"], [[1, 0.9]])
-    assert drawn["1 at inf"][0, 0] == 2
-    assert drawn["1 at -inf"][0, 0] == 5
+    assert drawn["1 of these at inf"][0, 0] == 2
+    assert drawn["1 without a tail (-inf)"][0, 0] == 5
     assert "1 with NaN left out" in ax.get_xlabel()
     assert any(np.array_equal(line[:, 1], [0.7, 0.7]) for line in drawn.values())
 
@@ -161,6 +163,49 @@ def test_weights_of_several_units_or_of_a_dead_one_are_refused(ax):
     refused(ValueError, lambda: plots.weights_tail(np.zeros((10, 3)), ax=ax), "one unit", "(10, 3)", "[:, 0]")
     refused(ValueError, lambda: plots.weights_tail(np.full(10, -np.inf), ax=ax), "a largest log-weight of -inf")
     refused(ValueError, lambda: plots.weights_tail(np.full(10, np.nan), ax=ax), "a largest log-weight of nan")
+
+
+def test_the_axis_of_weights_ends_where_they_are_of_no_account(ax):
+    plots.weights_tail(np.linspace(0.0, -250.0, 100), ax=ax)
+    share = 1 - np.exp(-250 / 99)
+    low, high = ax.get_ylim()
+    np.testing.assert_allclose([low, high], [1e-6 * share, 2 * share], rtol=1e-3)
+
+
+def test_axes_say_whole_numbers_and_no_offset(ax):
+    plots.bound_by_num_particles([1, 10], [-1.70233, -1.70221], ax=ax)
+    ax.figure.canvas.draw()
+    assert not ax.yaxis.get_offset_text().get_text()
+    figure, other = plt.subplots()
+    plots.pareto_k(np.array([0.3]), ax=other)
+    assert [tick for tick in other.get_xticks() if -0.5 <= tick <= 0.5] == [0.0]
+    plt.close(figure)
+
+
+def test_ess_of_one_unit_is_one_curve():
+    figure, panels = plt.subplots(3)
+    plots.learning_curves(INFOS._replace(ess_min=INFOS.ess_mean), panels)
+    assert len(panels[1].get_lines()) == 1
+    plt.close(figure)
+
+
+VALUES: Any = [np.zeros(1)] * 4 + [np.zeros((9, 1))] * 2
+RESULT: Any = rws_jax.SimulationGap(*VALUES, 2, exchangeable=False)
+NO_ARRAYS = {
+    "calibration.ranks": lambda: plots.calibration(RESULT),
+    "calibration.num_samples": lambda: plots.calibration(RANKS),
+    "calibration.levels": lambda: plots.coverage(RESULT),
+    "*evaluation.by_num_particles": lambda: plots.bound_by_num_particles(RESULT),
+    "plots.pareto_k(weighted.pareto_k())": lambda: plots.pareto_k(RESULT),
+    "weighted.log_weights[:, 0]": lambda: plots.weights_tail(RESULT),
+    "state, infos = rws_jax.fit": lambda: plots.learning_curves(RESULT),
+}
+
+
+@pytest.mark.parametrize("which", NO_ARRAYS)
+def test_results_in_place_of_arrays_are_refused(which):
+    refused(TypeError, NO_ARRAYS[which], "to draw", which)
+    assert not plt.get_fignums()
 
 
 @pytest.mark.slow

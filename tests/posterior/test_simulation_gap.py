@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer.autoguide import AutoNormal
 from scipy import stats
 
 import rws_jax
@@ -60,7 +61,10 @@ def test_data_that_the_model_does_not_dream_are_found():
     lines = repr(result).splitlines()
     assert lines[0] == "SimulationGap of 50 units, each against 999 dreams of its own, 20 particles"
     assert "of 50 have p <= 0.01 (0.5 expected, chance of as many" in lines[1]
-    assert lines[3].split()[2] == "17"
+    below = result.dreamt_log_evidence[:, 17].min() - result.log_evidence[17]
+    assert below > 10
+    assert lines[3].startswith(f"  most unlike   17 (p = 0.001, {below:.0f} nats below all 999 dreams), ")
+    assert lines[3].count("nats below") == 1
 
 
 @pytest.mark.slow
@@ -175,7 +179,11 @@ def test_programs_without_a_plate_have_one_p_value():
     result = gap({}, model, guide, np.float32([4.0, -4.0, 4.0]), num_simulations=99, num_particles=5)
     assert result.p_values.shape == ()
     assert result.p_values == 0.01
-    assert "all data are one unit" in repr(result)
+    _, evidence, ess, last = repr(result).splitlines()
+    assert evidence.startswith("  log evidence  p = 0.01, ")
+    assert evidence.endswith(" nats below all 99 dreams")
+    assert ess == f"  ESS           p = {result.ess_p_values:.2g}"
+    assert "all data are one unit" in last
 
 
 def test_nan_is_not_ranked_and_leaves_the_others_alone():
@@ -189,6 +197,20 @@ def test_nan_is_not_ranked_and_leaves_the_others_alone():
     assert with_nan.order[-1] == 3
 
 
+def test_a_covariate_that_is_nan_has_no_p_value():
+    """All weights are zero, in reality and in all dreams: equal, and so far from unlike that p would be 1."""
+    x, scale = of_model(4), np.float32([1.0, np.nan, 1.0, 1.0])
+    for exchangeable in (False, True):
+        options = {"num_simulations": 19, "num_particles": 5, "exchangeable": exchangeable}
+        with numpyro.validation_enabled(False):  # NumPyro would refuse them
+            result = gap({}, scaled_model, scaled_guide, x, scale, **options)
+        assert np.isneginf(result.log_evidence[1])
+        for values in (result.p_values, result.ess_p_values):
+            assert np.isnan(values).tolist() == [False, True, False, False]
+        assert result.order[-1] == 1
+        assert "\n  1 with dreams all of weight zero, which are not ranked: covariates may be NaN." in repr(result)
+
+
 def test_hand_numbers():
     p = p_values.lower_p_values
     simulated = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, np.nan]])
@@ -196,6 +218,9 @@ def test_hand_numbers():
     np.testing.assert_array_equal(p(np.array([0.5, 9.0]), simulated), [1 / 4, 1.0])
     np.testing.assert_array_equal(p(np.array([2.0, 0.0]), simulated, pooled=True), [4 / 7, 2 / 7])
     assert np.isnan(p(np.array([np.nan]), simulated[:, :1]))
+    none = np.array([[1.0, -np.inf], [2.0, np.nan]])  # of the second unit
+    np.testing.assert_array_equal(p(np.array([1.5, 3.0]), none), [2 / 3, np.nan])
+    np.testing.assert_array_equal(p(np.array([1.5, 3.0]), none, pooled=True), [2 / 3, np.nan])
     assert p_values.expected_share(0.01, 99) == 0.01
     assert p_values.expected_share(0.01, 199) == 0.01
     assert p_values.expected_share(0.01, 250) == 2 / 251
@@ -207,11 +232,45 @@ def test_hand_numbers():
     assert p_values.p_value_of_equal_units(np.ones((3, 4))) == 1.0
 
 
+def test_numbers_that_are_expected_have_two_digits_or_all_before_the_point():
+    values = {50: "0.5", 234: "2.3", 12_345: "123"}
+    for num, expected in values.items():
+        real, dreamt = np.zeros(num), np.ones((999, num))
+        result = rws_jax.SimulationGap(real + 0.5, real + 0.5, real, real, dreamt, dreamt, 2, exchangeable=False)
+        assert f"({expected} expected, chance of as many 1)" in repr(result)
+
+
 def test_few_dreams_say_so():
     few = np.zeros((9, 3))
     result = rws_jax.SimulationGap(few[0], few[0], few[0], few[0], few, few, 2, exchangeable=False)
     text = repr(result)
     assert "no p-value can be below 0.1; 99 dreams would do" in text
+    one = rws_jax.SimulationGap(
+        np.array([0.1]), np.array([0.4]), -few[0, :1], few[0, :1], few[:, :1] + 1.0, few[:, :1], 2, exchangeable=False
+    )
+    assert repr(one).splitlines()[1:] == [
+        "  log evidence  p = 0.1; no p-value can be below 0.1; 99 dreams would do, 1 nats below all 9 dreams",
+        "  ESS           p = 0.4; no p-value can be below 0.1; 99 dreams would do",
+    ]
+
+
+def test_a_guide_that_reads_no_data_has_no_verdict():
+    """It may be the prior, and exact p-values, or fitted to these data: which of them is not known."""
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(numpyro.param("at", np.zeros(3)), 1.0))
+
+    params = {"m": 0.3, "at": np.zeros(3)}
+    call = lambda guide: gap(params, plate_model, guide, of_model(3), num_simulations=99, num_particles=5)
+    with pytest.warns(UserWarning, match="simulation_gap: the guide 'guide' reads no data") as caught:
+        result = call(guide)
+    assert caught[0].filename == __file__
+    first, second, *_ = repr(result).splitlines()
+    assert first.endswith("5 particles: NO VERDICT, as the guide reads no data")
+    assert "fitted to these data" in second
+    what = "simulation_gap cannot test the automatic guide 'AutoNormal'"
+    refused(ValueError, lambda: call(AutoNormal(plate_model)), what, "one data set", "posterior_predictive")
 
 
 def test_what_is_of_the_wrong_kind_is_refused():

@@ -25,7 +25,7 @@ _DENSITIES = {"log_q": "log q(z | x), the guide's density", "log_p": "log p(z, x
         "expected_coverage",
         "levels",
     ],
-    meta_fields=["num_samples", "weighted", "left_out"],
+    meta_fields=["num_samples", "weighted", "left_out", "guide_reads"],
 )
 @dataclass(frozen=True, repr=False)
 class Calibration:
@@ -46,6 +46,7 @@ class Calibration:
       num_samples: L, draws of the guide for each dream.
       weighted: whether draws are weighted by the model.
       left_out: latents that have another shape in another branch, which are not ranked.
+      guide_reads: whether the guide reads data; if not, and it was fitted to some, none of this means anything.
     """
 
     ranks: dict[str, np.ndarray]
@@ -58,6 +59,7 @@ class Calibration:
     num_samples: int
     weighted: bool = False
     left_out: tuple[str, ...] = ()
+    guide_reads: bool = True
 
     @classmethod
     def of(
@@ -119,7 +121,13 @@ class Calibration:
         """The verdict in words, then a line for each site."""
         num = self._all_p_values().size
         draws = f"{self.num_samples} {'weighted draws' if self.weighted else 'draws'}"
-        lines = [f"Calibration by {self.num_simulations} simulations, {draws} each: {self._verdict()}"]
+        lines = [f"Calibration by {self.num_simulations} simulations, {draws} each: "]
+        if self.guide_reads:
+            lines[0] += self._verdict()
+        else:
+            lines[0] += "NO VERDICT, as the guide reads no data"
+            lines += ["  If it was fitted to one data set, it cannot be tested on dreams, which are others."]
+            lines += [f"  As a guide for all data: {self._verdict()}"]
         lines += [f"  p-value {self.p_value:.2g}, of {num} quantities together (the smallest times {num})"]
         for name in list(self.ranks)[:_NUM_LINES]:
             lines.append(f"  {self._line(name)}")
@@ -134,9 +142,11 @@ class Calibration:
         return np.concatenate([np.ravel(p) for p in (*self.p_values.values(), *self.density_p_values.values())])
 
     def _verdict(self) -> str:
+        num, num_simulations = self._all_p_values().size, self.num_simulations
         if self.p_value >= 0.01:
-            return "no sign of miscalibration"
-        num = self._all_p_values().size
+            found = uniformity.p_value_of_half_width(num_simulations, self.num_samples) * num < 0.01
+            too_few = f", but {num_simulations} simulations would not show a guide of half the posterior's width either"
+            return "no sign of miscalibration" + too_few * (not found)
         smallest = {name: p.min() for name, p in self.p_values.items() if p.size}
         worst = min(smallest, key=lambda name: smallest[name], default=None)
         if worst is not None and smallest[worst] * num < 0.01:

@@ -12,14 +12,15 @@ import numpy as np
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_int
-from rws_jax.checks.calibration import check_known, check_levels
+from rws_jax.checks.calibration import check_known, check_levels, check_not_automatic, warn_of_blind
+from rws_jax.checks.dreams import without_training
 from rws_jax.checks.pairs import fail_branching_pairs
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.estimators.sleep import DreamParticle
 from rws_jax.options import DreamOptions, ExecutionOptions
 from rws_jax.options.taking import takes
 from rws_jax.posterior.dreams.calibrated import Calibration
-from rws_jax.posterior.dreams.dreamt import branches, compare_with_dreams, shapes_of_dreams
+from rws_jax.posterior.dreams.dreamt import branches, compare_with_dreams, guide_reads, shapes_of_dreams
 from rws_jax.posterior.dreams.pairs import GivenPairs, Pairs, ProgramsWithPairs
 from rws_jax.posterior.dreams.ranking import Quantities, RankStatistic, RankSummary, ranks_of
 from rws_jax.programs.program import Programs
@@ -64,6 +65,10 @@ def simulation_based_calibration(
     sites are those of the first 200 dreams. With `data_axes`, dream s has the arguments of datum s modulo their number,
     and is a unit of its own.
 
+    The guide has to read its data. One that does not was fitted to one data set, if to any, and dreams are others:
+    automatic guides are refused, and others that read nothing are warned of. A guide with parameters for each datum,
+    which reads data besides, is as little to be tested so, but cannot be told from others.
+
     Args:
       rng_key: JAX random key.
       params: constrained values of both programs, as `get_params` gives them.
@@ -73,7 +78,8 @@ def simulation_based_calibration(
       num_simulations: dreams, each as large as the data; None for 1,000, or for as many as there are `pairs`.
       num_samples: L, draws of the guide for each dream.
       weighted: whether draws are weighted by the model; pass more of them, ``num_samples=999``, say.
-      pairs: latents and data in place of dreams, two dicts of arrays by site with an axis of pairs in front.
+      pairs: latents and data in place of dreams, a dict of arrays by site with an axis of pairs in front, as NumPyro's
+        `Predictive` returns it; or two dicts, of latents and of data.
       levels: probabilities of the intervals and regions whose coverage is reported.
       options: how dreams are drawn and run; a chunk is of dreams with all of their draws.
       **kwargs: keyword arguments of both programs.
@@ -83,8 +89,8 @@ def simulation_based_calibration(
       all of it together; printed, it says in words what is wrong.
 
     Raises:
-      ValueError: if programs, parameters or pairs do not match, dreams cannot be drawn or shown, real data come into
-        them, an option is out of range, or the call is traced.
+      ValueError: if the guide is automatic, programs, parameters or pairs do not match, dreams cannot be drawn or
+        shown, real data come into them, an option is out of range, or the call is traced.
       TypeError: if an option is of the wrong type.
 
     Example:
@@ -111,6 +117,7 @@ def simulation_based_calibration(
     levels = check_levels(levels)
     programs = trained_programs_of(simulation_based_calibration, options, rng_key, params, model, guide, args, kwargs)
     check_known(programs)
+    check_not_automatic(guide, "simulation_based_calibration")
     execution, dreamer = options.execution, options.dreamer
     if pairs is not None:
         programs = ProgramsWithPairs.of(programs, pairs)
@@ -119,12 +126,18 @@ def simulation_based_calibration(
     num_simulations = 1000 if num_simulations is None else num_simulations
     _check_number(num_simulations, "num_simulations", 1000)
     execution.check_number(num_simulations, "num_simulations", 1)  # that it divides over devices
-    compared, left_out = _compare(programs, dreamer, num_simulations, num_samples, weighted, execution)
+    with without_training("simulation_based_calibration"):
+        branching = branches(programs, dreamer, execution)
+        reads = guide_reads(programs, dreamer, num_simulations, execution, branching=branching)
+        if not reads:
+            warn_of_blind(guide, "simulation_based_calibration")
+        compared, left_out = _compare(programs, dreamer, num_simulations, num_samples, weighted, execution, branching)
     rng_key = jax.random.fold_in(jax.random.clone(rng_key), _TIES)
     ties = iter(jax.random.split(rng_key, len(compared.sites) + len(compared.densities)))
     ranks_by_name = lambda part: {name: ranks_of(next(ties), *part[name], num_samples=num_samples) for name in part}
     ranks, density_ranks = ranks_by_name(compared.sites), ranks_by_name(compared.densities)
-    return Calibration.of(ranks, density_ranks, levels, num_samples, weighted=bool(weighted), left_out=left_out)
+    about = {"weighted": bool(weighted), "left_out": left_out, "guide_reads": reads}
+    return Calibration.of(ranks, density_ranks, levels, num_samples, **about)
 
 
 def _compare(
@@ -134,9 +147,9 @@ def _compare(
     num_samples: int,
     weighted: bool,
     execution: ExecutionOptions,
+    branching: bool,
 ) -> tuple[Quantities, tuple[str, ...]]:
     """For each scalar, how many draws lie below each dream and how many equal it; and the sites that are left out."""
-    branching = branches(programs, dreamer, execution)
     shapes: dict[str, tuple[int, ...] | None] = {}
     if branching:
         if isinstance(dreamer, GivenPairs) and not execution.one_by_one:

@@ -21,11 +21,13 @@ from rws_jax.execution.data import Data
 from rws_jax.options import ExecutionOptions
 from rws_jax.posterior.running import run
 from rws_jax.programs.density import Units, dists_of, own_dists
-from rws_jax.programs.leaks import check_no_real_data
+from rws_jax.programs.leaks import check_no_real_data, reads_data
 from rws_jax.programs.program import Arguments, Index, Programs
 from rws_jax.programs.run import Draws, replay, sample
 
 T = TypeVar("T")
+
+_NUM_TRIED = 8  # dreams that tell whether the guide reads data, where Python branches: on some paths it may not
 
 
 class Dreamt(NamedTuple):
@@ -164,6 +166,29 @@ def branches(programs: Programs, dreamer: DreamParticle, execution: ExecutionOpt
     with executor.watch():
         check_no_real_data(dreamer, of_one, Index(0, None, executor.ragged), by_values=False)
     return executor.ragged
+
+
+def guide_reads(
+    programs: Programs, dreamer: DreamParticle, num_dreams: int, execution: ExecutionOptions, *, branching: bool
+) -> bool:
+    """Whether the guide's density of a dream depends on the dreamt data; a guide that was fitted to data may not.
+
+    Args:
+      programs: as for `compare_with_dreams`.
+      dreamer: likewise.
+      num_dreams: how many there are.
+      execution: likewise.
+      branching: whether `branches` has said so.
+    """
+    particle, executor = DreamtParticle(dreamer, 1, log_weights, execution.data), execution.executor()
+
+    def reads(number: int) -> bool:
+        of_one, index = particle.of_datum(programs, number), Index(number, None, branching)
+        with executor.watch():
+            model_run, dream = dreamer.dream(of_one, index)
+            return reads_data(dreamer, of_one, index, model_run, dream)
+
+    return any(map(reads, range(min(num_dreams, _NUM_TRIED) if branching else 1)))
 
 
 def shapes_of_dreams(

@@ -9,29 +9,39 @@ import numpy as np
 from jax.scipy.special import betainc, gammaincc
 
 
-def lower_p_values(real: np.ndarray, simulated: np.ndarray, *, pooled: bool = False) -> np.ndarray:
+def lower_p_values(
+    real: np.ndarray, simulated: np.ndarray, *, pooled: bool = False, unranked: np.ndarray | None = None
+) -> np.ndarray:
     r"""p-values of real numbers against simulated ones, small where the real one is low.
 
     .. math:: p = \frac{1 + \#\{s : t_s \le t\}}{1 + S}
 
     If the real and the S simulated numbers of a unit are exchangeable, then :math:`P(p \le a) \le a`, with equality at
     multiples of 1 / (1 + S) where no two are equal (Phipson and Smyth 2010). Simulated NaN counts as the lowest number;
-    of real NaN the p-value is NaN.
+    of real NaN the p-value is NaN, and where `unranked` says so.
 
     Args:
       real: shape ``units``.
       simulated: shape ``(simulations, *units)``.
-      pooled: whether each unit is compared with those of all units, S being their number.
+      pooled: whether each unit is compared with those of all units that are ranked, S being their number.
+      unranked: which units are not ranked, and have NaN; shape ``units``. None for those of `all_dead`.
 
     Returns:
       Shape ``units``, from 1 / (1 + S) to 1.
     """
+    unranked = all_dead(simulated) if unranked is None else unranked
     simulated = np.where(np.isnan(simulated), -np.inf, simulated)
     if pooled:
+        simulated = simulated[:, ~unranked]
         num, ranks = simulated.size, np.searchsorted(np.sort(simulated, axis=None), real, side="right")
     else:
         num, ranks = len(simulated), np.sum(simulated <= real, axis=0)
-    return np.where(np.isnan(real), np.nan, (1 + ranks) / (1 + num))
+    return np.where(np.isnan(real) | unranked, np.nan, (1 + ranks) / (1 + num))
+
+
+def all_dead(simulated: np.ndarray) -> np.ndarray:
+    """Which units have nothing but minus infinity or NaN, with which there is nothing to compare; shape ``units``."""
+    return ~np.any(simulated > -np.inf, axis=0)
 
 
 def expected_share(level: float, num_simulations: int) -> float:

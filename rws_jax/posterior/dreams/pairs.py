@@ -1,5 +1,6 @@
 """Given pairs of latents and data in the place of dreams: those of a simulator that is no NumPyro program, say."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -7,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rws_jax.checks.pairs import check_num_pairs, check_pair, check_pairs
+from rws_jax.checks.pairs import check_num_pairs, check_pair, check_pairs, split_pair
 from rws_jax.core.sites import Trace
 from rws_jax.estimators.sleep import Dream, DreamParticle
 from rws_jax.programs.program import Index, Programs
 from rws_jax.programs.run import Draws, replay
 
-# Latents by site and data by site, arrays with an axis of pairs in front.
-Pairs = tuple[dict[str, Any], dict[str, Any]]
+# Latents and data by site, together or latents first and data second, arrays with an axis of pairs in front.
+Pairs = dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]
 
 
 _OF_PROGRAMS = [field.name for field in fields(Programs)]
@@ -31,8 +32,9 @@ class ProgramsWithPairs(Programs):
     def of(cls, programs: Programs, pairs: Any) -> "ProgramsWithPairs":
         """Add pairs to programs."""
         check_pairs(pairs)
-        latents, data = jax.tree.map(jnp.asarray, tuple(map(dict, pairs)))
-        return cls(**{name: getattr(programs, name) for name in _OF_PROGRAMS}, pairs=(latents, data))
+        as_tree: Any = dict(pairs) if isinstance(pairs, Mapping) else tuple(map(dict, pairs))
+        pairs = jax.tree.map(jnp.asarray, as_tree)
+        return cls(**{name: getattr(programs, name) for name in _OF_PROGRAMS}, pairs=pairs)
 
     def check_num(self, num: int | None) -> int:
         """The number of pairs, which an option must not contradict."""
@@ -44,9 +46,10 @@ class GivenPairs(DreamParticle):
 
     def dream(self, programs: Programs, index: Index) -> tuple[Trace, Dream]:
         """Take a pair; a dream says which sites there have to be, and of which shapes."""
-        _, like = super().dream(programs, index)
+        model_run, like = super().dream(programs, index)
         pairs: Any = getattr(programs, "pairs")  # noqa: B009 -- of `ProgramsWithPairs`
-        latents, data = jax.tree.map(lambda leaf: leaf[index.particle], pairs)
+        pair = jax.tree.map(lambda leaf: leaf[index.particle], pairs)
+        latents, data = split_pair(model_run, like, pair) if isinstance(pair, dict) else pair
         check_pair(like, latents, data)
         dream = Dream(Draws(latents, {}), data)
         return replay(programs.model.stopped(), programs.arguments, index, dream.draws, data=data), dream

@@ -9,6 +9,8 @@ import numpy as np
 
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_flag, check_rng_key
+from rws_jax.checks.calibration import check_not_automatic, warn_of_blind
+from rws_jax.checks.dreams import without_training
 from rws_jax.core.errors import fail
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.trees import is_traced
@@ -18,7 +20,7 @@ from rws_jax.estimators.weights import PerParticle
 from rws_jax.options import WeighedDreamOptions
 from rws_jax.options.taking import takes
 from rws_jax.posterior.dreams import p_values
-from rws_jax.posterior.dreams.dreamt import compare_with_dreams, log_weights
+from rws_jax.posterior.dreams.dreamt import branches, compare_with_dreams, guide_reads, log_weights
 from rws_jax.posterior.dreams.gap import SimulationGap
 from rws_jax.posterior.evidence_particle import EvidenceParticle
 from rws_jax.posterior.running import run
@@ -50,9 +52,15 @@ def simulation_gap(
 
     .. math:: p = \frac{1 + \#\{s : \hat t_s \le \hat t\}}{1 + S}
 
-    which is uniform on the multiples of 1 / (1 + S) if the data come from the model (but for ties, which raise it),
-    whatever guide and K: real and dreamt data are then exchangeable, and so are their estimates. A poor guide costs
-    power, not truth. Parameters that were trained on the same data make p-values somewhat too large.
+    which is uniform on the multiples of 1 / (1 + S) if the data come from the model (but for ties, which raise it), and
+    guide and parameters were not trained on these very data: real and dreamt data are then exchangeable, and so are
+    their estimates, for every guide and K. A poor guide costs power, not truth.
+
+    A guide that was trained on these very data, by wake, raises the estimated evidence of them, not that of dreams, and
+    so do the model's parameters: p-values are then too large, and small ones too rare. Data that training has not seen
+    have exact ones. A guide that reads no data was fitted to one data set, if to any: automatic guides are refused, and
+    others that read nothing are warned of. A guide with parameters for each datum, which reads data besides, is as
+    little to be tested so, but cannot be told from others.
 
     Args:
       rng_key: JAX random key.
@@ -70,7 +78,8 @@ def simulation_gap(
       A `SimulationGap`, which prints how many units are unlike to dreams, and which to look at first.
 
     Raises:
-      ValueError: if programs or parameters do not match, the model cannot dream, or an option is out of range.
+      ValueError: if the guide is automatic, programs or parameters do not match, the model cannot dream, or an option
+        is out of range.
       TypeError: for an argument of the wrong kind.
 
     Example:
@@ -96,12 +105,21 @@ def simulation_gap(
     if is_traced((rng_key, params, args, kwargs)):
         what, hint = "simulation_gap is called inside of jit, scan or vmap", "call it from Python"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
+    check_not_automatic(guide, "simulation_gap")
     programs_of = lambda key: trained_programs_of(simulation_gap, options, key, params, model, guide, args, kwargs)
     real_key, dream_key = jax.random.split(rng_key)
-    real, dreamt = _real(programs_of(real_key), options), _dreamt(programs_of(dream_key), num_simulations, options)
+    dreaming, execution, dreamer = programs_of(dream_key), options.execution, options.dreamer
+    with without_training("simulation_gap"):
+        branching = branches(dreaming, dreamer, execution)
+        reads = guide_reads(dreaming, dreamer, num_simulations, execution, branching=branching)
+        if not reads:
+            warn_of_blind(guide, "simulation_gap")
+        real = _real(programs_of(real_key), options)
+        dreamt = _dreamt(dreaming, num_simulations, options, branching)
+    unranked = p_values.all_dead(dreamt.log_evidence)
     if exchangeable:
-        _check_alike(dreamt.log_evidence)
-    p_value = partial(p_values.lower_p_values, pooled=exchangeable)
+        _check_alike(dreamt.log_evidence[:, ~unranked])
+    p_value = partial(p_values.lower_p_values, pooled=exchangeable, unranked=unranked)
     return SimulationGap(
         p_values=p_value(real.log_evidence, dreamt.log_evidence),
         ess_p_values=p_value(real.effective_sample_size, dreamt.effective_sample_size),
@@ -111,6 +129,7 @@ def simulation_gap(
         dreamt_effective_sample_size=dreamt.effective_sample_size,
         max_ess=options.num,
         exchangeable=exchangeable,
+        guide_reads=reads,
     )
 
 
@@ -120,10 +139,11 @@ def _real(programs: Programs, options: WeighedDreamOptions) -> _Seen:
     return jax.device_get(_seen(run(EvidenceParticle(WakeParticle()), programs, options.num, execution)))
 
 
-def _dreamt(programs: Programs, num_simulations: int, options: WeighedDreamOptions) -> _Seen:
+def _dreamt(programs: Programs, num_simulations: int, options: WeighedDreamOptions, branching: bool) -> _Seen:
     num_data = options.data.count(programs)
     num = num_simulations * (1 if num_data is None else num_data)
-    seen = compare_with_dreams(programs, options.dreamer, log_weights, _seen, num, options.num, options.execution)
+    dreamer, execution = options.dreamer, options.execution
+    seen = compare_with_dreams(programs, dreamer, log_weights, _seen, num, options.num, execution, branching=branching)
     shape = (num_simulations,) if num_data is None else (num_simulations, num_data)
     return jax.tree.map(lambda leaf: np.reshape(leaf, (*shape, *leaf.shape[1:])), jax.device_get(seen))
 
@@ -134,11 +154,12 @@ def _seen(log_w: PerParticle) -> _Seen:
 
 
 def _check_alike(dreamt_log_evidence: np.ndarray) -> None:
-    """Units that the model dreams differently cannot be compared with the dreams of others."""
-    p_value = p_values.p_value_of_equal_units(dreamt_log_evidence.reshape(len(dreamt_log_evidence), -1))
+    """Units that the model dreams differently cannot be compared with the dreams of others; in columns."""
+    num_units = dreamt_log_evidence.shape[1]
+    p_value = p_values.p_value_of_equal_units(dreamt_log_evidence) if num_units else 1.0
     if p_value < 1e-6:
         warnings.warn(
             f"exchangeable=True, but dreams of different units differ in their log evidence (p = {p_value:.1g}):"
             " p-values are wrong. Leave the option out, so that each unit is compared with dreams of its own.",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -18,9 +18,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import gammaln, ndtr, ndtri
 
 _MAX_POINTS = 100
+_MANY = 500  # simulations that find a guide of half the width, with a p-value far below 1e-20
 _SMALLEST = 1e-12  # tail probabilities below are bounded, not computed
 _ROUNDING = 1.0 + 1e-9  # tail probabilities that are equal but for rounding
 _AT_ONCE = 256  # thresholds that the recursion takes together
@@ -94,6 +95,20 @@ def band(num_simulations: int, num_samples: int, level: float = 0.95) -> EcdfBan
 def overall_p_value(all_p_values: np.ndarray) -> float:
     """One p-value for many, however they depend on one another: the smallest times their number (Bonferroni)."""
     return float(min(1.0, np.min(all_p_values) * np.size(all_p_values)))
+
+
+def p_value_of_half_width(num_simulations: int, num_samples: int) -> float:
+    """The p-value of ranks that a normal guide of half the posterior's width has, evenly spread: what is found at all.
+
+    Args:
+      num_simulations: how many ranks there are.
+      num_samples: L.
+    """
+    if num_simulations >= _MANY:
+        return 0.0
+    dreams = ndtri((np.arange(num_simulations) + 0.5) / num_simulations)
+    ranks = np.floor(ndtr(2.0 * dreams) * (num_samples + 1)).astype(int)
+    return float(p_values(np.clip(ranks, 0, num_samples), num_samples))
 
 
 class _Null:
