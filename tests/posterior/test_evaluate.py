@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.scipy.special import logsumexp
 from scipy import stats
 
 import rws_jax
+from rws_jax.posterior.held_out import evaluate as evaluate_module
 from rws_jax.posterior.held_out import evidence, trust
 from tests import models
 from tests.checks.test_errors import check
@@ -283,6 +285,24 @@ def test_a_defensive_guide_leaves_evidence_as_it_is():
     options = {"num_particles": 300, "defensive": 0.3, "defensive_guide": defensive_guide}
     result = evaluate(KEY, PARAMS, plate_model, plate_guide, [(X[:50],)], **options)
     assert np.all(np.abs(result.log_evidence - EXACT[:50]) < 5 * result.standard_error)
+
+
+def shown_of(batches, capsys):
+    rws_jax.evaluate(KEY, PARAMS, plate_model, plate_guide, batches, num_particles=4)
+    return capsys.readouterr().err.replace("\n", "").split("\r")
+
+
+@pytest.mark.parametrize(("num", "noun"), [(1, "1/1 batch"), (3, "3/3 batches")])
+def test_the_bar_counts_batches_and_shows_no_rate_that_is_not_known(capsys, monkeypatch, num, noun):
+    monkeypatch.setattr(evaluate_module, "tqdm", partial(evaluate_module.tqdm, ncols=100))
+    with_end = shown_of([(X[:3],)] * num, capsys)
+    without_end = shown_of(((X[:3],) for _ in range(num)), capsys)
+    assert f"| {noun} [00:0" in with_end[-1]
+    assert without_end[-1].startswith(f"{noun.split('/')[1]} [00:0")
+    assert any("0 batches" in line and "compiling" in line for line in without_end)
+    assert all("?" not in line and "/s" not in line for line in with_end + without_end)
+    assert with_end[-1].endswith("of 4]")
+    assert max(map(len, with_end)) <= 100
 
 
 def test_what_is_done_by_ctrl_c_is_returned():
