@@ -388,7 +388,7 @@ def test_endless_batches_and_data_in_place_of_batches_are_refused():
     refused(TypeError, call(3), "argument 'batches' has the wrong type", "int")
     refused(ValueError, call([]), "argument 'batches' has no batch", "ends at once")
     refused(ValueError, call([(X,)], num_particles=0), "option 'num_particles' is too small")
-    refused(TypeError, call([(X,)], insomnia=0.5), "evaluate has no option 'insomnia'")
+    refused(TypeError, call([(X,)], insomnia=0.5), "evaluate has no option 'insomnia'", "see help(rws_jax.evaluate)")
     refused(TypeError, lambda: evaluate(0, PARAMS, plate_model, plate_guide, [(X,)]), "the first argument of evaluate")
     traced = lambda key: evaluate(key, PARAMS, plate_model, plate_guide, [(X,)]).bounds
     refused(TypeError, lambda: jax.jit(traced)(KEY), "evaluate is called inside of jit, scan or vmap")
