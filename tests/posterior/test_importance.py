@@ -244,3 +244,26 @@ def test_programs_of_arguments_that_signatures_do_not_tell_go_on_as_they_are():
     assert drawn["z"].shape == (2,)
     with pytest.raises(TypeError, match=r"(?s)the model does not take.*too many.*found:    1 of them by position"):
         rws_jax.posterior_predictive(key(), {}, simulator, weighted, 1.0)
+
+
+def two_ways(x):
+    numpyro.sample("k", dist.Bernoulli(0.5 if x > 0 else 0.2), infer={"branching": True})
+
+
+def one_or_two(x):
+    k = numpyro.sample("k", dist.Bernoulli(logits=x), infer={"branching": True})
+    with numpyro.plate("components", 1 + int(k)):
+        numpyro.sample("a", dist.Normal(x, 1.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"vectorize_particles": False}], ids=str)
+@pytest.mark.parametrize("guide", [two_ways, one_or_two])
+def test_programs_of_one_datum_that_are_given_many_have_a_note(guide, options):
+    case = exact.branching()
+    call = lambda x: rws_jax.importance_sample(key(), {}, case.model, guide, x, num_particles=2, **options)
+    with pytest.raises((TypeError, ValueError), match="array") as error:
+        call(*case.args)
+    notes = [note for note in error.value.__notes__ if "pass data_axes=0" in note]
+    assert notes == [
+        "Are the programs written for one datum? Then pass data_axes=0, which runs them on each row of the arguments."
+    ]
