@@ -55,10 +55,12 @@ def _of_groups(log_w: PerParticle, size: int) -> tuple[Any, Any]:
     num_groups = log_w.shape[0] // size
     groups = log_w[: num_groups * size].reshape(num_groups, size, *log_w.shape[1:])
     if size > 1 and num_groups < _FEW_GROUPS:  # the spread of so few would be too small by chance, again and again
-        bounds, errors = estimate.log_evidence(jnp.moveaxis(groups, 1, 0))
-        return bounds.mean(axis=0), jnp.sqrt(jnp.sum(errors**2, axis=0)) / num_groups
-    bounds = jax.vmap(weights.bound)(groups)
-    return bounds.mean(axis=0), bounds.std(axis=0, ddof=1) / jnp.sqrt(num_groups)
+        bounds, of_group = estimate.log_evidence(jnp.moveaxis(groups, 1, 0))
+        errors = jnp.sqrt(jnp.sum(of_group**2, axis=0)) / num_groups
+    else:
+        bounds = jax.vmap(weights.bound)(groups)
+        errors = bounds.std(axis=0, ddof=1) / jnp.sqrt(num_groups)
+    return bounds.mean(axis=0), errors
 
 
 _FEW_GROUPS = 20
