@@ -97,7 +97,7 @@ def check_passed_on(loss: Callable, programs: Iterable[ProgramFn], kwargs: dict[
                 f"{loss.__name__} has no option {name!r}",
                 expected=f"its options {sorted(_options_of(loss))}, or arguments of the programs",
                 found=f"{name}=..., an option of others",
-                hint="see help(rws_jax.make_step), which has all of them",
+                hint=f"see help(rws_jax.{loss.__name__}); options of training are in help(rws_jax.make_step)",
             )
 
 

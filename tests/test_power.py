@@ -503,6 +503,12 @@ MUTATIONS = {
         "return bounds[0]",
         compiled_anew(test_posterior_evaluate.test_hand_numbers_on_four_particles),
     ),
+    "the spread of two groups as their error": (
+        evidence,
+        "num_groups < _FEW_GROUPS",
+        "num_groups < 2",
+        compiled_anew(test_posterior_evaluate.test_hand_numbers_on_four_particles),
+    ),
     "errors of means as if of sums": (
         evaluation,
         "axis=-1)) / self.num_units",

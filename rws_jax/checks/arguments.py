@@ -2,8 +2,10 @@
 
 import inspect
 import numbers
+import re
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -108,20 +110,59 @@ def check_state(value: Any, kind: type, what: str = "the first argument of step"
 
 def check_takes(program: Any, role: str, args: tuple, kwargs: dict[str, Any]) -> None:
     """Check that `get_params` is called with arguments that a program takes."""
-    try:
-        signature = inspect.signature(unwrapped(program))
-    except (TypeError, ValueError):  # not every callable has one
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
+    signature, why = _refused(program, args, kwargs)
+    if why:
         fail(
             TypeError,
-            f"get_params runs both programs, and its arguments are not those of the {role}: {error}",
+            f"get_params runs both programs, and its arguments are not those of the {role}: {why}",
             expected=f"rws.get_params(state, *args, **kwargs), with the arguments of step: {signature}",
             found=f"{len(args)} positional arguments after the state, and by keyword {sorted(kwargs)}",
             hint="the state holds unconstrained values, and their constraints are known where programs run",
         )
+
+
+def explain_call(error: TypeError, roles: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]) -> None:
+    """Where Python says that a function was called with arguments that it does not take, say which program that is."""
+    called = re.match(r"(.+?)\(\) (got|missing|takes) ", str(error))
+    for role, program in roles.items():
+        signature, why = _refused(program, args, kwargs)
+        if why and called and called[1] == _name_in_errors(program):
+            hint = "model and guide are called with the same arguments; one may ignore what the other needs"
+            if role == "model" and "observations" in kwargs:
+                hint = (
+                    "condition a model that runs without data, as in"
+                    " lambda observations: numpyro.handlers.condition(model, data=observations)(),"
+                    " or let it take observations and pass them to obs="
+                )
+            fail(
+                TypeError,
+                f"the {role} does not take the arguments of the call: {why}",
+                expected=f"arguments of both programs; the {role}'s are {signature}",
+                found=f"{len(args)} of them by position, and by keyword {sorted(kwargs)}",
+                hint=hint,
+                cause=error,
+            )
+
+
+def _name_in_errors(program: Any) -> str:
+    """What Python calls a program in an error of its call."""
+    function = unwrapped(program)
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__qualname__", f"{type(function).__qualname__}.__call__")
+
+
+def _refused(program: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[inspect.Signature | None, str]:
+    """A program's signature, and why it does not take these arguments; nothing if it does, or has no signature."""
+    try:
+        signature = inspect.signature(unwrapped(program))
+    except (TypeError, ValueError):  # not every callable has one
+        return None, ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return signature, str(error)
+    return signature, ""
 
 
 def check_params(value: Any, symbol: str) -> None:

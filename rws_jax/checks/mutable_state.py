@@ -18,7 +18,8 @@ def check_mutable(role: str, name: str, values: MutableState) -> None:
             f"the {role} has mutable site {name!r}, and nothing carries its state from run to run",
             expected="the state of make_step, which carries it, or a site that a handler has fixed",
             found=f"mutable sites {sorted(values)} in the state" if values else "no mutable state",
-            hint=f"train by rws_jax.make_step; a loss by itself takes numpyro.handlers.substitute({role}, data={{"
+            hint="train by rws_jax.make_step; importance_sample and other functions of trained programs take"
+            f" mutable_state=state.mutable_state, a loss by itself numpyro.handlers.substitute({role}, data={{"
             f"{name!r}: ...}})",
         )
 

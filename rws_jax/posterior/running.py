@@ -6,17 +6,19 @@ from typing import Any, TypeVar
 
 import jax
 
+from rws_jax.checks.arguments import explain_call
 from rws_jax.checks.params import check_value
 from rws_jax.checks.sites import fail_empty_plate
 from rws_jax.core.errors import is_own
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.sites import Site
 from rws_jax.core.trees import is_traced
-from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.execution.branching.errors import BranchingSiteError, note_one_datum
 from rws_jax.execution.devices import automatic, on_automatic_axes
 from rws_jax.execution.executor import ParticleFn
 from rws_jax.options import ExecutionOptions
 from rws_jax.programs.param_sites import ParamSites
+from rws_jax.programs.predict import Kept
 from rws_jax.programs.program import Programs
 
 T = TypeVar("T")
@@ -56,6 +58,14 @@ def run(particle: ParticleFn[T], programs: Programs, num: int, execution: Execut
         if "size of plate" not in str(error):
             raise
         fail_empty_plate(error)
+    except (TypeError, ValueError) as error:
+        if executor.data.axes is None and not is_own(error):
+            note_one_datum(error, programs.arguments)
+        if isinstance(error, TypeError) and not is_own(error):
+            args, kwargs = programs.arguments
+            own_args = tuple(arg for arg in args if not isinstance(arg, Kept))  # which particles take for themselves
+            explain_call(error, {program.role: program.fn for program in programs.all}, own_args, kwargs)
+        raise
 
 
 class _Compiled:

@@ -51,8 +51,10 @@ def fit(
       callback: ``(state, infos)``, called after each block with the infos of that block; what is true ends the loop.
       evaluate: a function of the state, ``lambda state: rws.evaluate(state, x_test)`` say, called between blocks. Its
         results are `held_out` of the infos, those of the callback among them, and the bar shows the model's held-out
-        loss.
-      evaluate_every: steps from one evaluation to the next, each of which ends a block; default after every block.
+        loss. This is a sum over held-out data, as that of training is over training data: to compare them, divide each
+        by its number of data.
+      evaluate_every: steps from one evaluation to the next, `num_steps` at most, each of which ends a block; default
+        after every block.
       max_nonfinite_steps: how many steps in a row may leave the parameters as they were; those of all seeds, if there
         are several.
       progress_bar: whether to show one, with means over the last block.

@@ -56,6 +56,10 @@ def check_call(
         if evaluate is None:
             what, found = "option 'evaluate_every' says when, and not what to evaluate", "evaluate=None"
             fail(ValueError, what, expected="option 'evaluate' as well", found=found, hint=f"pass evaluate={EVALUATE}")
+        if evaluate_every > num_steps:
+            what, hint = "option 'evaluate_every' is too large, and nothing would be evaluated", f"{hint}, or pass less"
+            found = f"{evaluate_every}, in a fit of {num_steps}"
+            fail(ValueError, what, expected="num_steps or fewer", found=found, hint=hint)
 
 
 def check_info(

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import weakref
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 
 import rws_jax
 from rws_jax.posterior import running
+from tests.checks.test_errors import check
 from tests.posterior import exact
 from tests.posterior.exact import key
 
@@ -205,3 +207,80 @@ def test_data_may_be_on_explicit_axes_of_a_mesh(in_context):
         for how in {}, {"chunk_size": 10}:
             np.testing.assert_allclose(run(placed, **how).log_evidence().value, expected, rtol=1e-5)
         assert run(placed).expectation().value["z"].shape == (8,)
+
+
+def simulator():
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(z, 1.0))
+
+
+def guide_of_observations(observations):
+    numpyro.sample("z", dist.Normal(observations["x"] / 2, 0.8))
+
+
+def conditioned(observations):
+    return numpyro.handlers.condition(simulator, data=observations)()
+
+
+CALLS = {
+    "simulator": (simulator, guide_of_observations, {}, ("the model does not take", "condition(model, data=observ")),
+    "one by one": (simulator, guide_of_observations, {"vectorize_particles": False}, ("the model does not take",)),
+    "handler": (numpyro.handlers.block(simulator), guide_of_observations, {}, ("the model does not take", "are ()")),
+    "partial": (partial(conditioned), partial(simulator), {}, ("the guide does not take", "'observations'")),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_program_that_does_not_take_the_arguments_is_named(name):
+    model, guide, options, words = CALLS[name]
+    observations = {"x": jnp.array(1.0)}
+    with pytest.raises(TypeError) as error:
+        rws_jax.importance_sample(key(), {}, model, guide, observations=observations, num_particles=2, **options)
+    check(error, TypeError, *words, "got an unexpected keyword argument 'observations'")
+
+
+def test_programs_of_arguments_that_signatures_do_not_tell_go_on_as_they_are():
+    """A decorator keeps the signature of what it wraps; an error of the user's own stays that; a guide runs alone."""
+
+    @wraps(simulator)
+    def decorated(**observations):
+        return conditioned(**observations)
+
+    def mistaken(observations):
+        guide_of_observations()
+
+    call = lambda model, guide: rws_jax.importance_sample(
+        key(), {}, model, guide, observations={"x": jnp.array(1.0)}, num_particles=2
+    )
+    weighted = call(decorated, guide_of_observations)
+    assert np.all(np.isfinite(weighted.log_weights))
+    with pytest.raises(TypeError, match=r"^guide_of_observations\(\) missing 1 required"):
+        call(decorated, mistaken)
+    args = key(), {}, simulator, guide_of_observations
+    drawn = rws_jax.sample_posterior(*args, observations={"x": jnp.array(1.0)}, num_samples=2)
+    assert drawn["z"].shape == (2,)
+    with pytest.raises(TypeError, match=r"(?s)the model does not take.*too many.*found:    1 of them by position"):
+        rws_jax.posterior_predictive(key(), {}, simulator, weighted, 1.0)
+
+
+def two_ways(x):
+    numpyro.sample("k", dist.Bernoulli(0.5 if x > 0 else 0.2), infer={"branching": True})
+
+
+def one_or_two(x):
+    k = numpyro.sample("k", dist.Bernoulli(logits=x), infer={"branching": True})
+    with numpyro.plate("components", 1 + int(k)):
+        numpyro.sample("a", dist.Normal(x, 1.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"vectorize_particles": False}], ids=str)
+@pytest.mark.parametrize("guide", [two_ways, one_or_two])
+def test_programs_of_one_datum_that_are_given_many_have_a_note(guide, options):
+    case = exact.branching()
+    call = lambda x: rws_jax.importance_sample(key(), {}, case.model, guide, x, num_particles=2, **options)
+    with pytest.raises((TypeError, ValueError), match="array") as error:
+        call(*case.args)
+    notes = [note for note in error.value.__notes__ if "pass data_axes=0" in note]
+    assert notes == [
+        "Are the programs written for one datum? Then pass data_axes=0, which runs them on each row of the arguments."
+    ]

@@ -66,8 +66,10 @@ def test_evaluations_are_those_of_the_states_on_the_way(start):
 def test_by_default_each_block_is_followed_by_one(start):
     _, infos = fit(start, 7, X, steps_per_block=3)
     assert infos.held_out.step.tolist() == [3, 6, 7]
-    _, infos = fit(start, 3, X, evaluate_every=5)
+    _, infos = fit(start, 100, batches=[X] * 3, evaluate_every=5)
     assert infos.held_out is None
+    _, infos = fit(start, 3, X, evaluate_every=3)
+    assert infos.held_out.step.tolist() == [3]
 
 
 def test_long_fits_compile_one_loop_that_ends_at_evaluations(start, caplog, monkeypatch):
@@ -176,6 +178,7 @@ def test_at_80_columns_the_bar_shows_the_held_out_loss(start, capsys, monkeypatc
         ({"evaluate": None, "evaluate_every": 5}, ValueError, "not what to evaluate"),
         ({"evaluate_every": 0}, ValueError, "'evaluate_every'"),
         ({"evaluate_every": 2.5}, TypeError, "'evaluate_every'"),
+        ({"evaluate_every": 11}, ValueError, "11, in a fit of 10"),
         ({"evaluate": lambda state: 0.5}, TypeError, "option 'evaluate' does not return an info"),
     ],
 )

@@ -419,4 +419,5 @@ def test_a_loss_by_itself_carries_no_state():
     for loss in (rws_jax.wake_theta_loss, rws_jax.wake_phi_loss, rws_jax.sleep_phi_loss):
         with pytest.raises(ValueError, match="mutable site") as error:
             loss(theta, phi, *programs, X)
-        check(error, ValueError, "the guide has mutable site 'count'", "make_step", "numpyro.handlers.substitute(guide")
+        hints = "make_step", "mutable_state=state.mutable_state", "numpyro.handlers.substitute(guide"
+        check(error, ValueError, "the guide has mutable site 'count'", *hints)

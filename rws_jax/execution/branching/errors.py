@@ -1,7 +1,11 @@
 """Messages for programs that branch in Python."""
 
+import re
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
 
 from rws_jax.core.errors import fail, is_own, where_from
 from rws_jax.core.sites import Site
@@ -46,6 +50,19 @@ def fail_located(error: Exception, trace: BranchingTrace) -> NoReturn:
         raise type(error)(f"{problem}, on {describe_trace(trace)}\n{rest}") from error
     error.add_note(f"on {describe_trace(trace)}")
     raise error
+
+
+def note_one_datum(error: Exception, arguments: Any) -> None:
+    """Where Python takes an array for a single number, say how programs of a single datum are run on many."""
+    is_wide = any(jnp.ndim(leaf) for leaf in jax.tree.leaves(arguments))
+    if is_wide and _TAKEN_FOR_A_NUMBER.search(str(error)) and _ONE_DATUM not in getattr(error, "__notes__", ()):
+        error.add_note(_ONE_DATUM)
+
+
+_TAKEN_FOR_A_NUMBER = re.compile(r"truth value of an array|(?i:only) .*arrays can be converted")
+_ONE_DATUM = (
+    "Are the programs written for one datum? Then pass data_axes=0, which runs them on each row of the arguments."
+)
 
 
 def fail_supports(

@@ -114,14 +114,16 @@ def _collected(
     """All of them on the host, each fetched while the next batch is computed."""
     done: list[EvidenceSummary] = []
     num, total, total_ess = 0, 0.0, 0.0  # of what the bar shows
-    with tqdm(total=num_batches, disable=not progress_bar, unit=" batches") as bar:
+    with tqdm(total=num_batches, disable=not progress_bar, bar_format=_bar_format(num_batches, 0)) as bar:
         try:
             bar.set_postfix_str("compiling")
             for summary in _one_behind(summaries):
                 done.append(jax.device_get(summary))
                 log_evidence, ess = done[-1].bounds[-1], done[-1].effective_sample_size
                 num, total, total_ess = num + log_evidence.size, total + log_evidence.sum(), total_ess + ess.sum()
-                bar.set_postfix_str(f"log evidence={total / num:.4g}, ESS={total_ess / num:.4g} of {sizes[-1]}")
+                bar.bar_format = _bar_format(num_batches, len(done))
+                means = f"log evidence={total / num:.4g}, ESS={total_ess / num:.4g} of {sizes[-1]}"
+                bar.set_postfix_str(means, refresh=False)
                 bar.update()
         except KeyboardInterrupt:
             bar.set_description("interrupted")
@@ -136,6 +138,15 @@ def _collected(
             hint="an iterator can be used once only; make a new one for each call",
         )
     return Evaluation.of(sizes, done)
+
+
+def _bar_format(num_batches: int | None, num_done: int) -> str:
+    """What the bar shows: counts and times, and the time that is left once one of several batches is done."""
+    noun = "batch" if (num_done if num_batches is None else num_batches) == 1 else "batches"
+    if num_batches is None:
+        return f"{{desc}}{{n_fmt}} {noun} [{{elapsed}}{{postfix}}]"
+    remaining = "<{remaining}" if 0 < num_done < num_batches else ""
+    return f"{{desc}}{{bar}}| {{n_fmt}}/{{total_fmt}} {noun} [{{elapsed}}{remaining}{{postfix}}]"
 
 
 def _one_behind(summaries: Iterator[EvidenceSummary]) -> Iterator[EvidenceSummary]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rws_jax.posterior.held_out.evidence import EvidenceSummary
+from rws_jax.posterior.held_out.trust import num_poor, rise
 
 
 class BoundByNumParticles(NamedTuple):
@@ -34,6 +35,8 @@ class Evaluation:
 
     A unit whose particles all have weight zero has evidence ``-inf``, and so have mean and total. One with NaN among
     its log-weights has NaN.
+
+    Printed, it says so where the bound still rises with K, and where few particles carry nearly all of the weight.
 
     Attributes:
       sizes: the sizes K: powers of ten up to the number of particles, and that number. Shape ``(sizes,)``.
@@ -161,9 +164,19 @@ class Evaluation:
         if 0 < finite.size < self.num_units:
             error = _standard_deviation(finite) / math.sqrt(finite.size)
             remarks.append(f"The other {finite.size}: {_rounded(float(np.mean(finite)), error)} per {unit}.")
+        risen = rise(self.sizes, self.bounds, self.standard_errors, self._known_ess)
         shortfall = float(np.mean(np.square(self.standard_error, dtype=float))) / 2
-        if self.standard_error_over_particles < shortfall:  # else it is lost in the noise
+        if risen is not None:
+            how = f"by {risen.nats:.2g} nats per {unit} from K={risen.start:,} to K={self.sizes[-1]:,}"
+            remarks.append(f"The bound still rises, {how}: it is not yet an estimate of log evidence.")
+        elif self.standard_error_over_particles < shortfall:  # else it is lost in the noise
             remarks.append(f"The bound lies about {shortfall:.2g} nats per {unit} below log evidence.")
+        limit, poor = num_poor(self._known_ess, int(self.sizes[-1]))
+        if poor:
+            where = f"in {poor:,} of {_counted(self.num_units, unit)}"
+            remarks.append(f"ESS is below {limit:g} {where}: errors over particles are too small there.")
+        if poor or risen is not None:
+            remarks.append("What helps: more particles, a guide that is trained longer or is wider, or defensive=0.2.")
         return [f"  {remark}" for remark in remarks]
 
 

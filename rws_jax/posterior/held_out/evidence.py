@@ -31,11 +31,12 @@ def sizes_up_to(num: int) -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnums=1)
 def summarise(log_w: PerParticle, sizes: tuple[int, ...]) -> EvidenceSummary:
-    """The bound with k particles, for each k of `sizes`: its mean over the K // k disjoint groups of k particles.
+    r"""The bound with k particles, for each k of `sizes`: its mean over the K // k disjoint groups of k particles.
 
-    That mean has the expectation of the bound with k particles. Its standard error comes from the spread over groups,
-    or where there is one group only from its weights, by the delta method. To second order the bound lies half the
-    square of that error below log evidence.
+    That mean has the expectation of the bound with k particles. Its standard error comes from the spread over groups.
+    Where these are fewer than 20 it comes from the weights within each, by the delta method: with errors
+    :math:`\mathrm{se}_g` of G groups it is :math:`\sqrt{\sum_g \mathrm{se}_g^2} / G`. To second order the bound with
+    all particles lies half the square of its error below log evidence.
 
     Args:
       log_w: shape ``(particles, *units)``.
@@ -53,7 +54,13 @@ def summarise(log_w: PerParticle, sizes: tuple[int, ...]) -> EvidenceSummary:
 def _of_groups(log_w: PerParticle, size: int) -> tuple[Any, Any]:
     num_groups = log_w.shape[0] // size
     groups = log_w[: num_groups * size].reshape(num_groups, size, *log_w.shape[1:])
-    if num_groups == 1:
-        return estimate.log_evidence(groups[0])
-    bounds = jax.vmap(weights.bound)(groups)
-    return bounds.mean(axis=0), bounds.std(axis=0, ddof=1) / jnp.sqrt(num_groups)
+    if size > 1 and num_groups < _FEW_GROUPS:  # the spread of so few would be too small by chance, again and again
+        bounds, of_group = estimate.log_evidence(jnp.moveaxis(groups, 1, 0))
+        errors = jnp.sqrt(jnp.sum(of_group**2, axis=0)) / num_groups
+    else:
+        bounds = jax.vmap(weights.bound)(groups)
+        errors = bounds.std(axis=0, ddof=1) / jnp.sqrt(num_groups)
+    return bounds.mean(axis=0), errors
+
+
+_FEW_GROUPS = 20
