@@ -41,19 +41,21 @@ def run(particle: ParticleFn[T], programs: Programs, num: int, execution: Execut
         if execution.one_by_one:
             with on_automatic_axes(programs) as placed:
                 return executor(particle, placed, num)
+        compiled = _compiled_of(*(program.fn for program in programs.all))
         try:
-            compiled = _compiled_of(*(program.fn for program in programs.all))
-            compiled.check_params(particle, programs, execution)
-            return compiled.run(particle, programs, num, execution)
+            if not compiled.branches:
+                compiled.check_params(particle, programs, execution)
+                return compiled.run(particle, programs, num, execution)
         except BranchingSiteError:  # whether programs branch is known only once they run
-            with on_automatic_axes(programs) as placed:
-                if executor.data.count(placed) != 0:
-                    executor.one(particle, placed)  # un-jitted, where the values of parameters are checked
-                return executor(particle, placed, num)
+            compiled.branches = True
         except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
             if not is_own(error) and not is_traced(programs):
                 executor(particle, programs, 1)  # un-jitted, it names what Python has to know
             raise
+        with on_automatic_axes(programs) as placed:
+            if executor.data.count(placed) != 0:
+                compiled.check_params(particle, placed, execution)
+            return executor(particle, placed, num)
     except AssertionError as error:
         if "size of plate" not in str(error):
             raise
@@ -76,6 +78,7 @@ class _Compiled:
     """
 
     def __init__(self) -> None:
+        self.branches = False  # whether Python branches on what is drawn, so that no program is compiled as a whole
         self._runs: dict[Hashable, Callable[[list[Any]], Any]] = {}
         self._param_sites: dict[Hashable, list[Site]] = {}
 
@@ -91,15 +94,18 @@ class _Compiled:
     def check_params(self, particle: ParticleFn, programs: Programs, execution: ExecutionOptions) -> None:
         """Hold the values of parameters against the sites that they are for.
 
-        These are those of one particle, traced with known parameters the first time.
+        These are those of one particle, which runs the first time: un-jitted where programs branch, else traced.
         """
         leaves, structure = jax.tree.flatten(programs)
         kind = particle, execution, structure
         if kind not in self._param_sites:
             sites = ParamSites()
             with sites:
-                of_programs = _of_programs(particle, 1, execution)
-                jax.eval_shape(lambda leaves: of_programs(jax.tree.unflatten(structure, leaves)), leaves)
+                if self.branches:
+                    execution.executor().one(particle, programs)
+                else:
+                    of_programs = _of_programs(particle, 1, execution)
+                    jax.eval_shape(lambda leaves: of_programs(jax.tree.unflatten(structure, leaves)), leaves)
             self._param_sites[kind] = sites.found
         for site in self._param_sites[kind]:
             values = (programs.model if site["role"] == "model" else programs.guide).params or {}
