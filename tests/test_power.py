@@ -202,7 +202,7 @@ MUTATIONS = {
     ),
     "joint weights": (
         density,
-        "return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale)",
+        "return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale, frozenset(common))",
         "return cls((), scale)",
         expected("guide"),
     ),
@@ -275,7 +275,7 @@ MUTATIONS = {
     ),
     "a constant in each unit": (
         density,
-        "share = 1.0 / math.prod(self.shape)",
+        "share = 1.0 / math.prod(size for dim, size in self.sizes if dim not in own)",
         "share = 1.0",
         partial(test_conditioned.test_a_constant_is_scored_once_and_leaves_each_datum_its_weight, "by data", 3),
     ),
@@ -544,6 +544,12 @@ MUTATIONS = {
         "order = np.argsort(np.concatenate(members))",
         "order = np.arange(sum(map(len, members)))",
         test_ragged.test_groups_of_particles,
+    ),
+    "a constant of a unit in all of them": (
+        density,
+        'own = {frame.dim for frame in self.frames & set(site["cond_indep_stack"])}',
+        "own = set()",
+        compiled_anew(test_weighted.test_a_constant_of_a_unit_is_that_of_the_unit),
     ),
     "evidence of NaN as of data that cannot be": (
         evidence_particle,
