@@ -10,7 +10,8 @@ from rws_jax.posterior.dreams.gap import SimulationGap
 from rws_jax.posterior.dreams.simulation_gap import simulation_gap
 from rws_jax.posterior.held_out.evaluate import evaluate
 from rws_jax.posterior.held_out.evaluation import Evaluation
-from rws_jax.posterior.predictive.predictive import posterior_predictive, to_arviz
+from rws_jax.posterior.predictive.predictive import posterior_predictive
+from rws_jax.posterior.predictive.to_arviz import to_arviz
 from rws_jax.posterior.samples.estimate import Estimate
 from rws_jax.posterior.samples.importance import importance_sample, sample_posterior
 from rws_jax.posterior.samples.weighted import WeightedSamples

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -30,7 +30,7 @@ def takes(kind: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
         _, *before = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
         after = [p for p in signature.parameters.values() if p.kind == p.VAR_KEYWORD]
         new = [inspect.Parameter(o.name, _KEYWORD, default=o.default, annotation=o.type) for o in declared.values()]
-        called.__signature__ = signature.replace(parameters=[*before, *new, *after])  # type: ignore[attr-defined]
+        cast(Any, called).__signature__ = signature.replace(parameters=[*before, *new, *after])
         called.__doc__ = _explained(function.__doc__ or "", list(declared.values()))
         return called
 

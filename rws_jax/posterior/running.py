@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def run(particle: ParticleFn[T], programs: Programs, num: int, execution: ExecutionOptions) -> T:
-    """Run `particle` for indices 0 to `num` - 1, of all data; nothing of it is differentiated.
+    """Run `particle` for indices 0 to `num` - 1, of all data.
 
     Args:
       particle: what one of them computes, a value: equal ones share what is compiled.

@@ -1,5 +1,7 @@
 """Programs whose posterior is known: evidence of each unit, mean and variance of each latent, in closed form."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ class Case(NamedTuple):
     log_evidence: np.ndarray  # of shape ``units``
     means: dict[str, np.ndarray]  # of each latent, of the shape that it has in the program, after that of data
     variances: dict[str, np.ndarray]
-    options: dict = {}  # noqa: RUF012
+    options: Mapping = MappingProxyType({})
 
 
 def linear(prior, matrix, noise, x):

@@ -284,3 +284,44 @@ def test_programs_of_one_datum_that_are_given_many_have_a_note(guide, options):
     assert notes == [
         "Are the programs written for one datum? Then pass data_axes=0, which runs them on each row of the arguments."
     ]
+
+
+def test_gradients_of_evidence_reach_the_model_alone():
+    """The mean of d log p under the weights, (z - loc) here; draws, and log q, are constants."""
+    case = exact.one_gaussian()
+
+    def log_evidence(params):
+        given = params, case.model, case.guide, *case.args
+        weighted = rws_jax.importance_sample(key(), *given, num_particles=50)
+        return jnp.sum(weighted.log_evidence().value), weighted
+
+    params = {name: jnp.array(value) for name, value in case.params.items()}
+    gradient, weighted = jax.grad(log_evidence, has_aux=True)(params)
+    expected = jnp.sum(weighted.weights * (weighted.samples["z"] - params["loc"]))
+    np.testing.assert_allclose(gradient["loc"], expected, rtol=1e-4)
+    assert gradient["slope"] == 0.0
+
+
+@pytest.mark.usefixtures("allow_key_reuse")  # by NumPyro's own subsampling
+def test_a_minibatch_has_weights_free_of_scale_and_says_what_its_scale_is():
+    case = exact.one_gaussian()
+
+    def in_plate(size):
+        def model(x):
+            with numpyro.plate("data", size, subsample_size=len(x)):
+                z = numpyro.sample("z", dist.Normal(0.5, 1.0))
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x):
+            with numpyro.plate("data", size, subsample_size=len(x)):
+                numpyro.sample("z", dist.Normal(0.4 * x, 1.0))
+
+        return rws_jax.importance_sample(key(), {}, model, guide, *case.args, num_particles=20)
+
+    (x,) = case.args
+    for size in 3, 300:
+        weighted = in_plate(size)
+        z = np.asarray(weighted.samples["z"])
+        by_hand = exact.log_normal(z, 0.5, 1.0) + exact.log_normal(x, z, 1.0) - exact.log_normal(z, 0.4 * x, 1.0)
+        assert weighted.scale == size / 3
+        np.testing.assert_allclose(weighted.log_weights, by_hand, rtol=1e-4, atol=1e-5)

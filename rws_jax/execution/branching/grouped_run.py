@@ -67,7 +67,7 @@ class GroupedRun:
         for trace, members, compiled, values, ragged in calls:
             values = np.asarray(values)[: len(members)]
             if compiled.stops_at is None:
-                ragged = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(values)], ragged)  # noqa: B023, as it is used now
+                ragged = jax.tree.map(partial(_first, len(members)), ragged)
                 self._finish(Group(trace, members, compiled), values, ragged, compiled.layout)
                 continue
             different, which = np.unique(values, axis=0, return_inverse=True)
@@ -118,6 +118,11 @@ class GroupedRun:
 
         _, pullback = jax.vjp(numbers_of, floats)
         return pullback(list(jnp.asarray(weights)))[0]
+
+
+def _first(num: int, leaf: jax.Array) -> np.ndarray:
+    """The numbers of so many particles, without those of the padding."""
+    return np.asarray(leaf)[:num]
 
 
 def _parts(trace: BranchingTrace, members: np.ndarray, max_size: int | None) -> list[tuple[BranchingTrace, np.ndarray]]:

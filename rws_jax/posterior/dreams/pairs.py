@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class GivenPairs(DreamParticle):
     def dream(self, programs: Programs, index: Index) -> tuple[Trace, Dream]:
         """Take a pair; a dream says which sites there have to be, and of which shapes."""
         model_run, like = super().dream(programs, index)
-        pairs: Any = getattr(programs, "pairs")  # noqa: B009 -- of `ProgramsWithPairs`
+        pairs = cast(ProgramsWithPairs, programs).pairs
         pair = jax.tree.map(lambda leaf: leaf[index.particle], pairs)
         latents, data = split_pair(model_run, like, pair) if isinstance(pair, dict) else pair
         check_pair(like, latents, data)
