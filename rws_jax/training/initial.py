@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 
-from rws_jax.checks.params import check_initial
+from rws_jax.checks.params import check_held, check_initial, check_none_held
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Trace, param_sites
+from rws_jax.core.sites import Trace, held_sites, param_sites
 from rws_jax.core.trees import is_known, trainable
 from rws_jax.execution.compiles import check_compiles
 from rws_jax.programs.program import Arguments
@@ -36,12 +36,15 @@ def initial_values(loss: StepLoss, rng_key: jax.Array, arguments: Arguments, com
       arguments: those of the programs.
       compared: kinds of arguments for which elements of plates have been compared, which is done once for each.
     """
-    theta_sites, phi_sites, mutable, all_runs = Trace(), Trace(), MutableSites(), []
+    theta_sites, phi_sites, held, mutable, all_runs = Trace(), Trace(), Trace(), MutableSites(), []
     options, executor = loss.options, loss.executor
     for runs in pilots(loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
         all_runs.append(runs)
+        check_none_held(held_sites(runs.model))
         theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
+        held = held_sites(runs.guide) | held
         mutable.add(runs)
+    check_held(theta_sites, held)
     options.check_params(theta_sites, phi_sites)
     theta = trainable(param_values(theta_sites))
     phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
