@@ -3,6 +3,8 @@
 The oracle is the same guide with the numbers written into it.
 """
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from numpyro.infer import SVI, TraceGraph_ELBO
 import rws_jax
 from rws_jax.programs.held import held
 from tests.checks.test_errors import check
+from tests.models import rows
 
 X = jnp.array([0.4, -1.3, 2.0])
 THETA = {"mu": jnp.array(0.7), "sigma": jnp.array(1.2)}
@@ -97,8 +100,14 @@ def all_zero(tree):
     return all(bool(jnp.all(leaf == 0.0)) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("loss", LOSSES)
+def pairs():
+    """Losses and executors; fast are all executors of one loss, and all losses of one executor."""
+    for loss, executor in itertools.product(LOSSES, EXECUTORS):
+        is_fast = loss is rws_jax.wake_phi_loss or executor == "vectorized"
+        yield pytest.param(loss, executor, marks=() if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("loss", "executor"), list(pairs()))
 def test_a_loss_is_that_of_a_guide_with_the_numbers_in_it(loss, executor):
     options = EXECUTORS[executor] | {"compiles": executor != "one by one"}
     value, grads = gradients(loss, reads, **options)
@@ -125,7 +134,7 @@ def branching_guide_of(read):
     return guide
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", rows(LOSSES, fast=[rws_jax.wake_phi_loss]))
 def test_a_loss_of_programs_that_branch(loss):
     options = {"model": branching_model, "x": X[2], "compiles": False}
     value, grads = gradients(loss, branching_guide_of(held(params)), **options)
@@ -151,7 +160,7 @@ def steps(guide, x=X, model=model, function="step", **options):
     return rws, state, rws.step(state, x) if function == "step" else rws.evaluate(state, x)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", rows(EXECUTORS, fast=["vectorized", "data"]))
 def test_a_step_is_that_of_a_guide_with_the_numbers_in_it(executor):
     rws, state, (new, info) = steps(reads, **EXECUTORS[executor])
     same((new, info), steps(constants(MOVED), **EXECUTORS[executor])[2])
@@ -162,7 +171,7 @@ def test_a_step_is_that_of_a_guide_with_the_numbers_in_it(executor):
 
 
 def test_a_step_of_programs_that_branch():
-    run = lambda guide: steps(guide, X[2], branching_model, num_particles=8)[2]
+    run = lambda guide: steps(guide, X[2], branching_model)[2]
     same(run(branching_guide_of(held(params))), run(branching_guide_of(lambda: MOVED.values())))
 
 
