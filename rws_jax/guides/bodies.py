@@ -4,7 +4,8 @@ A scan carries a recurrent state beside the model's own, of what has been drawn 
 embeddings of its steps' data.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +15,7 @@ from numpyro.handlers import block, seed
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.numpyro_internals import is_cond
 from rws_jax.core.sites import Site
-from rws_jax.guides.context import Data, Drawn, total
+from rws_jax.guides.context import Data, Drawn, Plates, total
 from rws_jax.guides.networks import recurrent
 
 
@@ -24,7 +25,6 @@ class Scans:
 
     path: str = ""
     count: int = 0
-    running: list[dict[int, str]] = field(default_factory=list)  # for each that runs, the plates of its state
 
     def next(self) -> str:
         """The name of the next scan."""
@@ -38,8 +38,8 @@ class Handler(Protocol):
     guide: Any
     data: Data
     drawn: list[Drawn]
-    places: dict[str, Any]
     scans: Scans
+    running: list[dict[str, Plates]]  # of each scan or cond that runs, the plates of what has been drawn
 
     def inside(self, fn: ProgramFn | None, data: Data, drawn: list[Drawn], scans: Scans) -> Any:
         """The handler of a body within this one."""
@@ -48,67 +48,67 @@ class Handler(Protocol):
 
 def enter(handler: Handler, msg: Site) -> None:
     """Put a handler into the bodies of a scan or cond."""
-    if is_cond(msg):
-        predicate, *bodies, operand = msg["args"]
-        msg["args"] = (predicate, *(_in_branch(handler, body) for body in bodies), operand)
-        return
-    msg["args"] = _in_steps(handler, *msg["args"])
+    msg["args"] = (_branches if is_cond(msg) else _steps)(handler, *msg["args"])
 
 
 def leave(handler: Handler, msg: Site) -> None:
-    """Take the recurrent state out of what a scan returns, and keep it for sites that come later."""
+    """Take what has been drawn out of what a body returns, and keep it for sites that come later."""
     if is_cond(msg):
-        return
-    (number, rng_key, (carry, state)), rest = msg["value"]
-    msg["value"] = (number, rng_key, carry), rest
-    plates = handler.scans.running.pop()
-    if state is not None:
-        handler.drawn.append(Drawn(state, plates))
+        (result, values), trace = msg["value"]
+        msg["value"] = result, trace
+    else:
+        (number, rng_key, (carry, values)), rest = msg["value"]
+        msg["value"] = (number, rng_key, carry), rest
+    plates = handler.running.pop()
+    handler.drawn += [Drawn(name, value, plates[name]) for name, value in values.items()]
 
 
-def _in_branch(handler: Handler, body: ProgramFn) -> ProgramFn:
-    def branch(operand: Any) -> Any:
+def _branches(handler: Handler, predicate: Any, *bodies_and_operand: Any) -> tuple:
+    *bodies, operand = bodies_and_operand
+    plates: dict[str, Plates] = {}
+    handler.running.append(plates)
+
+    def branch(body: ProgramFn, operand: Any) -> tuple:
         inside = handler.inside(body, handler.data, handler.drawn, handler.scans)
-        inside.places = handler.places  # its draws come out of the cond
-        return inside(operand)
+        result, drawn = inside(operand), inside.drawn[len(handler.drawn) :]
+        plates.update({one.name: one.plates for one in drawn})
+        return result, {one.name: one.value for one in drawn}
 
-    return branch
+    return predicate, *(partial(branch, body) for body in bodies), operand
 
 
-def _in_steps(handler: Handler, body: ProgramFn, carry: Any, xs: Any, length: int | None, reverse: bool) -> tuple:
+def _steps(handler: Handler, body: ProgramFn, carry: Any, xs: Any, length: int | None, reverse: bool) -> tuple:
     num_steps = len(jax.tree.leaves(xs)[0]) if length is None else length
     name = handler.scans.next()
     networks = handler.guide.tree["scans"].get(name, {})
     slices, data_at = handler.data.along_scan(num_steps, reverse, networks.get("backward"))
     cell = networks.get("forward")
-    plates: dict[int, str] = {}  # of the recurrent state
+    plates: Plates = {}  # of the recurrent state
+    handler.running.append({name: plates})
 
-    def run(state: Any, carry: Any, x: Any, data: Any) -> tuple[Any, Any]:
-        before = handler.drawn if state is None else [*handler.drawn, Drawn(state, plates)]
+    def run(state: dict[str, jax.Array], carry: Any, x: Any, data: Any) -> tuple[Any, Any]:
+        before = [*handler.drawn, *(Drawn(name, value, plates) for value in state.values())]
         inside = handler.inside(body, data_at(data), before, Scans(f"{name}/"))
-        result = inside(carry, x)
-        drawn = inside.drawn[len(before) :]
-        return result, drawn
+        return inside(carry, x), inside.drawn[len(before) :]
 
     def step(carry_and_state: tuple, x_and_data: tuple) -> tuple:
         (carry, state), (x, data) = carry_and_state, x_and_data
         (carry, y), drawn = run(state, carry, x, data)
-        return (carry, None if cell is None else recurrent(cell, state, _summary(drawn, state))), y
+        return (carry, {name: recurrent(cell, old, _summary(drawn, old)) for name, old in state.items()}), y
 
-    def shape_of_summary(carry: Any, x: Any, data: Any) -> jax.Array:
-        with block():
-            rng_key = jax.random.key(0)
-            _, drawn = seed(lambda: run(jnp.zeros(handler.guide.hidden), carry, x, data), rng_key)()
+    def first_summary(carry: Any, x: Any, data: Any) -> jax.Array:
+        state = jnp.zeros(handler.guide.hidden)
+        with block():  # this run is for its shapes alone
+            _, drawn = seed(run, jax.random.key(0))({name: state}, carry, x, data)
         for one in drawn:
             plates.update(one.plates)
-        return _summary(drawn, jnp.zeros(handler.guide.hidden))
+        return _summary(drawn, state)
 
-    state = None
+    state = {}
     if cell is not None:
-        first = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
-        of_step = jax.tree.map(first, (xs, slices))
-        state = jnp.zeros(jax.eval_shape(shape_of_summary, carry, *of_step).shape)
-    handler.scans.running.append(plates)
+        row = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
+        shape = jax.eval_shape(first_summary, carry, *jax.tree.map(row, (xs, slices))).shape
+        state = {name: jnp.zeros(shape)}
     return step, (carry, state), (xs, slices), num_steps, reverse
 
 

@@ -88,11 +88,15 @@ def _summary_of_rest(leaves: list[Leaf], reverse: bool, backward: Tree, bias: ja
     return Leaf("the rest", widest.axes, affine(backward["outputs"], states))
 
 
-class Drawn(NamedTuple):
-    """What has been drawn at a site, embedded, with the plates that its batch dims belong to."""
+Plates = dict[int, str]  # names by dim, counted from the right and negative, as plates do
 
+
+class Drawn(NamedTuple):
+    """What has been drawn at a site, or in a scan, embedded, with the plates that its batch dims belong to."""
+
+    name: str
     value: jax.Array  # (*batch, hidden)
-    plates: dict[int, str]  # by dim, counted from the right and negative, as plates do
+    plates: Plates
 
 
 def drawn_at(drawn: Sequence[Drawn], plates: Sequence[ActivePlate], num_dims: int, hidden: int) -> jax.Array:

@@ -131,7 +131,7 @@ class dreaming(Messenger):
         elif msg["type"] == "sample" and msg["name"] in self.places and not comes_out_of_control_flow(msg):
             place = self.places[msg["name"]]
             if place.family is not None:
-                self.values["latents", msg["name"]] = place.family.features(msg["value"])
+                self.values["latents", msg["name"]] = place.family.features(place.fn, msg["value"])
                 self.values["prior", msg["name"]] = place.family.prior_features(place.fn)
 
     def _draw_data(self, msg: Site, frames: Frames) -> None:

@@ -12,7 +12,7 @@ from rws_jax.core.layers import ProgramFn
 from rws_jax.core.numpyro_internals import Messenger, comes_out_of_control_flow
 from rws_jax.core.sites import Site
 from rws_jax.guides.bodies import Scans, enter, leave
-from rws_jax.guides.context import Data, Drawn, drawn_at, total
+from rws_jax.guides.context import Data, Drawn, Plates, drawn_at, total
 from rws_jax.guides.networks import Tree, activation, affine, standard
 from rws_jax.guides.place import Place
 
@@ -42,6 +42,7 @@ class proposing(Messenger):
         self.drawn = list(drawn)  # before this body, and in it
         self.places: dict[str, Place] = {}
         self.scans = scans or Scans()
+        self.running: list[dict[str, Plates]] = []
         super().__init__(fn)
 
     def inside(self, fn: ProgramFn | None, data: Data, drawn: Iterable[Drawn], scans: Scans) -> "proposing":
@@ -65,7 +66,7 @@ class proposing(Messenger):
         if msg["type"] == "control_flow":
             leave(self, msg)
         elif msg["type"] == "sample" and msg["name"] in self.places:
-            self._note(msg["name"], self.places[msg["name"]], msg["value"])
+            self._note(msg["name"], self.places.pop(msg["name"]), msg["value"])
 
     def _hide(self, msg: Site) -> None:
         msg["stop"] = True
@@ -113,7 +114,7 @@ class proposing(Messenger):
         """Keep what was drawn, if a later site reads it."""
         tree = self.guide.tree["latents"].get(name)
         if tree is not None and place.family is not None:
-            features = standard(tree, place.gathered(place.family.features(value)))
-            self.drawn.append(Drawn(activation(affine(tree, features)), place.data_plates))
+            features = standard(tree, place.gathered(place.family.features(place.fn, value)))
+            self.drawn.append(Drawn(name, activation(affine(tree, features)), place.data_plates))
 
 
