@@ -140,7 +140,7 @@ def check_proper(role: str, site: Site) -> None:
 def check_defensive_guide(run: Trace) -> None:
     """A defensive guide is a guide that has nothing to learn."""
     for kind, what in (("param", "parameters"), ("mutable", "mutable state")):
-        names = sorted(name for name, site in run.items() if site["type"] == kind and not site.get("is_held"))
+        names = sorted(name for name, site in run.items() if site["type"] == kind)
         if names:
             fail(
                 ValueError,

@@ -100,7 +100,7 @@ class Program:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["model", "own_guide", "own_defensive_guide", "arguments"],
+    data_fields=["model", "own_guide", "defensive_guide", "arguments"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Programs:
 
     model: Program
     own_guide: Program  # without what it holds
-    own_defensive_guide: Program | None
+    defensive_guide: Program | None
     arguments: Arguments
 
     @property
@@ -122,14 +122,9 @@ class Programs:
         return replace(self.own_guide, held=self.model.params)
 
     @property
-    def defensive_guide(self) -> Program | None:
-        """The defensive guide, which may hold parameters of the model."""
-        return self.own_defensive_guide and replace(self.own_defensive_guide, held=self.model.params)
-
-    @property
     def all(self) -> tuple[Program, ...]:
         """The programs that there are."""
-        programs = self.model, self.own_guide, self.own_defensive_guide
+        programs = self.model, self.own_guide, self.defensive_guide
         return tuple(program for program in programs if program is not None)
 
     @property
@@ -153,9 +148,9 @@ class Programs:
 
     def map(self, change: Callable[[Program], Program]) -> "Programs":
         """Change every program in the same way."""
-        defensive_guide = self.own_defensive_guide and change(self.own_defensive_guide)
+        defensive_guide = self.defensive_guide and change(self.defensive_guide)
         model, guide = change(self.model), change(self.own_guide)
-        return replace(self, model=model, own_guide=guide, own_defensive_guide=defensive_guide)
+        return replace(self, model=model, own_guide=guide, defensive_guide=defensive_guide)
 
 
 def _taken(leaf: Any, path: tuple, program: ProgramFn | None) -> Any:

@@ -10,7 +10,7 @@ from rws_jax.checks.control_flow import fail_jitted, fail_static
 from rws_jax.checks.params import check_held, check_none_held
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params, ProgramFn
-from rws_jax.core.sites import Site, param_sites, trained_sites
+from rws_jax.core.sites import Site, held_sites, param_sites, trained_sites
 from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.options import StepOptions
@@ -61,7 +61,9 @@ class SviPrograms:
         except CONCRETIZATION_ERRORS as error:
             (fail_static if self.loss.options.execution.vectorize_particles else fail_jitted)(error)
         known = None
-        has_start = all(_has_initial_value(site) for run in runs for site in param_sites(run).values())
+        has_start = all(
+            _has_initial_value(site) for run in runs for site in (param_sites(run) | held_sites(run)).values()
+        )
         if is_traced(rng_key) and has_start and not is_traced(arguments):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
