@@ -1,0 +1,1 @@
+"""Guides that are made from the model: a proposal at each latent site, computed from the data by small networks."""
