@@ -18,11 +18,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # A module may import from its own floor and from those further down.
 FLOORS = [
     {"__init__", "__main__"},
-<<<<<<< HEAD
     {"losses", "guides", "training", "posterior", "plots"},
-=======
-    {"losses", "training", "posterior", "plots", "guides"},
->>>>>>> h1
     {"arguments"},
     {"options"},
     {"estimators"},
