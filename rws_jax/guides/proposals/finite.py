@@ -79,15 +79,14 @@ class Finite(Distribution):
         """Indices of values, of which each takes into account those that were drawn before."""
         assert self.coupling is not None
         drawn: list[jax.Array] = []
-        num_values = noisy.shape[-1]
         for element in range(noisy.shape[-2]):
             logits = noisy[..., element, :]
-            for before, index in enumerate(drawn):
-                features = _features(jax.nn.one_hot(index, num_values) > 0)
+            for before, is_value in enumerate(drawn):
+                features = _features(is_value)
                 weights, features = of_one_rank(self.coupling[..., element, before, :, :], features[..., None, :])
                 logits = logits + jnp.sum(weights * features, axis=-1)
-            drawn.append(jnp.argmax(logits, axis=-1))
-        return jnp.stack(drawn, axis=-1)
+            drawn.append(logits == jnp.max(logits, axis=-1, keepdims=True))
+        return jnp.argmax(jnp.stack(drawn, axis=-2), axis=-1)
 
 
 @dataclass(frozen=True)
