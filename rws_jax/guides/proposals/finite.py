@@ -107,6 +107,8 @@ class FiniteFamily:
     def _coupling(self) -> tuple[int, ...] | None:
         num_pairs = self.num_elements * (self.num_elements - 1) // 2
         shape = (num_pairs, self._num_outputs, self._num_outputs)
+        if len(self.values) > 2:  # compiled draws of three or more dependent values do not follow their density yet
+            return None
         return shape if num_pairs and self.num_elements <= MAX_DEPENDENT and math.prod(shape) <= MAX_WEIGHTS else None
 
     @property
