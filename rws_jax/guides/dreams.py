@@ -142,7 +142,8 @@ class dreaming(Messenger):
                 self.values |= {("latents", msg["name"]): features, ("prior", msg["name"]): of_prior}
 
     def _draw_data(self, msg: Site, frames: Frames) -> None:
-        leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"]), None)
+        named = f"observations[{msg['name']!r}]"  # of a model that draws its data itself
+        leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"] or name == named), None)
         if leaf is not None:
             unlike = frozenset(plate.name for plate in active_plates() if _differs_along(msg["fn"], plate.dim))
             self.dreams.data.setdefault(leaf, []).append(DreamtData(frames, unlike))
