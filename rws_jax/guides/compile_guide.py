@@ -28,21 +28,21 @@ def compile_guide(
     .. math:: q(z \mid x) = \prod_s q_s(z_s \mid z_{<s}, x)
 
     of the same shape and support, whose parameters a small network computes from an embedding of the data, from the
-    latents drawn before and from the prior there. Plates, branches, loops and names are the model's own. Before training
-    the guide is the prior, but for a little noise, so that weights are finite from the start.
+    latents drawn before and from the prior there. Plates, branches, loops and names are the model's own. Before
+    training the guide is the prior, but for a little noise, so that weights are finite from the start.
 
-    Proposals are, by support: for few values, the prior's log-probabilities plus numbers; for real numbers, and whatever
+    Proposals are, by support: for few values, the prior's log-probabilities plus numbers; for real numbers, and what
     NumPyro maps to them, a mixture of Gaussians in the prior's location and scale, and of the prior; for counts, a
     mixture of rounded logistics and of the prior; for angles, of von Mises distributions and of the prior.
 
     It reads the arrays among its arguments. Elements of a plate that has an axis in one of them share a network, and
-    each reads its own data, so the plate may change in size; plates without one have outputs for each element. What lies
-    along plates that a site is not in is averaged. In `scan` a recurrent network carries what has been drawn, and
+    each reads its own data, so the plate may change in size; plates without one have outputs for each element. What
+    lies along plates that a site is not in is averaged. In `scan` a recurrent network carries what has been drawn, and
     another runs backwards over the data.
 
-    Its weights are one tree, the value of ``numpyro.param("guide")``, by site. Shapes and scales are found at `init`, from
-    200 dreams of the model. A site that none of these has met, and one that has no proposals, is drawn from its prior;
-    weights stay right, and a warning says so. Parameters of the model are read as they are and not trained by the guide.
+    Its weights are one tree, the value of ``numpyro.param("guide")``, by site. Shapes and scales are found at `init`,
+    from 200 dreams of the model. A site that none of these has met, and one that has no proposals, is drawn from its
+    prior; weights stay right, and a warning says so. The guide reads parameters of the model, and does not train them.
 
     Gradient: that of any guide. Bias: none; weights are those of the density that it draws from.
 
@@ -50,8 +50,8 @@ def compile_guide(
       model: a NumPyro model, not seeded.
       embed: what to read in place of the arguments themselves: a function, or a module of flax.linen, flax.nnx or
         equinox, called with the arguments of one datum; returns a vector.
-      networks: by latent site, such a function or module that maps `hidden` numbers to the parameters of its proposal, in
-        place of the network's last two layers.
+      networks: by latent site, such a function or module that maps `hidden` numbers to the parameters of its
+        proposal, in place of the last two layers.
       hidden: units of each layer.
       components: components of mixtures, beside the prior.
       autoregressive: whether proposals read what has been drawn before them. Without, sites are independent given the
@@ -63,13 +63,13 @@ def compile_guide(
       prefix: name of the param site, and what names of param sites of modules begin with.
 
     Returns:
-      A NumPyro guide of the model's signature, for `make_step`, the losses, `importance_sample`, and NumPyro's own `SVI` and
-      `Predictive`.
+      A NumPyro guide of the model's signature, for `make_step`, the losses, `importance_sample`, and NumPyro's own
+      `SVI` and `Predictive`.
 
     Raises:
       TypeError: if an option has the wrong type or, when called, if arguments hold nothing that can be read.
-      ValueError: when called, if a latent has an improper or a Delta prior, if the model has mutable state, if `embed` or
-        a network returns another shape than it has to, or if sizes have changed that cannot.
+      ValueError: when called, if a latent has an improper or a Delta prior, if the model has mutable state, if `embed`
+        or a network returns another shape than it has to, or if sizes have changed that cannot.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, rws_jax

@@ -105,8 +105,8 @@ class CompiledGuide:
         if name not in self._kept:
             self._kept.add(name)
             warnings.warn(
-                f"the compiled guide draws latent site {name!r} from its prior, as {why}: weights stay right, and nothing"
-                " is learnt there",
+                f"the compiled guide draws latent site {name!r} from its prior, as {why}: weights stay right, and"
+                " nothing is learnt there",
                 stacklevel=2,
             )
 

@@ -149,7 +149,8 @@ class Architecture:
     def _head(self, rng_key: jax.Array, name: str) -> Tree:
         site = self.dreams.sites[name]
         assert site.place.family is not None
-        blocks, tree = {}, {}
+        blocks: dict[str, int] = {}
+        tree: Tree = {}
         if self.leaves or self.options.embed is not None:
             over = [plate.name for plate in site.place.plates if plate.name in self._of_data - self._around_all]
             blocks = {"data": self.hidden} | ({f"data over {', '.join(over)}": self.hidden} if over else {})

@@ -53,7 +53,7 @@ def _is_ragged(value: Any) -> bool:
 
 
 def _is_number(argument: str, leaf: Any) -> bool:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return False
     if isinstance(leaf, np.ndarray | np.generic) and not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.number)):
         _fail_unreadable(argument, f"an array of dtype {leaf.dtype}")

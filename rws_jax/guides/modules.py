@@ -10,7 +10,7 @@ from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from rws_jax.core.errors import fail
 
 
-def as_function(name: str, module: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+def as_function(name: str, module: Any, *args: Any, **kwargs: Any) -> Any:
     """A module of flax.linen, flax.nnx or equinox as a function; functions are what they are.
 
     Args:
