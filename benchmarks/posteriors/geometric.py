@@ -13,7 +13,7 @@ from posteriors.networks import BRANCHES, network
 
 SHAPES = {"x": np.zeros(NUM_DATA, np.float32)}
 DATA_AXES = 0
-P, SCALE, MAX = 0.6, 0.7, 200
+P, SCALE, MAX = 0.5, 0.7, 200
 
 
 def model(x):
