@@ -3,6 +3,7 @@
 Public is what this module exports. All modules inside of it are private, and may change.
 """
 
+from rws_jax.guides.compile_guide import compile_guide
 from rws_jax.losses import sleep_phi_loss, wake_phi_loss, wake_theta_loss
 from rws_jax.posterior.dreams.calibrated import Calibration
 from rws_jax.posterior.dreams.calibration import simulation_based_calibration
@@ -35,6 +36,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "SimulationGap",
     "WeightedSamples",
+    "compile_guide",
     "describe",
     "evaluate",
     "fit",

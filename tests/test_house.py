@@ -18,7 +18,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # A module may import from its own floor and from those further down.
 FLOORS = [
     {"__init__", "__main__"},
-    {"losses", "training", "posterior", "plots"},
+    {"losses", "guides", "training", "posterior", "plots"},
     {"arguments"},
     {"options"},
     {"estimators"},

@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, supports
+from rws_jax.core import draws, sites, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
@@ -18,7 +18,7 @@ from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
 from rws_jax.posterior.predictive import predictive_particles
 from rws_jax.posterior.samples import estimate, layout, psis, resampling, weighted
-from rws_jax.programs import density, handlers, independence, predict
+from rws_jax.programs import density, handlers, held, independence, predict, program
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
@@ -35,7 +35,7 @@ from tests.posterior import (
     test_weighted,
 )
 from tests.posterior import test_evaluate as test_posterior_evaluate
-from tests.programs import test_conditioned, test_independence, test_user_programs
+from tests.programs import test_conditioned, test_held, test_independence, test_user_programs
 from tests.training import (
     test_describe,
     test_evaluate,
@@ -556,6 +556,24 @@ MUTATIONS = {
         "jnp.where(has_nan, jnp.nan, scored.log_weights)",
         "scored.log_weights",
         compiled_anew(test_posterior_evaluate.test_dead_units_and_nan_are_said_and_leave_the_others_alone),
+    ),
+    "held parameters not detached": (
+        held,
+        "return lax.stop_gradient(leaf) if is_float(leaf) else leaf",
+        "return leaf",
+        partial(test_held.test_a_loss_is_that_of_a_guide_with_the_numbers_in_it, rws_jax.sleep_phi_loss, "vectorized"),
+    ),
+    "held parameters at their initial values": (
+        program,
+        "held=self.model.params",
+        "held=None",
+        partial(test_held.test_a_step_is_that_of_a_guide_with_the_numbers_in_it, "vectorized"),
+    ),
+    "held parameters for the guide's own": (
+        sites,
+        ' and not site.get("is_held")',
+        "",
+        test_held.test_they_are_described_as_the_models,
     ),
 }
 

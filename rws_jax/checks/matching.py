@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from rws_jax.checks.masks import check_same_mask
+from rws_jax.checks.params import check_alike
 from rws_jax.checks.shapes import check_within_plates
 from rws_jax.checks.supports import check_covers, check_same_support
 from rws_jax.core.errors import fail
@@ -120,15 +120,7 @@ def check_disjoint(theta: Trace, phi: Trace, shared_params: bool) -> None:
             hint="rename the param sites of the guide, or pass shared_params=True to train them on both losses",
         )
     for name in shared:
-        kinds = [(_shapes(run[name]["value"]), str(run[name]["kwargs"].get("constraint"))) for run in (theta, phi)]
-        if kinds[0] != kinds[1]:
-            fail(
-                ValueError,
-                f"shared param site {name!r} differs between model and guide",
-                expected=f"shape {kinds[0][0]}, constraint {kinds[0][1]}, as in the model",
-                found=f"shape {kinds[1][0]}, constraint {kinds[1][1]} in the guide",
-                hint="declare it alike in both programs",
-            )
+        check_alike(name, theta[name], phi[name], "shared")
 
 
 def check_model_has_params(theta: dict[str, Any], model_has_params: bool) -> None:
@@ -232,8 +224,3 @@ def _describe(site: Site) -> str:
         for frame, size in plate_sizes(site).items()
     ]
     return "plates " + ", ".join(plates) if plates else "no plate"
-
-
-def _shapes(value: Any) -> Any:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
-    return shapes[0] if len(shapes) == 1 else shapes

@@ -1,7 +1,7 @@
 """What the values of parameters must be, and the messages that say so."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,18 @@ from jax.core import Tracer
 from numpyro.distributions import constraints
 
 from rws_jax.core.errors import fail
-from rws_jax.core.sites import Site
+from rws_jax.core.sites import Site, Trace
 from rws_jax.core.supports import range_of
 from rws_jax.core.trees import is_traced
 
 
-def check_param(role: str, name: str, values: dict[str, Any]) -> None:
-    """A param site must have a value."""
-    if name not in values:
+def check_param(role: str, name: str, values: dict[str, Any], *, is_held: bool = False) -> None:
+    """A param site must have a value, among the model's if the program holds it constant."""
+    if name in values:
+        return
+    if is_held:
+        _fail_unowned(role, name, values)
+    else:
         symbol = "theta" if role == "model" else "phi"
         fail(
             ValueError,
@@ -26,6 +30,39 @@ def check_param(role: str, name: str, values: dict[str, Any]) -> None:
             found=f"keys {sorted(values)}",
             hint=f"{symbol} holds a value for each numpyro.param of the {role}; a state belongs to the programs it"
             " was made with, and those that branch in Python take all parameters before they branch",
+        )
+
+
+def check_held(theta: Trace, held: Trace) -> None:
+    """What a guide reads of the model's parameters must be the model's, and declared alike, as it is one value."""
+    for name, site in held.items():
+        if name not in theta:
+            _fail_unowned("guide", name, theta)
+        check_alike(name, theta[name], site, "held")
+
+
+def check_none_held(held: Trace) -> None:
+    """A model owns its parameters."""
+    if held:
+        fail(
+            ValueError,
+            f"param sites {sorted(held)} of the model are held",
+            expected="a model that owns its parameters; a guide may hold those of the model",
+            found="rws_jax.programs.held.held around a part of the model",
+            hint="put held around parts of the guide alone; with optax.set_to_zero() the model keeps its parameters",
+        )
+
+
+def check_alike(name: str, site: Site, other: Site, kind: str) -> None:
+    """A param site that occurs in both programs has one value, which has to fit both."""
+    own, others = ((_shapes(each["value"]), str(each["kwargs"].get("constraint"))) for each in (site, other))
+    if own != others:
+        fail(
+            ValueError,
+            f"{kind} param site {name!r} differs between model and guide",
+            expected=f"shape {own[0]}, constraint {own[1]}, as in the model",
+            found=f"shape {others[0]}, constraint {others[1]} in the guide",
+            hint="declare it alike in both programs",
         )
 
 
@@ -90,3 +127,18 @@ def check_initial(params: dict[str, Any]) -> None:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
+
+
+def _fail_unowned(role: str, name: str, theta: Iterable[str]) -> NoReturn:
+    fail(
+        ValueError,
+        f"param site {name!r}, which the {role} holds constant, is none of the model's",
+        expected=f"one of the model's param sites {sorted(theta)}",
+        found=f"numpyro.param({name!r}, ...) within held",
+        hint="take it outside of held to train it with the guide",
+    )
+
+
+def _shapes(value: Any) -> Any:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+    return shapes[0] if len(shapes) == 1 else shapes

@@ -39,8 +39,13 @@ def data_sites(run: Trace) -> Trace:
 
 
 def param_sites(run: Trace) -> Trace:
-    """The param sites of a trace."""
-    return {name: site for name, site in run.items() if site["type"] == "param"}
+    """The param sites that a program owns, which are trained with it."""
+    return {name: site for name, site in run.items() if site["type"] == "param" and not site.get("is_held")}
+
+
+def held_sites(run: Trace) -> Trace:
+    """The param sites that a guide reads and the model owns: those within `rws_jax.programs.held.held`."""
+    return {name: site for name, site in run.items() if site["type"] == "param" and site.get("is_held")}
 
 
 def plate_sizes(site: Site) -> dict[Any, int]:

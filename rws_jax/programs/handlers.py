@@ -1,13 +1,11 @@
 """The handlers that a run of a program is made of: its parameters, one particle's randomness, and given values."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import condition, substitute
@@ -27,7 +25,7 @@ from rws_jax.core.numpyro_internals import (
     value_in_cond,
     value_in_scan,
 )
-from rws_jax.core.sites import Site, Trace, with_batch_shape
+from rws_jax.core.sites import Site, with_batch_shape
 from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.program import Index
 
@@ -56,18 +54,26 @@ class unconstrained(Messenger):
 
 
 class parameters(Messenger):
-    """Gives every param site its value from `values`; a site without one is an error."""
+    """Gives every param site its value from `values`, or from `held` if it is the model's; one without is an error.
 
-    def __init__(self, fn: ProgramFn, role: str, values: Params) -> None:
-        self.role, self.values = role, dict(values)
+    Where there are no values, sites take their initial ones.
+    """
+
+    def __init__(self, fn: ProgramFn, role: str, values: Params | None, held: Params | None) -> None:
+        self.role, self.values, self.held = role, values, held
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
-        if msg["type"] == "param" and msg["value"] is None:
-            check_param(self.role, msg["name"], self.values)
-            msg["value"] = self.values[msg["name"]]
-            if "transform" not in msg:  # else it is unconstrained
-                check_constrained(self.role, msg)
+        if msg["type"] != "param" or msg["value"] is not None:
+            return
+        is_held = bool(msg.get("is_held"))
+        values = self.held if is_held else self.values
+        if values is None:
+            return
+        check_param(self.role, msg["name"], values, is_held=is_held)
+        msg["value"] = values[msg["name"]]
+        if "transform" not in msg:  # else it is unconstrained
+            check_constrained("model" if is_held else self.role, msg)
 
 
 class mutable_state(Messenger):
@@ -110,38 +116,6 @@ class mutable_state(Messenger):
             return result
 
         return run
-
-
-class svi_program(Messenger):
-    """A program as `SVI` trains it: no site is enumerated, and no parameter fixed but by `SVI` itself."""
-
-    def __init__(self, fn: ProgramFn, role: str, warns: bool) -> None:
-        self.role, self.warns = role, warns
-        self.param_sites: Trace = {}  # of all runs
-        self._running: list[Site] = []
-        self.warned_of: set[str] = set()  # names of sites, each warned of once
-        super().__init__(fn)
-
-    def process_message(self, msg: Site) -> None:
-        if msg["type"] == "param":
-            msg["value"] = None  # which a handler inside, such as substitute, may have set
-        elif msg["type"] == "sample" and msg["infer"].get("enumerate"):
-            msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
-            if self.warns and msg["name"] not in self.warned_of:
-                self.warned_of.add(msg["name"])
-                _warn_of_enumeration(self.role, msg["name"])
-
-    def postprocess_message(self, msg: Site) -> None:
-        if msg["type"] == "param":
-            self._running.append(msg)
-
-    def __exit__(self, *error: Any) -> None:
-        """Keep the shapes of what is a parameter once the program has run; its values may be traced."""
-        super().__exit__(*error)
-        for site in self._running:
-            shapes = jax.tree.map(lambda leaf: np.broadcast_to(0.0, jnp.shape(leaf)), site["value"])
-            self.param_sites[site["name"]] = site | {"value": shapes}
-        self._running.clear()
 
 
 class randomness(Messenger):
@@ -246,11 +220,3 @@ class given_values(Messenger):
             return inside(body, (*steps, step), at_step)(carry, x)
 
         msg["args"] = (counted_body, carry, (xs, jnp.arange(length)), length, reverse)
-
-
-def _warn_of_enumeration(role: str, name: str) -> None:
-    warnings.warn(
-        f"site {name!r} of the {role} is annotated for enumeration, but ReweightedWakeSleep draws it like all others."
-        " Drop the annotation, or pass strict_enumeration_warning=False.",
-        stacklevel=2,
-    )

@@ -18,6 +18,8 @@ class ParamSites(Messenger):
         if msg["type"] != "param" or "role" not in msg:
             return
         site = {key: msg[key] for key in ("name", "role", "args", "kwargs")}
+        if msg.get("is_held"):
+            site["role"] = "model"  # which owns it, and whose values it is held against
         is_new = all((site["role"], site["name"]) != (other["role"], other["name"]) for other in self.found)
         constraint = site["kwargs"].get("constraint", constraints.real)
         if is_new and not is_traced((site["args"], list(vars(constraint).values()))):

@@ -54,7 +54,7 @@ class Arguments(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rng_key", "params", "mutable_state"],
+    data_fields=["rng_key", "params", "mutable_state", "held"],
     meta_fields=["fn", "role", "hide_types", "is_seeded"],
 )
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Program:
     hide_types: tuple[str, ...] = ()  # of numpyro.handlers.seed
     is_seeded: bool = False  # whether `fn` has the key in it, inside of other handlers
     mutable_state: MutableState | None = None  # as `params`; an empty one says that none is carried from run to run
+    held: Params | None = None  # the model's parameters, as `params`, for what a guide reads of them
 
     @classmethod
     def of_seeded(cls, program: ProgramFn, role: str, params: Params | None) -> "Program":
@@ -99,28 +100,37 @@ class Program:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["model", "guide", "defensive_guide", "arguments"],
+    data_fields=["model", "own_guide", "defensive_guide", "arguments"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class Programs:
-    """Model and guide, a defensive guide if there is one, and the arguments that all of them are called with."""
+    """Model and guide, a defensive guide if there is one, and the arguments that all of them are called with.
+
+    Whatever a guide holds of the model's parameters it is given as it is run, so that these are there but once: to be
+    differentiated, updated and stopped with the model's.
+    """
 
     model: Program
-    guide: Program
+    own_guide: Program  # without what it holds
     defensive_guide: Program | None
     arguments: Arguments
 
     @property
+    def guide(self) -> Program:
+        """The guide, which may hold parameters of the model."""
+        return replace(self.own_guide, held=self.model.params)
+
+    @property
     def all(self) -> tuple[Program, ...]:
         """The programs that there are."""
-        programs = self.model, self.guide, self.defensive_guide
+        programs = self.model, self.own_guide, self.defensive_guide
         return tuple(program for program in programs if program is not None)
 
     @property
     def params(self) -> tuple[Params | None, Params | None]:
         """Parameters of model and guide; a defensive guide has none."""
-        return self.model.params, self.guide.params
+        return self.model.params, self.own_guide.params
 
     @property
     def rng_keys(self) -> list[jax.Array]:
@@ -129,8 +139,8 @@ class Programs:
 
     def with_params(self, params: tuple[Params | None, Params | None]) -> "Programs":
         """The same programs with other parameters."""
-        model, guide = (replace(p, params=q) for p, q in zip((self.model, self.guide), params, strict=True))
-        return replace(self, model=model, guide=guide)
+        model, guide = (replace(p, params=q) for p, q in zip((self.model, self.own_guide), params, strict=True))
+        return replace(self, model=model, own_guide=guide)
 
     def with_arguments(self, arguments: Arguments) -> "Programs":
         """The same programs with other arguments, those of one datum among many, say."""
@@ -139,7 +149,8 @@ class Programs:
     def map(self, change: Callable[[Program], Program]) -> "Programs":
         """Change every program in the same way."""
         defensive_guide = self.defensive_guide and change(self.defensive_guide)
-        return replace(self, model=change(self.model), guide=change(self.guide), defensive_guide=defensive_guide)
+        model, guide = change(self.model), change(self.own_guide)
+        return replace(self, model=model, own_guide=guide, defensive_guide=defensive_guide)
 
 
 def _taken(leaf: Any, path: tuple, program: ProgramFn | None) -> Any:

@@ -20,7 +20,7 @@ from rws_jax.checks.sites import check_proper
 from rws_jax.core.dependence import dependence
 from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites
+from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites, param_sites
 from rws_jax.core.supports import feasible
 from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
@@ -172,8 +172,8 @@ def draw_site(site: Site, rng_key: Any) -> Any:
 
 
 def param_values(run: Trace) -> Params:
-    """Values at the param sites of a run."""
-    return {name: site["value"] for name, site in run.items() if site["type"] == "param"}
+    """Values at the param sites that a run owns."""
+    return {name: site["value"] for name, site in param_sites(run).items()}
 
 
 def mutable_start(run: Trace) -> MutableState:
@@ -187,8 +187,8 @@ def mutable_end(run: Trace) -> MutableState:
 
 
 def constrained_values(run: Trace) -> Params:
-    """What an `unconstrained` program itself saw at its param sites."""
-    return {name: site["transform"](site["value"]) for name, site in run.items() if site["type"] == "param"}
+    """What an `unconstrained` program itself saw at the param sites that it owns."""
+    return {name: site["transform"](site["value"]) for name, site in param_sites(run).items()}
 
 
 def run_program(program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]) -> Trace:
@@ -228,8 +228,7 @@ def _run_with(
     program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]
 ) -> tuple[Trace, list[str]]:
     run = randomness(program.seeded, program.role, index)
-    if program.params is not None:
-        run = parameters(run, program.role, program.params)
+    run = parameters(run, program.role, program.params, program.held)
     run = mutable_state(run, program.role, program.mutable_state)
     given, (args, kwargs) = given_values(run, program.role, value_of), arguments.plain
     return trace(given).get_trace(*args, **kwargs), given.conditioned

@@ -4,10 +4,11 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from rws_jax.checks.params import check_initial
+from rws_jax.checks.params import check_held, check_initial, check_none_held
 from rws_jax.core.layers import MutableState, Params
-from rws_jax.core.sites import Trace, param_sites
+from rws_jax.core.sites import Trace, held_sites, param_sites
 from rws_jax.core.trees import is_known, trainable
 from rws_jax.execution.compiles import check_compiles
 from rws_jax.programs.program import Arguments
@@ -36,14 +37,13 @@ def initial_values(loss: StepLoss, rng_key: jax.Array, arguments: Arguments, com
       arguments: those of the programs.
       compared: kinds of arguments for which elements of plates have been compared, which is done once for each.
     """
-    theta_sites, phi_sites, mutable, all_runs = Trace(), Trace(), MutableSites(), []
     options, executor = loss.options, loss.executor
-    for runs in pilots(loss, (None, None), rng_key, arguments):  # particles may differ in their param sites
-        all_runs.append(runs)
-        theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
-        mutable.add(runs)
-    options.check_params(theta_sites, phi_sites)
+    theta_sites, phi_sites, held, mutable, all_runs = _pilots(loss, None, rng_key, arguments)
+    check_held(theta_sites, held)
     theta = trainable(param_values(theta_sites))
+    if _starts_elsewhere(held, theta):
+        _, phi_sites, _, mutable, all_runs = _pilots(loss, theta, rng_key, arguments)
+    options.check_params(theta_sites, phi_sites)
     phi = trainable({name: value for name, value in param_values(phi_sites).items() if name not in theta})
     check_initial(theta | phi)
     if not executor.ragged:
@@ -56,3 +56,33 @@ def initial_values(loss: StepLoss, rng_key: jax.Array, arguments: Arguments, com
         if is_known((rng_key, arguments)):
             compared.add(kind)
     return Initial(theta, phi, mutable_state or None, all_runs)
+
+
+class _Pilots(NamedTuple):
+    """What programs that start from their initial values have come to."""
+
+    theta_sites: Trace
+    phi_sites: Trace
+    held: Trace  # which the guide reads and the model owns
+    mutable: MutableSites
+    runs: list[PilotRuns]
+
+
+def _pilots(loss: StepLoss, theta: Params | None, rng_key: jax.Array, arguments: Arguments) -> _Pilots:
+    theta_sites, phi_sites, held, mutable, all_runs = Trace(), Trace(), Trace(), MutableSites(), []
+    for runs in pilots(loss, (theta, None), rng_key, arguments):  # particles may differ in their param sites
+        all_runs.append(runs)
+        check_none_held(held_sites(runs.model))
+        theta_sites, phi_sites = param_sites(runs.model) | theta_sites, param_sites(runs.guide) | phi_sites
+        held = held_sites(runs.guide) | held
+        mutable.add(runs)
+    return _Pilots(theta_sites, phi_sites, held, mutable, all_runs)
+
+
+def _starts_elsewhere(held: Trace, theta: Params) -> bool:
+    """Whether the guide had other values of what it holds than the model starts from, as these were drawn at random."""
+    shared = held.keys() & theta.keys()
+    own, others = {name: held[name]["value"] for name in shared}, {name: theta[name] for name in shared}
+    if not is_known((own, others)) or jax.tree.structure(own) != jax.tree.structure(others):
+        return False
+    return not jax.tree.all(jax.tree.map(np.array_equal, own, others))

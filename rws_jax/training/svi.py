@@ -222,16 +222,15 @@ class ReweightedWakeSleep(ELBO):
         options, programs = self._options, self._programs.of(model, guide)
         loss, theta, phi = programs.loss, programs.model.param_sites, programs.guide.param_sites
         if not loss.executor.ragged:
-            theta.clear()  # those of programs that branch are of all branches that have been taken
-            phi.clear()
+            programs.forget_params()  # those of programs that branch are of all branches that have been taken
         mutable = programs.check(rng_key, params, arguments)
         params = {name: value for name, value in params.items() if name not in mutable}
-        options.check_params(theta, phi)
+        programs.check_params()
         trains_theta = bool(trained_sites(theta))
         if options.model_has_params and not options.execution.vectorize_particles:
             # Another particle may take another branch: what this one's guide has not taken may be the model's.
             trains_theta = trains_theta or params.keys() > phi.keys()
         insomnia = jnp.asarray(options.insomnia, float)
         result = loss((params, params), insomnia, rng_key, arguments, mutable or None, trains_theta=trains_theta)
-        options.check_params(theta, phi)  # again, as branches may have come up with more
+        programs.check_params()  # again, as branches may have come up with more
         return result

@@ -7,14 +7,15 @@ from jax import lax
 
 from rws_jax.checks.arguments import check_program
 from rws_jax.checks.control_flow import fail_jitted, fail_static
+from rws_jax.checks.params import check_held, check_none_held
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params, ProgramFn
-from rws_jax.core.sites import Site, param_sites, trained_sites
+from rws_jax.core.sites import Site, held_sites, param_sites, trained_sites
 from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.options import StepOptions
-from rws_jax.programs.handlers import svi_program
 from rws_jax.programs.program import Arguments
+from rws_jax.programs.svi_program import svi_program
 from rws_jax.training.mutable_state import MutableSites
 from rws_jax.training.pilot import PilotRuns, check_elements, run_pilot
 from rws_jax.training.step_loss import StepLoss
@@ -30,6 +31,18 @@ class SviPrograms:
     guide: svi_program
     loss: StepLoss
     checked: dict[tuple, tuple[str, ...]] = field(default_factory=dict)  # the mutable sites that each kind has
+
+    def check_params(self) -> None:
+        """Whether the param sites of all runs are what the options say of them."""
+        check_none_held(self.model.held_sites)
+        check_held(self.model.param_sites, self.guide.held_sites)
+        self.loss.options.check_params(self.model.param_sites, self.guide.param_sites)
+
+    def forget_params(self) -> None:
+        """Of the runs so far."""
+        for program in (self.model, self.guide):
+            program.param_sites.clear()
+            program.held_sites.clear()
 
     def check(self, rng_key: jax.Array, params: Params, arguments: Arguments) -> MutableState:
         """Whether programs, arguments and options fit together, as `make_step`'s init does; returns mutable state.
@@ -48,7 +61,9 @@ class SviPrograms:
         except CONCRETIZATION_ERRORS as error:
             (fail_static if self.loss.options.execution.vectorize_particles else fail_jitted)(error)
         known = None
-        has_start = all(_has_initial_value(site) for run in runs for site in param_sites(run).values())
+        has_start = all(
+            _has_initial_value(site) for run in runs for site in (param_sites(run) | held_sites(run)).values()
+        )
         if is_traced(rng_key) and has_start and not is_traced(arguments):
             # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():

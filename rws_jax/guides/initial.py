@@ -1,0 +1,168 @@
+"""The first weights of a compiled guide, from what dreams of its model have met."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rws_jax.guides.axes import SCAN, Names, described, gathered, named_axes, own_dims
+from rws_jax.guides.dreams import Dreams, DreamtSite
+from rws_jax.guides.leaves import as_floats
+from rws_jax.guides.networks import Tree, linear, new_affine, new_recurrent
+
+_NOISE = 0.02  # of the last layers: the guide starts as the prior, but for this
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which networks a guide has, and how large they are."""
+
+    dreams: Dreams
+    leaves: dict[str, Any]  # arguments that hold numbers
+    plates: dict[str, tuple[str | None, ...]]  # of the first axes of an argument, where shapes do not tell
+    hidden: int  # units of a layer
+    dependent: bool  # whether proposals read the latents that were drawn before
+
+    def tree(self, rng_key: jax.Array) -> Tree:
+        """First weights of all networks: each has a key of its own, by its name."""
+
+        def key_of(*names: str) -> jax.Array:
+            return jax.random.fold_in(rng_key, zlib.crc32("/".join(names).encode()) & 0x7FFFFFFF)
+
+        arguments = {
+            described(name, self.axes[name]): self._of_argument(key_of("data", name), name) for name in self.leaves
+        }
+        data = {"arguments": arguments} | ({} if not arguments else self._trunk(key_of("data")))
+        sites = {name: site for name, site in self.dreams.sites.items() if site.place.family is not None}
+        latents = {name: self._of_latent(key_of("latents", name), name) for name in sites if name in self._read_later}
+        proposals = {name: self._head(key_of("proposals", name), name) for name in sites}
+        scans = {name: self._of_scan(key_of("scans", name), name) for name in dict.fromkeys(self._scans.values())}
+        return {"data": data, "latents": latents, "proposals": proposals, "scans": scans}
+
+    @cached_property
+    def axes(self) -> dict[str, tuple[Names, ...]]:
+        """Which plates and scans the first axes of each argument belong to."""
+        anywhere = [site.frames for site in self.dreams.sites.values()]
+        of_latents = {name for frames in anywhere for name, _ in frames}
+        found: dict[str, tuple[Names, ...]] = {}
+        for name, leaf in self.leaves.items():
+            if name in self.plates:
+                found[name] = tuple(frozenset([plate]) for plate in self.plates[name] if plate is not None)
+                continue
+            observed = self.dreams.data.get(name)
+            frames = anywhere if observed is None else []
+            for place in observed or []:
+                others = [other for key, other in self.leaves.items() if key != name]
+                is_shared = lambda frame, place=place, others=others: (
+                    frame[0] not in place.unlike
+                    or frame[0] in of_latents
+                    or any(size in jnp.shape(other) for other in others for size in frame[1])
+                )
+                frames.append(tuple(filter(is_shared, place.frames)))
+            found[name] = named_axes(jnp.shape(leaf), frames)
+        return found
+
+    @cached_property
+    def _of_data(self) -> Names:
+        return frozenset[str]().union(*(names for axes in self.axes.values() for names in axes))
+
+    @cached_property
+    def _scans(self) -> dict[str, str]:
+        """The scan that each site is in, of those that are in one."""
+        return {name: site.scan for name, site in self.dreams.sites.items() if site.scan}
+
+    @cached_property
+    def _units(self) -> Names:
+        """Plates around all latents, which have nothing to say of one another's data."""
+        around = [frozenset(name for name, _ in site.frames) for site in self.dreams.sites.values()]
+        return frozenset.intersection(*around) if around else frozenset()
+
+    @cached_property
+    def _read_earlier(self) -> set[str]:
+        """Sites that have others before them, in some dream."""
+        later = {name for order in self.dreams.orders for name in order[1:]}
+        return later | self._scans.keys() if self.dependent else set()
+
+    @cached_property
+    def _read_later(self) -> set[str]:
+        earlier = {name for order in self.dreams.orders for name in order[:-1]}
+        return earlier | self._scans.keys() if self.dependent else set()
+
+    def _own_dims(self, site: DreamtSite) -> list[int]:
+        of_data = [plate.dim for plate in site.place.plates if plate.name in self._of_data]
+        return own_dims(site.place.fn.batch_shape, of_data)
+
+    def _of_argument(self, rng_key: jax.Array, name: str) -> Tree:
+        leaf, num_axes = as_floats(self.leaves[name]), len(self.axes[name])
+        dreamt = self.dreams.values.get(("data", name), [leaf[None]])
+        values = [as_floats(value).reshape(*value.shape[: 1 + num_axes], -1) for value in dreamt]
+        tree = _standard_units([value.reshape(-1, value.shape[-1]) for value in values])
+        return tree | {"weights": linear(rng_key, values[0].shape[-1], self.hidden)}
+
+    def _trunk(self, rng_key: jax.Array) -> Tree:
+        return {"bias": jnp.zeros(self.hidden), "hidden": new_affine(rng_key, self.hidden, self.hidden)}
+
+    def _of_latent(self, rng_key: jax.Array, name: str) -> Tree:
+        tree = self._standard_units("latents", name)
+        return tree | new_affine(rng_key, len(tree["shift"]), self.hidden)
+
+    def _head(self, rng_key: jax.Array, name: str) -> Tree:
+        site = self.dreams.sites[name]
+        assert site.place.family is not None
+        blocks, tree = {}, {}
+        if self.leaves:
+            over = [plate.name for plate in site.place.plates if plate.name in self._of_data - self._units]
+            blocks = {"data": self.hidden} | ({f"data over {', '.join(over)}": self.hidden} if over else {})
+        if name in self._read_earlier:
+            blocks["latents"] = self.hidden
+        if self.dependent and ("prior", name) in self.dreams.varying:
+            tree = {"prior": self._standard_units("prior", name)}
+            blocks["prior"] = len(tree["prior"]["shift"])
+        *of_blocks, of_hidden, of_outputs = jax.random.split(rng_key, len(blocks) + 2)
+        num_own = math.prod(site.place.fn.batch_shape[dim] for dim in self._own_dims(site))
+        return tree | {
+            "inputs": {
+                block: linear(key, num, self.hidden) for key, (block, num) in zip(of_blocks, blocks.items(), strict=True)
+            },
+            "bias": jnp.zeros(self.hidden),
+            "hidden": new_affine(of_hidden, self.hidden, self.hidden),
+            "outputs": new_affine(of_outputs, self.hidden, site.place.family.size * num_own, _NOISE),
+        }
+
+    def _of_scan(self, rng_key: jax.Array, name: str) -> Tree:
+        of_forward, of_backward, of_outputs = jax.random.split(rng_key, 3)
+        networks: Tree = {}
+        if self.dependent and any(site.place.family is not None for site in self.dreams.sites.values() if site.scan == name):
+            networks["forward"] = new_recurrent(of_forward, self.hidden, self.hidden)
+        if any(SCAN in names for axes in self.axes.values() for names in axes):
+            cell = new_recurrent(of_backward, self.hidden, self.hidden)
+            networks["backward"] = {"cell": cell, "outputs": new_affine(of_outputs, self.hidden, self.hidden)}
+        return networks
+
+    def _standard_units(self, what: str, name: str) -> Tree:
+        site = self.dreams.sites[name]
+        own, num_dims = self._own_dims(site), len(site.place.fn.batch_shape)
+        flat = []
+        for value in self.dreams.values[what, name]:
+            extra = value.ndim - 1 - num_dims  # dreams, and steps of scans
+            dims = [extra + dim for dim in own]
+            whole = jnp.broadcast_to(value, (*value.shape[:extra], *site.place.fn.batch_shape, value.shape[-1]))
+            numbers = gathered(whole, dims, extra + num_dims)
+            flat.append(numbers.reshape(-1, numbers.shape[-1]))
+        return _standard_units(flat)
+
+
+def _standard_units(values: Sequence[jax.Array]) -> Tree:
+    """The median of each number, and its spread: of the middle two thirds or, where these do not differ, of all."""
+    value = jnp.concatenate(list(values))
+    value = jnp.where(jnp.isfinite(value), value, jnp.nan)
+    low, median, high = jnp.nan_to_num(jnp.nanquantile(value, jnp.array([0.16, 0.5, 0.84]), axis=0))
+    spread, deviation = (high - low) / 2, jnp.nan_to_num(jnp.nanstd(value, axis=0))
+    tiny = 1e-6 * (1.0 + jnp.abs(median))
+    scale = jnp.where(spread > tiny, spread, jnp.where(deviation > tiny, deviation, 1.0))
+    return {"shift": median, "scale": scale}

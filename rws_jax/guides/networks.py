@@ -1,0 +1,62 @@
+"""The small networks of a compiled guide, as functions of trees of arrays; nothing here knows of programs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Tree = dict[str, Any]
+
+_LINEAR_TO = 5.0  # standard deviations
+
+
+def linear(rng_key: jax.Array, num_inputs: int, num_outputs: int, scale: float = 1.0) -> jax.Array:
+    """Weights that keep the scale of their inputs, times `scale`."""
+    return scale * jax.random.normal(rng_key, (num_inputs, num_outputs)) / jnp.sqrt(float(max(1, num_inputs)))
+
+
+def standard(tree: Tree, value: jax.Array) -> jax.Array:
+    """Numbers in standard units of the dreams, which grow as a logarithm beyond five of these.
+
+    Shift and scale are constants that are kept with the parameters.
+    """
+    shift, scale = lax.stop_gradient((tree["shift"], tree["scale"]))  # removes their gradient, as they are not trained
+    units = (value - jnp.broadcast_to(shift, value.shape)) / jnp.broadcast_to(scale, value.shape)
+    beyond = jnp.maximum(jnp.abs(units) - _LINEAR_TO, 0.0)
+    return jnp.clip(units, -_LINEAR_TO, _LINEAR_TO) + jnp.sign(units) * jnp.log1p(beyond)
+
+
+def affine(tree: Tree, value: jax.Array) -> jax.Array:
+    """A linear layer."""
+    outputs = value @ tree["weights"]
+    return outputs + jnp.broadcast_to(tree["bias"], outputs.shape)
+
+
+def activation(value: jax.Array) -> jax.Array:
+    """A smooth one, so that no unit of a network is ever dead."""
+    return jax.nn.silu(value)
+
+
+def new_affine(rng_key: jax.Array, num_inputs: int, num_outputs: int, scale: float = 1.0) -> Tree:
+    """A linear layer, its biases zero."""
+    return {"weights": linear(rng_key, num_inputs, num_outputs, scale), "bias": jnp.zeros(num_outputs)}
+
+
+def new_recurrent(rng_key: jax.Array, num_inputs: int, hidden: int) -> Tree:
+    """A gated recurrent unit (Cho et al. 2014)."""
+    of_input, of_state, of_candidate = jax.random.split(rng_key, 3)
+    return {
+        "inputs": new_affine(of_input, num_inputs, 3 * hidden),
+        "gates": linear(of_state, hidden, 2 * hidden),
+        "candidate": linear(of_candidate, hidden, hidden),
+    }
+
+
+def recurrent(tree: Tree, state: jax.Array, value: jax.Array) -> jax.Array:
+    """The next state of a gated recurrent unit."""
+    reset, update, candidate = jnp.split(affine(tree["inputs"], value), 3, axis=-1)
+    of_reset, of_update = jnp.split(state @ tree["gates"], 2, axis=-1)
+    candidate = jnp.tanh(candidate + (jax.nn.sigmoid(reset + of_reset) * state) @ tree["candidate"])
+    update = jax.nn.sigmoid(update + of_update)
+    return update * state + (1.0 - update) * candidate

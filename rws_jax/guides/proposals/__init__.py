@@ -1,0 +1,1 @@
+"""Proposal distributions by the support of a prior; this knows distributions alone, no sites and no networks."""

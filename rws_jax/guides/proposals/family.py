@@ -1,0 +1,67 @@
+"""Which proposals a prior can have, by its support."""
+
+from typing import Any, Protocol
+
+import jax
+import numpyro.distributions as dist
+from numpyro.distributions import Distribution
+
+from rws_jax.core.sites import base_distribution
+from rws_jax.guides.proposals.finite import finite_family
+from rws_jax.guides.proposals.reals import real_family
+
+
+class Family(Protocol):
+    """Proposals for one site: distributions of the prior's batch shape, event shape and support.
+
+    All of it is static. Batch shapes are those of the prior that is given; a family holds for priors of any.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of outputs for one batch element."""
+        ...
+
+    @property
+    def num_features(self) -> int:
+        """Numbers that describe the value of one batch element."""
+        ...
+
+    @property
+    def num_prior_features(self) -> int:
+        """Numbers that describe the prior of one batch element."""
+        ...
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether features are numbers of any size, to be standardised, and no codes of values."""
+        ...
+
+    def features(self, fn: Distribution, value: Any) -> jax.Array:
+        """Describe a value by finite numbers, `(*batch, num_features)`; it may have more batch dimensions than `fn`."""
+        ...
+
+    def prior_features(self, fn: Distribution) -> jax.Array:
+        """Describe a prior by finite numbers, `(*batch, num_prior_features)`."""
+        ...
+
+    def proposal(self, fn: Distribution, outputs: jax.Array) -> Distribution:
+        """The proposal that `outputs` of shape `(*batch, size)` describe; about the prior where they are zero."""
+        ...
+
+
+def family_of(fn: Distribution, components: int) -> Family | None:
+    """The proposals that a prior can have; None if there are none, so that it stays as it is."""
+    if why_none(fn) is not None:
+        return None
+    return finite_family(fn) or real_family(fn, components)
+
+
+_NONE = dist.Delta | dist.ImproperUniform | dist.Unit
+
+
+def why_none(fn: Distribution) -> str | None:
+    """Why a prior has no proposals, in words that complete 'it keeps its prior, as'; None if it has some."""
+    if isinstance(base_distribution(fn), _NONE):
+        return "there is nothing to propose"
+    return None

@@ -1,0 +1,158 @@
+r"""Proposals for real numbers, vectors and matrices: a mixture of Gaussians in unconstrained space, and of the prior.
+
+The coordinates :math:`u` are those of the bijection from real vectors to the support, less the prior's location there
+and in units of its scale. Elements of one event depend on those before them, in order:
+
+.. math:: u_d \mid u_{<d} \sim \mathcal{N}(m_d + \sum_{e<d} A_{de} u_e, \; s_d^2)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from numpyro.distributions import Distribution
+
+from rws_jax.guides.proposals.arrays import cut, of_one_rank, softly_bounded, stopped, strictly_lower
+from rws_jax.guides.proposals.coordinates import coordinates_of
+from rws_jax.guides.proposals.frame import Frame, frame_of
+from rws_jax.guides.proposals.mixture import PriorMixture, chosen, log_weights, spread
+
+MAX_DEPENDENT = 16
+_FAR = 1e14  # where squares of standardised numbers would overflow
+_LOG_NORMAL = 0.5 * math.log(2.0 * math.pi)
+
+
+class Gaussians(PriorMixture):
+    """A prior on a support that has a bijection from real vectors, and Gaussians on these vectors.
+
+    Args:
+        prior: Distribution of the same batch shape, event shape and support.
+        log_weights: Of the prior and of each component, `(*batch, 1 + components)`.
+        frame: Location and scale of the coordinates, `(*batch, elements)` each.
+        means: `(*batch, components, elements)`, in the frame.
+        log_scales: The same shape.
+        slopes: `(*batch, components, elements, elements)`, strictly lower triangular; None if elements are independent.
+    """
+
+    pytree_data_fields = ("location", "scale", "means", "log_scales", "slopes")
+
+    def __init__(
+        self,
+        prior: Distribution,
+        log_weights: jax.Array,
+        frame: Frame,
+        means: jax.Array,
+        log_scales: jax.Array,
+        slopes: jax.Array | None,
+    ):
+        self.location, self.scale = frame
+        self.means, self.log_scales, self.slopes = means, log_scales, slopes
+        super().__init__(prior, log_weights)
+
+    def log_densities(self, value: jax.Array) -> jax.Array:
+        """Minus infinity where a number lies on the border, or has no inverse for another reason."""
+        near = self._is_near(value)
+        # The inverse is taken where it and its derivatives are finite.
+        support: Any = self.support
+        is_event_near = near.reshape(near.shape + (1,) * self.event_dim)
+        u, log_det = self._standardised(jnp.where(is_event_near, value, support.feasible_like(value)))
+        u, means, log_scales = of_one_rank(u[..., None, :], self.means, self.log_scales)
+        if self.slopes is not None:
+            slopes, before = of_one_rank(self.slopes, u[..., None, :])
+            means = means + jnp.sum(slopes * before, axis=-1)
+        terms = 0.5 * ((u - means) * jnp.exp(-log_scales)) ** 2 + log_scales + _LOG_NORMAL
+        densities = -jnp.sum(terms, axis=-1)
+        near, log_det, densities = of_one_rank(near[..., None], log_det[..., None], densities)
+        return jnp.where(near, densities + log_det, -jnp.inf)
+
+    def draws(self, key: jax.Array, index: jax.Array) -> jax.Array:
+        """One event for each index of a component."""
+        coordinates = coordinates_of(self.prior)
+        assert coordinates is not None
+        noise = jax.random.normal(key, (*index.shape, coordinates.num_elements))
+        u = chosen(self.means, index, 1) + jnp.exp(chosen(self.log_scales, index, 1)) * noise
+        if self.slopes is not None:
+            # The solver takes the ones on the diagonal of I - A for granted.
+            rest = {"left_side": True, "lower": True, "unit_diagonal": True}
+            u = lax.linalg.triangular_solve(-chosen(self.slopes, index, 2), u[..., None], **rest)[..., 0]
+        u, location, scale = of_one_rank(u, self.location, self.scale)
+        return coordinates.forward(location + scale * u)
+
+    def _is_near(self, value: jax.Array) -> jax.Array:
+        u, log_det = self._standardised(lax.stop_gradient(value))  # a condition has no derivative
+        return jnp.all(jnp.abs(u) < _FAR, axis=-1) & jnp.isfinite(log_det)  # which NaN is not
+
+    def _standardised(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Coordinates in the frame, `(*batch, elements)`, and log |du/dvalue|."""
+        coordinates = coordinates_of(self.prior)
+        assert coordinates is not None
+        x, log_det = coordinates.inverse(value)
+        x, location, scale = of_one_rank(x, self.location, self.scale)
+        log_det, log_scale = of_one_rank(log_det, jnp.sum(jnp.log(scale), axis=-1))
+        return (x - location) / scale, log_det - log_scale
+
+
+@dataclass(frozen=True)
+class RealFamily:
+    """Proposals for events that correspond to `num_elements` real numbers."""
+
+    num_elements: int
+    num_components: int
+
+    is_numeric = True
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of outputs: weights, means, log scales, and slopes."""
+        of_component = (self.num_components, self.num_elements)
+        shapes = [(1 + self.num_components,), of_component, of_component]
+        if 1 < self.num_elements <= MAX_DEPENDENT:
+            shapes.append((self.num_components, self.num_elements * (self.num_elements - 1) // 2))
+        return shapes
+
+    @property
+    def size(self) -> int:
+        """Number of outputs for one batch element."""
+        return sum(math.prod(shape) for shape in self._shapes)
+
+    @property
+    def num_features(self) -> int:
+        """Numbers that describe one value."""
+        return self.num_elements
+
+    @property
+    def num_prior_features(self) -> int:
+        """Numbers that describe one prior."""
+        return 2 * self.num_elements
+
+    def features(self, fn: Distribution, value: Any) -> jax.Array:
+        """Unconstrained coordinates; what is infinite, as on borders, counts as 100."""
+        coordinates = coordinates_of(fn)
+        assert coordinates is not None
+        return jnp.nan_to_num(coordinates.inverse(jnp.asarray(value))[0], nan=0.0, posinf=100.0, neginf=-100.0)
+
+    def prior_features(self, fn: Distribution) -> jax.Array:
+        """Location and log scale of the prior in unconstrained coordinates."""
+        location, scale = frame_of(stopped(fn))
+        return jnp.concatenate([location, jnp.log(scale)], axis=-1)
+
+    def proposal(self, fn: Distribution, outputs: jax.Array) -> Gaussians:
+        """The prior and Gaussians, moved by `outputs` of shape `(*batch, size)`."""
+        prior = stopped(fn)
+        weights, means, log_scales, *slopes = cut(outputs, self._shapes)
+        places, scale = spread(self.num_components, self.num_elements)
+        places = jnp.asarray(places, means.dtype).reshape((1,) * (means.ndim - 2) + places.shape)
+        below = strictly_lower(softly_bounded(slopes[0]), self.num_elements) if slopes else None
+        log_scales = softly_bounded(log_scales) + math.log(scale)
+        return Gaussians(prior, log_weights(weights), frame_of(prior), means + places, log_scales, below)
+
+
+def real_family(fn: Distribution, num_components: int) -> RealFamily | None:
+    """Proposals for a distribution on a support with a bijection from real vectors; None if it has none."""
+    coordinates = coordinates_of(fn)
+    if coordinates is None or coordinates.num_elements == 0:
+        return None
+    return RealFamily(coordinates.num_elements, num_components)
