@@ -123,7 +123,8 @@ def row(name, guides, args):
         log_w = log_weights(problem, guide, params, data, jax.random.key(1), num_particles)
         bound, ess = bound_and_ess(log_w)
         gap, ess = (exact - bound).mean(), ess.mean(axis=0)
-        cells.append(f"{round(gap, 3) + 0.0:.3f}, {ess.mean():.2f} ({ess.min():.2f})" + ("" if seconds is None else f", {seconds:.0f}"))
+        trained = "" if seconds is None else f", {seconds:.0f}"
+        cells.append(f"{round(gap, 3) + 0.0:.3f}, {ess.mean():.2f} ({ess.min():.2f}){trained}")
         print(f"  {name:<14}{guide_name:<12}gap {gap:8.4f}  ESS {ess.mean():.3f} ({ess.min():.3f})", flush=True)
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
