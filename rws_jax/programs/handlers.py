@@ -60,7 +60,8 @@ class parameters(Messenger):
     """
 
     def __init__(self, fn: ProgramFn, role: str, values: Params | None, held: Params | None) -> None:
-        self.role, self.values, self.held = role, values, held
+        own, of_model = (None if params is None else dict(params) for params in (values, held))
+        self.role, self.values, self.held = role, own, of_model
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:

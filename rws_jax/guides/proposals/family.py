@@ -6,7 +6,11 @@ import jax
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
+from rws_jax.checks.supports import describe_support
 from rws_jax.core.sites import base_distribution
+from rws_jax.core.supports import elementwise
+from rws_jax.guides.proposals.circular import circular_family
+from rws_jax.guides.proposals.counts import count_family
 from rws_jax.guides.proposals.finite import finite_family
 from rws_jax.guides.proposals.reals import real_family
 
@@ -52,16 +56,28 @@ class Family(Protocol):
 
 def family_of(fn: Distribution, components: int) -> Family | None:
     """The proposals that a prior can have; None if there are none, so that it stays as it is."""
-    if why_none(fn) is not None:
+    if _why_never(fn) is not None:
         return None
-    return finite_family(fn) or real_family(fn, components)
-
-
-_NONE = dist.Delta | dist.ImproperUniform | dist.Unit
+    family = finite_family(fn) or count_family(fn, components) or circular_family(fn, components)
+    return family or real_family(fn, components)
 
 
 def why_none(fn: Distribution) -> str | None:
-    """Why a prior has no proposals, in words that complete 'it keeps its prior, as'; None if it has some."""
-    if isinstance(base_distribution(fn), _NONE):
-        return "there is nothing to propose"
-    return None
+    """Why a prior has no proposals, in words that complete "it keeps its prior, as"; None if it has some."""
+    if family_of(fn, components=1) is not None:
+        return None
+    return _why_never(fn) or f"there are no proposals on {describe_support(elementwise(fn))}"
+
+
+def _why_never(fn: Any) -> str | None:
+    if isinstance(base_distribution(fn), dist.Delta):
+        return "its distribution is a Delta"
+    if isinstance(base_distribution(fn), dist.Unit):
+        return "it is a factor, which has no values"
+    if isinstance(base_distribution(fn), dist.ImproperUniform):
+        return "its distribution is improper, and cannot be drawn from"
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.MaskedDistribution):
+        return "its distribution is masked inside of to_event()"
+    return "its distribution has no support" if fn.support is None else None

@@ -7,7 +7,7 @@ The elements of one event depend on those before them, as far as their number al
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class Finite(Distribution):
         values: All values, in the order of the logits.
     """
 
-    arg_constraints = {"logits": constraints.real_matrix}
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_matrix}
     pytree_data_fields = ("prior", "logits", "coupling")
     pytree_aux_fields = ("values", "has_enumerate_support")
 
@@ -66,13 +66,12 @@ class Finite(Distribution):
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw values, in the type of numbers that the prior draws."""
+        assert key is not None
         num_elements, num_values = self.logits.shape[-2:]
         noise = jax.random.gumbel(key, (*sample_shape, *self.batch_shape, num_elements, num_values))
         noise, logits = of_one_rank(noise, self.logits)
-        if self.coupling is None:
-            index = jnp.argmax(logits + noise, axis=-1)
-        else:
-            index = self._sample_in_order(logits + noise)
+        noisy = logits + noise
+        index = jnp.argmax(noisy, axis=-1) if self.coupling is None else self._sample_in_order(noisy)
         value = jnp.asarray(self.values, dtype_of_draws(self.prior))[index]
         return value.reshape(value.shape[:-1] + self.event_shape)
 
@@ -80,15 +79,14 @@ class Finite(Distribution):
         """Indices of values, of which each takes into account those that were drawn before."""
         assert self.coupling is not None
         drawn: list[jax.Array] = []
-        num_values = noisy.shape[-1]
         for element in range(noisy.shape[-2]):
             logits = noisy[..., element, :]
-            for before, index in enumerate(drawn):
-                features = _features(jax.nn.one_hot(index, num_values) > 0)
+            for before, is_value in enumerate(drawn):
+                features = _features(is_value)
                 weights, features = of_one_rank(self.coupling[..., element, before, :, :], features[..., None, :])
                 logits = logits + jnp.sum(weights * features, axis=-1)
-            drawn.append(jnp.argmax(logits, axis=-1))
-        return jnp.stack(drawn, axis=-1)
+            drawn.append(logits == jnp.max(logits, axis=-1, keepdims=True))
+        return jnp.argmax(jnp.stack(drawn, axis=-2), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,8 @@ class FiniteFamily:
     def _coupling(self) -> tuple[int, ...] | None:
         num_pairs = self.num_elements * (self.num_elements - 1) // 2
         shape = (num_pairs, self._num_outputs, self._num_outputs)
+        if len(self.values) > 2:  # compiled draws of three or more dependent values do not follow their density yet
+            return None
         return shape if num_pairs and self.num_elements <= MAX_DEPENDENT and math.prod(shape) <= MAX_WEIGHTS else None
 
     @property

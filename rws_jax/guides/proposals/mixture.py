@@ -7,7 +7,7 @@ The prior has three quarters of the mass when all outputs are zero, and always s
 
 import math
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class PriorMixture(Distribution):
         log_weights: Of the prior and of each component, `(*batch, 1 + components)`; they need not be normalised.
     """
 
-    arg_constraints = {"log_weights": constraints.real_vector}
+    arg_constraints: ClassVar[dict[str, Any]] = {"log_weights": constraints.real_vector}
     pytree_data_fields = ("prior", "log_weights")
 
     def __init__(self, prior: Distribution, log_weights: jax.Array):
