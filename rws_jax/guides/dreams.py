@@ -80,7 +80,9 @@ def dream(
         jaxpr, shapes = jax.make_jaxpr(one, return_shape=True)(jax.random.clone(rng_key))
         inputs = jax.tree.structure(shapes).unflatten(dependence(jaxpr))
         dreams.varying = {name for name, of in inputs.items() if of}
-        dreams.values = {name: [value] for name, value in jax.jit(jax.vmap(one))(jax.random.split(rng_key, _NUM)).items()}
+        dreams.values = {
+            name: [value] for name, value in jax.jit(jax.vmap(one))(jax.random.split(rng_key, _NUM)).items()
+        }
     except CONCRETIZATION_ERRORS:  # Python has to know what is drawn
         for own_key in jax.random.split(jax.random.clone(rng_key), _NUM):
             for name, value in one(own_key).items():
