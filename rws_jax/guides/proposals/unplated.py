@@ -39,7 +39,7 @@ class Unplated(Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Equal shares of the joint log density, in nats, for each element of the batch."""
-        log_prob = self.joint.log_prob(value)
+        log_prob = jnp.asarray(self.joint.log_prob(value))
         share = log_prob / max(1, math.prod(self.batch_shape))
         ones = (1,) * len(self.batch_shape)
         return jnp.broadcast_to(share.reshape((*log_prob.shape, *ones)), (*log_prob.shape, *self.batch_shape))
