@@ -35,7 +35,7 @@ class Unplated(Distribution):
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw whole batches."""
-        return self.joint.sample(key, sample_shape)
+        return jnp.asarray(self.joint.sample(key, sample_shape))
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Equal shares of the joint log density, in nats, for each element of the batch."""
