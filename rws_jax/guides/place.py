@@ -14,6 +14,7 @@ from rws_jax.core.numpyro_internals import ActivePlate, active_plates, mask_of
 from rws_jax.core.sites import Site
 from rws_jax.guides.axes import Names, gathered, own_dims, spread
 from rws_jax.guides.proposals.family import Family, family_of, why_none
+from rws_jax.guides.proposals.unplated import Unplated
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Place:
     """The prior at a latent site, and how its batch dims relate to data."""
 
     fn: Distribution  # the prior, without a mask
+    whole: Distribution | None  # the same with its batch shape, which has become part of the event; None if it has not
     mask: Any  # None if it has none
     family: Family | None  # None: it keeps its prior
     plates: tuple[ActivePlate, ...]
@@ -43,11 +45,13 @@ class Place:
             fn = fn.base_dist
         sample_shape = msg["kwargs"].get("sample_shape", ())
         fn = fn.expand((*sample_shape, *fn.batch_shape)) if sample_shape else fn
-        plates = tuple(active_plates())
-        if not plates and mask is None:
-            fn = fn.to_event()  # all of its numbers may depend on one another
+        plates, whole = tuple(active_plates()), None
+        if not plates and mask is None and fn.batch_shape:
+            whole, fn = fn, fn.to_event()  # all of its numbers may depend on one another
         of_data = {plate.dim: plate.name for plate in plates if plate.name in names}
-        return cls(fn, mask, family_of(fn, components), plates, of_data, tuple(own_dims(fn.batch_shape, of_data)))
+        return cls(
+            fn, whole, mask, family_of(fn, components), plates, of_data, tuple(own_dims(fn.batch_shape, of_data))
+        )
 
     @property
     def num_dims(self) -> int:
@@ -78,4 +82,6 @@ class Place:
         """The proposal that the outputs of a network, ``(*batch, n)``, stand for."""
         assert self.family is not None
         fn = self.family.proposal(self.fn, spread(outputs, self.own_dims, self.fn.batch_shape))
+        if self.whole is not None:
+            return Unplated(self.whole, fn)
         return fn if self.mask is None else fn.mask(self.mask)
