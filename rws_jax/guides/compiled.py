@@ -14,7 +14,7 @@ from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_known
 from rws_jax.guides.axes import Leaf, parsed
 from rws_jax.guides.context import Data
-from rws_jax.guides.dreams import dream
+from rws_jax.guides.dreams import Dreams, dream
 from rws_jax.guides.initial import Architecture
 from rws_jax.guides.leaves import as_floats, number_leaves, signature_of
 from rws_jax.guides.networks import Tree, standard
@@ -41,7 +41,7 @@ class CompiledGuide:
         self.data_plates, self.prefix = data_plates, prefix
         self.__signature__ = signature_of(model)
         self.__name__ = f"compile_guide({getattr(model, '__name__', type(model).__name__)})"
-        self._found: list[tuple[Any, Architecture]] = []
+        self._found: list[tuple[Any, dict[str, Any], Architecture]] = []
         self._said: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,14 +62,17 @@ class CompiledGuide:
         return Data(tuple(embedded), tree)
 
     def _architecture(self, args: tuple, kwargs: dict[str, Any], leaves: dict[str, Any]) -> Architecture:
-        """Of these arguments, from dreams that are dreamt once for each."""
-        for known, architecture in self._found:
-            if _same(known, (args, kwargs)):
+        """Of these arguments; what has been dreamt of some holds for all others that differ in their data alone."""
+        leaf_ids = set(map(id, leaves.values()))
+        others = [leaf for leaf in jax.tree.leaves((args, kwargs)) if id(leaf) not in leaf_ids]
+        kind = jax.tree.structure((args, kwargs)), others
+        for known_kind, known, architecture in self._found:
+            if kind == known_kind and _are_alike(known, leaves, architecture.dreams):
                 return architecture
         dreams = dream(self.model, args, kwargs, leaves, self.components, set())
         architecture = Architecture(dreams, leaves, self.data_plates, self.hidden, self.autoregressive)
-        if is_known(leaves):
-            self._found = [*self._found[1 - _NUM_KEPT :], ((args, kwargs), architecture)]
+        if is_known((args, kwargs, list(dreams.values.values()))):
+            self._found = [*self._found[1 - _NUM_KEPT :], (kind, leaves, architecture)]
         return architecture
 
     def _keep(self, name: str, why: str) -> None:
@@ -79,8 +82,13 @@ class CompiledGuide:
         warnings.warn(f"{name} keeps prior: {why}", stacklevel=2)
 
 
-def _same(known: Any, given: Any) -> bool:
-    (leaves, structure), (others, other_structure) = map(jax.tree.flatten, (known, given))
-    if structure != other_structure:
+def _are_alike(known: dict[str, Any], leaves: dict[str, Any], dreams: Dreams) -> bool:
+    """Whether arguments have one kind, and equal values but for data that are dreamt."""
+    kinds = [{name: jax.typeof(jnp.asarray(leaf)) for name, leaf in each.items()} for each in (known, leaves)]
+    if kinds[0] != kinds[1]:
         return False
-    return all(one is other or (is_known(other) and np.array_equal(one, other)) for one, other in zip(leaves, others, strict=True))
+    rest = [name for name in leaves if ("data", name) not in dreams.values]
+    return all(
+        leaves[name] is known[name] or (is_known(leaves[name]) and np.array_equal(leaves[name], known[name]))
+        for name in rest
+    )

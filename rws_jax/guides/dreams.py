@@ -1,6 +1,7 @@
 """What a guide has to know of its model before it has weights: sites, shapes and scales, from dreams of the model."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from rws_jax.core.sites import Site, base_distribution
 from rws_jax.guides.axes import SCAN
 from rws_jax.guides.bodies import Scans
 from rws_jax.guides.place import Place
+from rws_jax.guides.proposals.family import Family
 
 _NUM = 200
 
@@ -87,6 +89,11 @@ def dream(
     return dreams
 
 
+@partial(jax.jit, static_argnums=0)  # dreams may run un-jitted, one by one
+def _features(family: Family, fn: dist.Distribution, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return family.features(fn, value), family.prior_features(fn)
+
+
 def _varies(values: list[jax.Array]) -> bool:
     return bool(np.any(np.ptp(np.concatenate([np.reshape(v, (-1, np.shape(v)[-1])) for v in values]), axis=0) > 0.0))
 
@@ -131,8 +138,8 @@ class dreaming(Messenger):
         elif msg["type"] == "sample" and msg["name"] in self.places and not comes_out_of_control_flow(msg):
             place = self.places[msg["name"]]
             if place.family is not None:
-                self.values["latents", msg["name"]] = place.family.features(place.fn, msg["value"])
-                self.values["prior", msg["name"]] = place.family.prior_features(place.fn)
+                features, of_prior = _features(place.family, place.fn, msg["value"])
+                self.values |= {("latents", msg["name"]): features, ("prior", msg["name"]): of_prior}
 
     def _draw_data(self, msg: Site, frames: Frames) -> None:
         leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"]), None)

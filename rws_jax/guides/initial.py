@@ -77,7 +77,7 @@ class Architecture:
         return {name: site.scan for name, site in self.dreams.sites.items() if site.scan}
 
     @cached_property
-    def _units(self) -> Names:
+    def _around_all(self) -> Names:
         """Plates around all latents, which have nothing to say of one another's data."""
         around = [frozenset(name for name, _ in site.frames) for site in self.dreams.sites.values()]
         return frozenset.intersection(*around) if around else frozenset()
@@ -97,31 +97,48 @@ class Architecture:
         of_data = [plate.dim for plate in site.place.plates if plate.name in self._of_data]
         return own_dims(site.place.fn.batch_shape, of_data)
 
+    @cached_property
+    def _units(self) -> dict[tuple[str, str], Tree]:
+        """Shift and scale of numbers, by what they are and of which argument or site."""
+        units = {}
+        for name, leaf in self.leaves.items():
+            dreamt = self.dreams.values.get(("data", name), [leaf[None] if hasattr(leaf, "ndim") else [leaf]])
+            units["data", name] = _units_of([_rows(as_floats(value), 1 + len(self.axes[name])) for value in dreamt])
+        for (what, name), values in self.dreams.values.items():
+            if what != "data":
+                units[what, name] = _units_of([self._of_elements(name, value) for value in values])
+        return units
+
+    def _of_elements(self, name: str, value: jax.Array) -> jax.Array:
+        """A row of numbers for each dream, step and element."""
+        site = self.dreams.sites[name]
+        own, batch_shape = self._own_dims(site), site.place.fn.batch_shape
+        extra = value.ndim - 1 - len(batch_shape)  # dreams, and steps of scans
+        whole = jnp.broadcast_to(value, (*value.shape[:extra], *batch_shape, value.shape[-1]))
+        return _rows(gathered(whole, [extra + dim for dim in own], extra + len(batch_shape)), -1)
+
     def _of_argument(self, rng_key: jax.Array, name: str) -> Tree:
-        leaf, num_axes = as_floats(self.leaves[name]), len(self.axes[name])
-        dreamt = self.dreams.values.get(("data", name), [leaf[None]])
-        values = [as_floats(value).reshape(*value.shape[: 1 + num_axes], -1) for value in dreamt]
-        tree = _standard_units([value.reshape(-1, value.shape[-1]) for value in values])
-        return tree | {"weights": linear(rng_key, values[0].shape[-1], self.hidden)}
+        units = self._units["data", name]
+        return units | {"weights": linear(rng_key, len(units["shift"]), self.hidden)}
 
     def _trunk(self, rng_key: jax.Array) -> Tree:
         return {"bias": jnp.zeros(self.hidden), "hidden": new_affine(rng_key, self.hidden, self.hidden)}
 
     def _of_latent(self, rng_key: jax.Array, name: str) -> Tree:
-        tree = self._standard_units("latents", name)
-        return tree | new_affine(rng_key, len(tree["shift"]), self.hidden)
+        units = self._units["latents", name]
+        return units | new_affine(rng_key, len(units["shift"]), self.hidden)
 
     def _head(self, rng_key: jax.Array, name: str) -> Tree:
         site = self.dreams.sites[name]
         assert site.place.family is not None
         blocks, tree = {}, {}
         if self.leaves:
-            over = [plate.name for plate in site.place.plates if plate.name in self._of_data - self._units]
+            over = [plate.name for plate in site.place.plates if plate.name in self._of_data - self._around_all]
             blocks = {"data": self.hidden} | ({f"data over {', '.join(over)}": self.hidden} if over else {})
         if name in self._read_earlier:
             blocks["latents"] = self.hidden
         if self.dependent and ("prior", name) in self.dreams.varying:
-            tree = {"prior": self._standard_units("prior", name)}
+            tree = {"prior": self._units["prior", name]}
             blocks["prior"] = len(tree["prior"]["shift"])
         *of_blocks, of_hidden, of_outputs = jax.random.split(rng_key, len(blocks) + 2)
         num_own = math.prod(site.place.fn.batch_shape[dim] for dim in self._own_dims(site))
@@ -144,20 +161,15 @@ class Architecture:
             networks["backward"] = {"cell": cell, "outputs": new_affine(of_outputs, self.hidden, self.hidden)}
         return networks
 
-    def _standard_units(self, what: str, name: str) -> Tree:
-        site = self.dreams.sites[name]
-        own, num_dims = self._own_dims(site), len(site.place.fn.batch_shape)
-        flat = []
-        for value in self.dreams.values[what, name]:
-            extra = value.ndim - 1 - num_dims  # dreams, and steps of scans
-            dims = [extra + dim for dim in own]
-            whole = jnp.broadcast_to(value, (*value.shape[:extra], *site.place.fn.batch_shape, value.shape[-1]))
-            numbers = gathered(whole, dims, extra + num_dims)
-            flat.append(numbers.reshape(-1, numbers.shape[-1]))
-        return _standard_units(flat)
+
+def _rows(value: jax.Array, num_axes: int) -> jax.Array:
+    """The first axes as rows, and all numbers of the others in one."""
+    num_rows = math.prod(value.shape[:num_axes])
+    return value.reshape(num_rows, math.prod(value.shape[num_axes:]))
 
 
-def _standard_units(values: Sequence[jax.Array]) -> Tree:
+@jax.jit
+def _units_of(values: Sequence[jax.Array]) -> Tree:
     """The median of each number, and its spread: of the middle two thirds or, where these do not differ, of all."""
     value = jnp.concatenate(list(values))
     value = jnp.where(jnp.isfinite(value), value, jnp.nan)

@@ -79,15 +79,14 @@ class Finite(Distribution):
         """Indices of values, of which each takes into account those that were drawn before."""
         assert self.coupling is not None
         drawn: list[jax.Array] = []
-        num_values = noisy.shape[-1]
         for element in range(noisy.shape[-2]):
             logits = noisy[..., element, :]
-            for before, index in enumerate(drawn):
-                features = _features(jax.nn.one_hot(index, num_values) > 0)
+            for before, is_value in enumerate(drawn):
+                features = _features(is_value)
                 weights, features = of_one_rank(self.coupling[..., element, before, :, :], features[..., None, :])
                 logits = logits + jnp.sum(weights * features, axis=-1)
-            drawn.append(jnp.argmax(logits, axis=-1))
-        return jnp.stack(drawn, axis=-1)
+            drawn.append(logits == jnp.max(logits, axis=-1, keepdims=True))
+        return jnp.argmax(jnp.stack(drawn, axis=-2), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,8 @@ class FiniteFamily:
     def _coupling(self) -> tuple[int, ...] | None:
         num_pairs = self.num_elements * (self.num_elements - 1) // 2
         shape = (num_pairs, self._num_outputs, self._num_outputs)
+        if len(self.values) > 2:  # compiled draws of three or more dependent values do not follow their density yet
+            return None
         return shape if num_pairs and self.num_elements <= MAX_DEPENDENT and math.prod(shape) <= MAX_WEIGHTS else None
 
     @property
