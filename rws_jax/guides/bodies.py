@@ -117,4 +117,3 @@ def _summary(drawn: list[Drawn], state: jax.Array) -> jax.Array:
     num_dims = max([one.value.ndim for one in drawn] + [state.ndim])
     raised = [one.value.reshape((1,) * (num_dims - one.value.ndim) + one.value.shape) for one in drawn]
     return total([*raised, jnp.zeros((1,) * (num_dims - 1) + state.shape[-1:])])
-

@@ -144,7 +144,8 @@ class Architecture:
         num_own = math.prod(site.place.fn.batch_shape[dim] for dim in self._own_dims(site))
         return tree | {
             "inputs": {
-                block: linear(key, num, self.hidden) for key, (block, num) in zip(of_blocks, blocks.items(), strict=True)
+                block: linear(key, num, self.hidden)
+                for key, (block, num) in zip(of_blocks, blocks.items(), strict=True)
             },
             "bias": jnp.zeros(self.hidden),
             "hidden": new_affine(of_hidden, self.hidden, self.hidden),
@@ -154,7 +155,9 @@ class Architecture:
     def _of_scan(self, rng_key: jax.Array, name: str) -> Tree:
         of_forward, of_backward, of_outputs = jax.random.split(rng_key, 3)
         networks: Tree = {}
-        if self.dependent and any(site.place.family is not None for site in self.dreams.sites.values() if site.scan == name):
+        if self.dependent and any(
+            site.place.family is not None for site in self.dreams.sites.values() if site.scan == name
+        ):
             networks["forward"] = new_recurrent(of_forward, self.hidden, self.hidden)
         if any(SCAN in names for axes in self.axes.values() for names in axes):
             cell = new_recurrent(of_backward, self.hidden, self.hidden)

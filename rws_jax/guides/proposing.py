@@ -116,5 +116,3 @@ class proposing(Messenger):
         if tree is not None and place.family is not None:
             features = standard(tree, place.gathered(place.family.features(place.fn, value)))
             self.drawn.append(Drawn(name, activation(affine(tree, features)), place.data_plates))
-
-

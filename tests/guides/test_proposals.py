@@ -72,7 +72,9 @@ def test_draws_follow_the_density(fn, values):
         assert abs(found.mean() - expected) < 5.0 * found.std() / np.sqrt(num) + 2e-4
 
 
-@pytest.mark.parametrize("fn", [dist.Bernoulli(0.3), dist.Categorical(jnp.array([0.2, 0.3, 0.5]))], ids=["two", "three"])
+@pytest.mark.parametrize(
+    "fn", [dist.Bernoulli(0.3), dist.Categorical(jnp.array([0.2, 0.3, 0.5]))], ids=["two", "three"]
+)
 def test_elements_of_a_discrete_event_depend_on_those_before(fn):
     fn = fn.expand((3,)).to_event(1)
     q = proposal_of(fn, 1.0)[2]

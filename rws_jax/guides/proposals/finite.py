@@ -58,7 +58,8 @@ class Finite(Distribution):
         logits = self.logits
         if self.coupling is not None:
             coupling, features = of_one_rank(self.coupling, _features(is_value)[..., None, :, None, :])
-            logits, added = of_one_rank(logits, jnp.sum(coupling * features, axis=(-3, -1)))
+            added = jnp.einsum("...devf,...ef->...dv", coupling, features[..., 0, :, 0, :])
+            logits, added = of_one_rank(logits, added)
             logits = logits + added
         log_probs, is_value = of_one_rank(jax.nn.log_softmax(logits), is_value)
         of_element = jnp.sum(jnp.where(is_value, log_probs, 0.0), axis=-1)
@@ -79,14 +80,17 @@ class Finite(Distribution):
         """Indices of values, of which each takes into account those that were drawn before."""
         assert self.coupling is not None
         drawn: list[jax.Array] = []
+        indices: list[jax.Array] = []
         for element in range(noisy.shape[-2]):
             logits = noisy[..., element, :]
             for before, is_value in enumerate(drawn):
                 features = _features(is_value)
                 weights, features = of_one_rank(self.coupling[..., element, before, :, :], features[..., None, :])
-                logits = logits + jnp.sum(weights * features, axis=-1)
-            drawn.append(logits == jnp.max(logits, axis=-1, keepdims=True))
-        return jnp.argmax(jnp.stack(drawn, axis=-2), axis=-1)
+                # By a product of matrices: XLA on CPU (jaxlib 0.10) compiles the sum of products to wrong numbers.
+                logits = logits + jnp.einsum("...vf,...f->...v", weights, features[..., 0, :])
+            indices.append(jnp.argmax(logits, axis=-1))
+            drawn.append(jax.nn.one_hot(indices[-1], logits.shape[-1], dtype=bool))
+        return jnp.stack(indices, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,6 @@ class FiniteFamily:
     def _coupling(self) -> tuple[int, ...] | None:
         num_pairs = self.num_elements * (self.num_elements - 1) // 2
         shape = (num_pairs, self._num_outputs, self._num_outputs)
-        if len(self.values) > 2:  # compiled draws of three or more dependent values do not follow their density yet
-            return None
         return shape if num_pairs and self.num_elements <= MAX_DEPENDENT and math.prod(shape) <= MAX_WEIGHTS else None
 
     @property
