@@ -157,7 +157,9 @@ def either():
         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     x = np.float32(1.3)
-    return Case(model, (x,), np.logaddexp(np.log(0.4) + log_normal(x, 2.0, 2.0), np.log(0.6) + log_normal(x, -1.0, 1.25)))
+    return Case(
+        model, (x,), np.logaddexp(np.log(0.4) + log_normal(x, 2.0, 2.0), np.log(0.6) + log_normal(x, -1.0, 1.25))
+    )
 
 
 def branching():
