@@ -87,7 +87,7 @@ class proposing(Messenger):
         outputs = self._outputs(name, tree, place)
         check_size(name, outputs.shape[-1], place.family.size * place.num_own, place.fn.batch_shape, place.plates)
         msg["fn"] = place.proposal(outputs)
-        msg["kwargs"].pop("sample_shape", None)
+        msg["kwargs"] = msg["kwargs"] | {"sample_shape": ()}  # the proposal has it among its batch dims
 
     def _outputs(self, name: str, tree: Tree, place: Place) -> jax.Array:
         inputs = {block: self._input(block, tree, place) for block in tree["inputs"]}
