@@ -37,6 +37,18 @@ def fail_mutable(name: str) -> NoReturn:
     )
 
 
+def check_outputs(name: str, num: int, expected: int) -> None:
+    """A network of the user's has as many outputs as the proposal has parameters."""
+    if num != expected:
+        fail(
+            ValueError,
+            f"networks[{name!r}] has another number of outputs than the proposal for site {name!r} has parameters",
+            expected=f"a vector of shape ({expected},), zeros of which are the prior",
+            found=f"shape ({num},)",
+            hint=f"end the network with a layer of {expected} units, or leave it out",
+        )
+
+
 def check_size(name: str, num: int, expected: int, batch_shape: tuple[int, ...], plates: Sequence[ActivePlate]) -> None:
     """A plate without data along it has outputs for each element, and cannot change its size."""
     if num != expected:

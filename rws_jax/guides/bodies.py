@@ -21,7 +21,7 @@ from rws_jax.guides.networks import recurrent
 
 @dataclass
 class Scans:
-    """The scans of one body so far, which are named as they come: scan, scan 2, ...; those within one, scan/scan, ..."""
+    """The scans of one body so far, named as they come: scan, scan 2, ...; those within one, scan/scan, ..."""
 
     path: str = ""
     count: int = 0
@@ -98,8 +98,9 @@ def _steps(handler: Handler, body: ProgramFn, carry: Any, xs: Any, length: int |
 
     def first_summary(carry: Any, x: Any, data: Any) -> jax.Array:
         state = jnp.zeros(handler.guide.hidden)
+        in_one_step: Any = seed(run, jax.random.key(0))
         with block():  # this run is for its shapes alone
-            _, drawn = seed(run, jax.random.key(0))({name: state}, carry, x, data)
+            _, drawn = in_one_step({name: state}, carry, x, data)
         for one in drawn:
             plates.update(one.plates)
         return _summary(drawn, state)

@@ -2,22 +2,23 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from numpyro.handlers import block, seed
 
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_known
-from rws_jax.guides.axes import Leaf, parsed
-from rws_jax.guides.context import Data
 from rws_jax.guides.dreams import Dreams, dream
+from rws_jax.guides.embedding import Embedding, data_of, own_networks
 from rws_jax.guides.initial import Architecture
-from rws_jax.guides.leaves import as_floats, number_leaves, signature_of
-from rws_jax.guides.networks import Tree, standard
+from rws_jax.guides.leaves import check_readable, number_leaves, signature_of
+from rws_jax.guides.networks import Tree
+from rws_jax.guides.options import GuideOptions
 from rws_jax.guides.proposing import Guide, proposing
 from rws_jax.programs.held import held
 
@@ -25,61 +26,99 @@ _NUM_KEPT = 4
 
 
 class CompiledGuide:
-    """What `compile_guide` returns. It has no weights: these are the value of one `numpyro.param` site."""
+    """What `compile_guide` returns.
 
-    def __init__(
-        self,
-        model: ProgramFn,
-        *,
-        hidden: int,
-        components: int,
-        autoregressive: bool,
-        data_plates: dict[str, tuple[str | None, ...]],
-        prefix: str,
-    ) -> None:
-        self.model, self.hidden, self.components, self.autoregressive = model, hidden, components, autoregressive
-        self.data_plates, self.prefix = data_plates, prefix
-        self.__signature__ = signature_of(model)
+    It holds no weights: these are the value of its `numpyro.param` site, and of those of the user's networks.
+    """
+
+    def __init__(self, model: ProgramFn, options: GuideOptions) -> None:
+        self.model, self.options = model, options
         self.__name__ = f"compile_guide({getattr(model, '__name__', type(model).__name__)})"
+        self.__doc__ = "An amortised guide, compiled from its model; see `rws_jax.compile_guide`."
+        self._of_model = signature_of(model)
+        self.__signature__ = _with_observations(self._of_model) if options.observed_sites else self._of_model
         self._found: list[tuple[Any, dict[str, Any], Architecture]] = []
-        self._said: set[str] = set()
+        self._kept: set[str] = set()  # sites that keep their priors, each said once
+
+    def __repr__(self) -> str:
+        """The model that it is of."""
+        return self.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Draw the latents of the model, given what its arguments say."""
-        leaves = number_leaves(self.__signature__, args, kwargs)
-        tree: Any = numpyro.param(self.prefix, lambda rng_key: self._architecture(args, kwargs, leaves).tree(rng_key))
-        guide = Guide(tree, self.hidden, self.components, self._keep)
-        with held(), proposing(None, guide, self._data(tree["data"], leaves)):
+        """Draw the latents of the model, given what its arguments say.
+
+        Args:
+          *args: those of the model.
+          **kwargs: those of the model.
+        """
+        options = self.options
+        arguments = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        leaves = number_leaves(arguments)
+        embedding = None
+        if options.embed is None:
+            check_readable(arguments, leaves)
+        else:
+            embedding = Embedding(options.embed, f"{options.prefix}/embed", self.__signature__, arguments)
+        if "observations" not in self._of_model.parameters:
+            kwargs.pop("observations", None)
+        initial = partial(self._initial, args, kwargs, leaves, embedding)
+        tree: Any = numpyro.param(options.prefix, initial)
+        data = (data_of if embedding is None else embedding.data_of)(tree["data"], leaves)
+        networks = own_networks(options.networks, options.prefix, options.hidden)
+        observations = arguments.get("observations") or {}
+        observed = {name: observations.get(name) for name in options.observed_sites}
+        guide = Guide(tree, options.hidden, options.components, self._keep, networks, observed)
+        with held(), proposing(None, guide, data):
             self.model(*args, **kwargs)
 
-    def _data(self, tree: Tree, leaves: dict[str, Any]) -> Data:
-        embedded = []
-        for key, of_argument in tree["arguments"].items():
-            name, axes = parsed(key)
-            value = as_floats(leaves[name])
-            value = value.reshape(*value.shape[: len(axes)], -1)
-            embedded.append(Leaf(name, axes, standard(of_argument, value) @ of_argument["weights"]))
-        return Data(tuple(embedded), tree)
+    def _initial(
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        leaves: dict[str, Any],
+        embedding: Embedding | None,
+        rng_key: jax.Array,
+    ) -> Tree:
+        """First weights."""
+        architecture = self._architecture(args, kwargs, leaves)
+        if embedding is None:
+            return architecture.tree(rng_key)
+        with block(), seed(rng_seed=0):
+            vector = jax.eval_shape(lambda leaves: embedding.values(architecture.axes, leaves), leaves)
+        return architecture.tree(rng_key, vector.shape[-1])
 
     def _architecture(self, args: tuple, kwargs: dict[str, Any], leaves: dict[str, Any]) -> Architecture:
         """Of these arguments; what has been dreamt of some holds for all others that differ in their data alone."""
-        leaf_ids = set(map(id, leaves.values()))
+        options, leaf_ids = self.options, set(map(id, leaves.values()))
         others = [leaf for leaf in jax.tree.leaves((args, kwargs)) if id(leaf) not in leaf_ids]
         kind = jax.tree.structure((args, kwargs)), others
         for known_kind, known, architecture in self._found:
             if kind == known_kind and _are_alike(known, leaves, architecture.dreams):
                 return architecture
-        dreams = dream(self.model, args, kwargs, leaves, self.components, set())
-        architecture = Architecture(dreams, leaves, self.data_plates, self.hidden, self.autoregressive)
+        dreams = dream(self.model, args, kwargs, leaves, options.components, set(options.observed_sites))
+        architecture = Architecture(dreams, leaves, options)
         if is_known((args, kwargs, list(dreams.values.values()))):
             self._found = [*self._found[1 - _NUM_KEPT :], (kind, leaves, architecture)]
         return architecture
 
     def _keep(self, name: str, why: str) -> None:
-        if name in self._said:
-            return
-        self._said.add(name)
-        warnings.warn(f"{name} keeps prior: {why}", stacklevel=2)
+        if name not in self._kept:
+            self._kept.add(name)
+            warnings.warn(
+                f"the compiled guide draws latent site {name!r} from its prior, as {why}: weights stay right, and"
+                " nothing is learnt there",
+                stacklevel=2,
+            )
+
+
+def _with_observations(signature: inspect.Signature) -> inspect.Signature:
+    """With an argument for the values of data sites that the model draws itself."""
+    parameters = list(signature.parameters.values())
+    if "observations" in signature.parameters:
+        return signature
+    own = inspect.Parameter("observations", inspect.Parameter.KEYWORD_ONLY, default=None)
+    position = len(parameters) - (bool(parameters) and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD)
+    return signature.replace(parameters=[*parameters[:position], own, *parameters[position:]])
 
 
 def _are_alike(known: dict[str, Any], leaves: dict[str, Any], dreams: Dreams) -> bool:

@@ -67,7 +67,7 @@ def dream(
       components: of mixtures.
       observed: names of sites that are data without being observed.
     """
-    dreams, rng_keys = Dreams(), jax.random.split(jax.random.key(0), _NUM)
+    dreams, rng_key = Dreams(), jax.random.key(0)
 
     def one(rng_key: jax.Array) -> Values:
         handler = dreaming(dreams, leaves, components, observed)
@@ -77,13 +77,15 @@ def dream(
         return handler.values
 
     try:
-        jaxpr, shapes = jax.make_jaxpr(one, return_shape=True)(rng_keys[0])
+        jaxpr, shapes = jax.make_jaxpr(one, return_shape=True)(jax.random.clone(rng_key))
         inputs = jax.tree.structure(shapes).unflatten(dependence(jaxpr))
         dreams.varying = {name for name, of in inputs.items() if of}
-        dreams.values = {name: [value] for name, value in jax.jit(jax.vmap(one))(rng_keys).items()}
+        dreams.values = {
+            name: [value] for name, value in jax.jit(jax.vmap(one))(jax.random.split(rng_key, _NUM)).items()
+        }
     except CONCRETIZATION_ERRORS:  # Python has to know what is drawn
-        for rng_key in rng_keys:
-            for name, value in one(rng_key).items():
+        for own_key in jax.random.split(jax.random.clone(rng_key), _NUM):
+            for name, value in one(own_key).items():
                 dreams.values.setdefault(name, []).append(value[None])
         dreams.varying = {name for name, values in dreams.values.items() if _varies(values)}
     return dreams
@@ -142,7 +144,8 @@ class dreaming(Messenger):
                 self.values |= {("latents", msg["name"]): features, ("prior", msg["name"]): of_prior}
 
     def _draw_data(self, msg: Site, frames: Frames) -> None:
-        leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"]), None)
+        named = f"observations[{msg['name']!r}]"  # of a model that draws its data itself
+        leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"] or name == named), None)
         if leaf is not None:
             unlike = frozenset(plate.name for plate in active_plates() if _differs_along(msg["fn"], plate.dim))
             self.dreams.data.setdefault(leaf, []).append(DreamtData(frames, unlike))

@@ -14,6 +14,7 @@ from rws_jax.guides.axes import SCAN, Names, described, gathered, named_axes, ow
 from rws_jax.guides.dreams import Dreams, DreamtSite
 from rws_jax.guides.leaves import as_floats
 from rws_jax.guides.networks import Tree, linear, new_affine, new_recurrent
+from rws_jax.guides.options import GuideOptions
 
 _NOISE = 0.02  # of the last layers: the guide starts as the prior, but for this
 
@@ -24,12 +25,15 @@ class Architecture:
 
     dreams: Dreams
     leaves: dict[str, Any]  # arguments that hold numbers
-    plates: dict[str, tuple[str | None, ...]]  # of the first axes of an argument, where shapes do not tell
-    hidden: int  # units of a layer
-    dependent: bool  # whether proposals read the latents that were drawn before
+    options: GuideOptions
 
-    def tree(self, rng_key: jax.Array) -> Tree:
-        """First weights of all networks: each has a key of its own, by its name."""
+    def tree(self, rng_key: jax.Array, num_embedded: int = 0) -> Tree:
+        """First weights of all networks: each has a key of its own, by its name.
+
+        Args:
+          rng_key: JAX random key.
+          num_embedded: how many numbers the user's network makes of a datum, if there is one.
+        """
 
         def key_of(*names: str) -> jax.Array:
             return jax.random.fold_in(rng_key, zlib.crc32("/".join(names).encode()) & 0x7FFFFFFF)
@@ -37,6 +41,8 @@ class Architecture:
         arguments = {
             described(name, self.axes[name]): self._of_argument(key_of("data", name), name) for name in self.leaves
         }
+        if self.options.embed is not None:
+            arguments = {self._embedded: {"weights": linear(key_of("embed"), num_embedded, self.hidden)}}
         data = {"arguments": arguments} | ({} if not arguments else self._trunk(key_of("data")))
         sites = {name: site for name, site in self.dreams.sites.items() if site.place.family is not None}
         latents = {name: self._of_latent(key_of("latents", name), name) for name in sites if name in self._read_later}
@@ -51,8 +57,8 @@ class Architecture:
         of_latents = {name for frames in anywhere for name, _ in frames}
         found: dict[str, tuple[Names, ...]] = {}
         for name, leaf in self.leaves.items():
-            if name in self.plates:
-                found[name] = tuple(frozenset([plate]) for plate in self.plates[name] if plate is not None)
+            if name in self.options.data_plates:
+                found[name] = tuple(frozenset([plate]) for plate in self.options.data_plates[name])
                 continue
             observed = self.dreams.data.get(name)
             frames = anywhere if observed is None else []
@@ -67,8 +73,20 @@ class Architecture:
             found[name] = named_axes(jnp.shape(leaf), frames)
         return found
 
+    @property
+    def hidden(self) -> int:
+        """Units of a layer."""
+        return self.options.hidden
+
+    @property
+    def _embedded(self) -> str:
+        """The key of what the user's network makes of all arguments: of one datum of each that has an axis of data."""
+        return "; ".join(described(name, axes[:1]) for name, axes in self.axes.items())
+
     @cached_property
     def _of_data(self) -> Names:
+        if self.options.embed is not None:
+            return frozenset[str]().union(*(axes[0] for axes in self.axes.values() if axes))
         return frozenset[str]().union(*(names for axes in self.axes.values() for names in axes))
 
     @cached_property
@@ -86,12 +104,12 @@ class Architecture:
     def _read_earlier(self) -> set[str]:
         """Sites that have others before them, in some dream."""
         later = {name for order in self.dreams.orders for name in order[1:]}
-        return later | self._scans.keys() if self.dependent else set()
+        return later | self._scans.keys() if self.options.autoregressive else set()
 
     @cached_property
     def _read_later(self) -> set[str]:
         earlier = {name for order in self.dreams.orders for name in order[:-1]}
-        return earlier | self._scans.keys() if self.dependent else set()
+        return earlier | self._scans.keys() if self.options.autoregressive else set()
 
     def _own_dims(self, site: DreamtSite) -> list[int]:
         of_data = [plate.dim for plate in site.place.plates if plate.name in self._of_data]
@@ -131,35 +149,35 @@ class Architecture:
     def _head(self, rng_key: jax.Array, name: str) -> Tree:
         site = self.dreams.sites[name]
         assert site.place.family is not None
-        blocks, tree = {}, {}
-        if self.leaves:
+        blocks: dict[str, int] = {}
+        tree: Tree = {}
+        if self.leaves or self.options.embed is not None:
             over = [plate.name for plate in site.place.plates if plate.name in self._of_data - self._around_all]
             blocks = {"data": self.hidden} | ({f"data over {', '.join(over)}": self.hidden} if over else {})
         if name in self._read_earlier:
             blocks["latents"] = self.hidden
-        if self.dependent and ("prior", name) in self.dreams.varying:
+        if self.options.autoregressive and ("prior", name) in self.dreams.varying:
             tree = {"prior": self._units["prior", name]}
             blocks["prior"] = len(tree["prior"]["shift"])
         *of_blocks, of_hidden, of_outputs = jax.random.split(rng_key, len(blocks) + 2)
+        sizes = zip(of_blocks, blocks.items(), strict=True)
+        tree["inputs"] = {block: linear(key, num, self.hidden) for key, (block, num) in sizes}
+        tree["bias"] = jnp.zeros(self.hidden)
+        if name in self.options.networks:
+            return tree
         num_own = math.prod(site.place.fn.batch_shape[dim] for dim in self._own_dims(site))
-        return tree | {
-            "inputs": {
-                block: linear(key, num, self.hidden)
-                for key, (block, num) in zip(of_blocks, blocks.items(), strict=True)
-            },
-            "bias": jnp.zeros(self.hidden),
-            "hidden": new_affine(of_hidden, self.hidden, self.hidden),
-            "outputs": new_affine(of_outputs, self.hidden, site.place.family.size * num_own, _NOISE),
-        }
+        tree["hidden"] = new_affine(of_hidden, self.hidden, self.hidden)
+        tree["outputs"] = new_affine(of_outputs, self.hidden, site.place.family.size * num_own, _NOISE)
+        return tree
 
     def _of_scan(self, rng_key: jax.Array, name: str) -> Tree:
         of_forward, of_backward, of_outputs = jax.random.split(rng_key, 3)
         networks: Tree = {}
-        if self.dependent and any(
+        if self.options.autoregressive and any(
             site.place.family is not None for site in self.dreams.sites.values() if site.scan == name
         ):
             networks["forward"] = new_recurrent(of_forward, self.hidden, self.hidden)
-        if any(SCAN in names for axes in self.axes.values() for names in axes):
+        if self.options.embed is None and any(SCAN in names for axes in self.axes.values() for names in axes):
             cell = new_recurrent(of_backward, self.hidden, self.hidden)
             networks["backward"] = {"cell": cell, "outputs": new_affine(of_outputs, self.hidden, self.hidden)}
         return networks

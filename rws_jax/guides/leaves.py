@@ -11,38 +11,49 @@ from rws_jax.core.errors import describe, fail
 from rws_jax.core.layers import ProgramFn
 
 
-def number_leaves(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+def number_leaves(arguments: dict[str, Any]) -> dict[str, Any]:
     """Numbers and arrays among the arguments, by the name of the argument and the path within it.
 
-    Flags, functions, text and random keys steer a program, and are no data. An argument that could only be data and has
-    no array is an error.
+    Flags, functions, text and random keys steer a program, and are no data.
     """
-    bound = signature.bind(*args, **kwargs).arguments
     leaves: dict[str, Any] = {}
-    for argument, value in bound.items():
-        for path, leaf in jax.tree.leaves_with_path(_as_arrays(argument, value)):
+    for argument, value in arguments.items():
+        if _is_ragged(value):
+            _fail_unreadable(argument, "lists of numbers whose lengths differ")
+        for path, leaf in jax.tree.leaves_with_path(value):
             if _is_number(argument, leaf):
-                leaves[f"{argument}{jax.tree_util.keystr(path)}"] = leaf
-    given = {name: value for name, value in bound.items() if not _is_flag(value)}
-    if given and not leaves:
-        name, value = next(iter(given.items()))
-        _fail_unreadable(name, describe(value))
+                leaves[_name_of(argument, path)] = leaf
     return leaves
 
 
-def _as_arrays(argument: str, value: Any) -> Any:
-    """A list of numbers as the array that it stands for."""
-    is_numbers = isinstance(value, list) and value and all(map(_is_python_number, jax.tree.leaves(value)))
-    if not is_numbers:
-        return value
-    try:
-        return np.asarray(value)
-    except ValueError:  # lists of different lengths
-        _fail_unreadable(argument, "lists of numbers whose lengths differ")
+def check_readable(arguments: dict[str, Any], leaves: dict[str, Any]) -> None:
+    """There is something to read, if arguments could be data."""
+    could_be = {name: value for name, value in arguments.items() if not _is_flag(value)}
+    if could_be and not leaves:
+        name, value = next(iter(could_be.items()))
+        _fail_unreadable(name, describe(value))
+
+
+def with_numbers(arguments: dict[str, Any], leaves: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with other numbers in the places of `leaves`."""
+    put = lambda argument: lambda path, leaf: leaves.get(_name_of(argument, path), leaf)
+    return {name: jax.tree_util.tree_map_with_path(put(name), value) for name, value in arguments.items()}
+
+
+def _name_of(argument: str, path: tuple) -> str:
+    return f"{argument}{jax.tree_util.keystr(path)}"
+
+
+def _is_ragged(value: Any) -> bool:
+    """Whether lists of numbers, within one list, have different lengths."""
+    if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
+        return False
+    is_numbers = all(np.ndim(leaf) == 0 for row in value for leaf in row if not isinstance(leaf, list | tuple | dict))
+    return any(map(_is_ragged, value)) or (is_numbers and len({len(row) for row in value}) > 1)
 
 
 def _is_number(argument: str, leaf: Any) -> bool:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return False
     if isinstance(leaf, np.ndarray | np.generic) and not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.number)):
         _fail_unreadable(argument, f"an array of dtype {leaf.dtype}")

@@ -15,7 +15,7 @@ from rws_jax.core.sites import Site
 from rws_jax.guides.axes import Names, gathered, own_dims, spread
 from rws_jax.guides.proposals.arrays import stopped
 from rws_jax.guides.proposals.elements import Elements
-from rws_jax.guides.proposals.family import Family, family_of
+from rws_jax.guides.proposals.family import Family, family_of, why_none
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Place:
         """The scale that subsampled plates give to a log density."""
         scale = math.prod(plate.size / len(plate.indices) for plate in self.plates)
         return None if scale == 1.0 else scale
+
+    @property
+    def why_none(self) -> str | None:
+        """Why the site keeps its prior, in words; None if it has proposals."""
+        return why_none(self.fn) if self.family is None else None
 
     def gathered(self, value: jax.Array) -> jax.Array:
         """Numbers of each element, ``(*batch, n)``, those of elements that are not of data side by side."""

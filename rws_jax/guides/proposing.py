@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
-from rws_jax.checks.guides import check_size, fail_mutable
+from rws_jax.checks.guides import check_outputs, check_size, fail_mutable
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.numpyro_internals import Messenger, comes_out_of_control_flow
 from rws_jax.core.sites import Site
@@ -82,22 +82,22 @@ class proposing(Messenger):
         msg["scale"] = place.subsampling
         tree = self.guide.tree["proposals"].get(name)
         if place.family is None or tree is None:
-            self.guide.keep(name, "dreams" if place.family is not None else "family")
+            self.guide.keep(name, place.why_none or "none of the dreams at init has met it")
             return
         outputs = self._outputs(name, tree, place)
-        check_size(name, outputs.shape[-1], place.family.size * place.num_own, place.fn.batch_shape, place.plates)
+        num, expected = outputs.shape[-1], place.family.size * place.num_own
+        if name in self.guide.networks:
+            check_outputs(name, num, expected)
+        check_size(name, num, expected, place.fn.batch_shape, place.plates)
         msg["fn"] = place.proposal(outputs)
         msg["kwargs"] = msg["kwargs"] | {"sample_shape": ()}  # the proposal has it among its batch dims
 
     def _outputs(self, name: str, tree: Tree, place: Place) -> jax.Array:
-        inputs = {block: self._input(block, tree, place) for block in tree["inputs"]}
+        inputs = [self._input(block, tree, place) @ weights for block, weights in tree["inputs"].items()]
+        value = activation(total([*inputs, tree["bias"].reshape((1,) * place.num_dims + (-1,))]))
         if name in self.guide.networks:
-            shape = jnp.broadcast_shapes(*(value.shape[:-1] for value in inputs.values()))
-            parts = [jnp.broadcast_to(value, (*shape, value.shape[-1])) for value in inputs.values()]
-            return self.guide.networks[name](jnp.concatenate(parts, axis=-1))
-        parts = [value @ tree["inputs"][block] for block, value in inputs.items()]
-        value = total([*parts, tree["bias"].reshape((1,) * place.num_dims + (-1,))])
-        return affine(tree["outputs"], activation(affine(tree["hidden"], activation(value))))
+            return self.guide.networks[name](value)
+        return affine(tree["outputs"], activation(affine(tree["hidden"], value)))
 
     def _input(self, block: str, tree: Tree, place: Place) -> jax.Array:
         if block == "prior":

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import rws_jax
-from tests.guides.models import CASES, SMALL, compiled, weights_of
+from tests.guides.cases import CASES, SMALL, compiled, weights_of
 from tests.posterior.exact import log_normal
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion", "allow_key_reuse")

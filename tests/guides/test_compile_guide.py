@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from flax import linen as nn
+from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import flax_module
 from numpyro.handlers import seed, substitute, trace
 
 import rws_jax
-from tests.guides.models import CASES, NOISY_OR_STATES, SMALL, compiled, datum_of, weights_of
+from tests.guides.cases import CASES, NOISY_OR_STATES, SMALL, Case, compiled, datum_of, weights_of
 from tests.models import rows
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion", "allow_key_reuse")
@@ -182,3 +184,44 @@ def test_the_gradient_of_theta_is_that_where_the_guide_has_numbers_for_it():
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(found))
+
+
+# Every weight is trained
+
+
+def smoothed_backward(x):
+    """A scan that runs backward in time, and a latent after it that reads its draws."""
+
+    def step(z, x):
+        z = numpyro.sample("z", dist.Normal(0.9 * z, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        return z, None
+
+    last, _ = scan(step, 0.0, x, reverse=True)
+    numpyro.sample("after", dist.Normal(last, 1.0))
+    numpyro.sample("before", dist.Gamma(2.0, jnp.exp(0.1 * last)))
+
+
+TRAINED = {
+    name: CASES[name] for name in ("noisy or", "conjugates", "state space", "branching", "hierarchical", "vectors")
+}
+TRAINED["backward"] = lambda: Case(smoothed_backward, (jnp.array([0.5, -1.0, 0.3]),), np.zeros(()))
+TRAINED["priors"] = lambda: Case(theta_in_priors, (jnp.array([0.3, -1.0]),), np.zeros(()))
+
+
+@pytest.mark.parametrize("insomnia", [pytest.param(0.0, id="sleep"), pytest.param(1.0, id="wake")])
+@pytest.mark.parametrize("name", rows(TRAINED, fast=set()))
+def test_every_weight_is_trained(name, insomnia):
+    """Shift and scale are constants; of all other arrays every number moves."""
+    case = TRAINED[name]()
+    options = {"phi_optimizer": optax.adam(0.01), "insomnia": insomnia, "num_particles": 8, **case.options}
+    init, step, *_ = rws_jax.make_step(case.model, rws_jax.compile_guide(case.model, **SMALL), **options)
+    state = init(jax.random.key(0), *case.args)
+    first = jax.tree.map(np.array, state.phi["guide"])
+    for _ in range(4):
+        state, _ = step(state, *case.args)
+    moved = jax.tree.map(lambda old, new: np.asarray(old != new), first, state.phi["guide"])
+    share = {jax.tree_util.keystr(path): leaf.mean() for path, leaf in jax.tree.leaves_with_path(moved) if leaf.size}
+    constant = {path for path in share if path.endswith(("['shift']", "['scale']"))}
+    assert all(share[path] == 0.0 for path in constant)
+    assert {path: part for path, part in share.items() if path not in constant and part < 1.0} == {}
