@@ -36,7 +36,7 @@ class CompiledGuide:
         self.__name__ = f"compile_guide({getattr(model, '__name__', type(model).__name__)})"
         self.__doc__ = "An amortised guide, compiled from its model; see `rws_jax.compile_guide`."
         self._of_model = signature_of(model)
-        self.__signature__ = _with_observations(self._of_model) if options.observed_sites else self._of_model
+        self.__signature__ = _with_observations(self._of_model) if options.data_sites({}) else self._of_model
         self._found: list[tuple[Any, dict[str, Any], Architecture]] = []
         self._kept: set[str] = set()  # sites that keep their priors, each said once
 
@@ -65,8 +65,7 @@ class CompiledGuide:
         tree: Any = numpyro.param(options.prefix, initial)
         data = (data_of if embedding is None else embedding.data_of)(tree["data"], leaves)
         networks = own_networks(options.networks, options.prefix, options.hidden)
-        observations = arguments.get("observations") or {}
-        observed = {name: observations.get(name) for name in options.observed_sites}
+        observed = options.data_sites(arguments)
         guide = Guide(tree, options.hidden, options.components, self._keep, networks, observed)
         with held(), proposing(None, guide, data):
             self.model(*args, **kwargs)
@@ -95,7 +94,7 @@ class CompiledGuide:
         for known_kind, known, architecture in self._found:
             if kind == known_kind and _are_alike(known, leaves, architecture.dreams):
                 return architecture
-        dreams = dream(self.model, args, kwargs, leaves, options.components, set(options.observed_sites))
+        dreams = dream(self.model, args, kwargs, leaves, options.components, set(options.data_sites({})))
         architecture = Architecture(dreams, leaves, options)
         if is_known((args, kwargs, list(dreams.values.values()))):
             self._found = [*self._found[1 - _NUM_KEPT :], (kind, leaves, architecture)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from rws_jax.checks.arguments import check_flag, check_int
 from rws_jax.core.errors import fail
@@ -19,6 +20,11 @@ class GuideOptions:
     data_plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     observed_sites: tuple[str, ...] = ()
     prefix: str = "guide"
+
+    def data_sites(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Values of the sites that are data without being observed, None where these are not given."""
+        observations = arguments.get("observations") or {}
+        return {name: observations.get(name) for name in self.observed_sites}
 
     def __post_init__(self) -> None:
         check_int(self.hidden, "hidden", 1, expected="an int >= 1, units of a layer", hint="pass hidden=64, say")
