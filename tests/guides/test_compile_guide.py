@@ -208,7 +208,12 @@ TRAINED = {
 TRAINED["backward"] = lambda: Case(smoothed_backward, (jnp.array([0.5, -1.0, 0.3]),), np.zeros(()))
 TRAINED["priors"] = lambda: Case(theta_in_priors, (jnp.array([0.3, -1.0]),), np.zeros(()))
 # Sites with a prior whose location depends on other latents and whose scale does not: that is zero in standard units.
-FIXED_SCALES = {"hierarchical": ["z"], "backward": ["z", "after", "before"], "state space": ["z"]}
+FIXED_SCALES = {
+    "hierarchical": ["z"],
+    "backward": ["z", "after", "before"],
+    "state space": ["z"],
+    "vectors": ["b", "c"],
+}
 
 
 @pytest.mark.parametrize("insomnia", [pytest.param(0.0, id="sleep"), pytest.param(1.0, id="wake")])

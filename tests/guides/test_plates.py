@@ -27,9 +27,14 @@ def compiled(model, *args, **options):
 
 def densities(guide, numbers, *args, **latents):
     """Log density of each element of each latent, at values that are given or drawn with a fixed key."""
-    with seed(rng_seed=1), substitute(data={**numbers, **latents}):
-        sites = trace(guide).get_trace(*args)
-    return {name: s["fn"].log_prob(s["value"]) for name, s in sites.items() if s["type"] == "sample"}
+
+    @jax.jit
+    def run(numbers, args, latents):
+        with seed(rng_seed=1), substitute(data={**numbers, **latents}):
+            sites = trace(guide).get_trace(*args)
+        return {name: s["fn"].log_prob(s["value"]) for name, s in sites.items() if s["type"] == "sample"}
+
+    return run(numbers, args, latents)
 
 
 def pair(x):
@@ -72,10 +77,13 @@ def test_log_weights_of_a_datum_are_those_of_a_call_with_fewer():
 # Minibatches
 
 
-def of_full_data(x, size=5):
-    with numpyro.plate("data", len(x), subsample_size=size) as rows:
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        numpyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+def of_full_data(size):
+    def model(x):
+        with numpyro.plate("data", len(x), subsample_size=size) as rows:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    return model
 
 
 def of_minibatch(x, num=5):
@@ -86,12 +94,11 @@ def of_minibatch(x, num=5):
 
 @pytest.mark.parametrize("initial", [5, 2])
 def test_minibatches_that_the_plate_takes_read_their_own_rows(initial):
-    guide = rws_jax.compile_guide(of_full_data, **SMALL)
-    numbers, z = generic(weights_of(guide, X, initial)), jnp.array([0.1, 0.7])
-    whole = densities(guide, numbers, X, 5, z=jnp.zeros(5).at[jnp.array([3, 1])].set(z))["z"]
-    rows = {"data": jnp.array([3, 1])}
-    with seed(rng_seed=1), substitute(data={**numbers, **rows, "z": z}):
-        site = trace(guide).get_trace(X, 2)["z"]
+    whole, part = (rws_jax.compile_guide(of_full_data(size), **SMALL) for size in (5, 2))
+    numbers, z = generic(weights_of(whole if initial == 5 else part, X)), jnp.array([0.1, 0.7])
+    whole = densities(whole, numbers, X, z=jnp.zeros(5).at[jnp.array([3, 1])].set(z))["z"]
+    with seed(rng_seed=1), substitute(data={**numbers, "data": jnp.array([3, 1]), "z": z}):
+        site = trace(part).get_trace(X)["z"]
     np.testing.assert_allclose(site["fn"].log_prob(z), whole[jnp.array([3, 1])], rtol=1e-5)
     assert site["scale"] == 2.5
 
@@ -174,7 +181,9 @@ def test_observations_with_parameters_of_their_own_are_read_element_by_element()
     x, z = jnp.array([1.0, 0.0, 0.0, 1.0]), jnp.array([0, 1])
     guide, numbers = compiled(noisy_or, x)
     found = [densities(guide, numbers, x[jnp.array(p)], z=z)["z"] for p in itertools.permutations(range(4))]
-    assert len({tuple(np.round(log_q, 5)) for log_q in found}) == 6  # as many as there are orders of 1, 0, 0, 1
+    assert (
+        len({tuple(np.asarray(log_q).round(5).tolist()) for log_q in found}) == 6
+    )  # as many as there are orders of 1, 0, 0, 1
 
 
 def exchangeable(x):
@@ -206,6 +215,21 @@ def test_covariates_stay_with_their_data():
     log_q = lambda x, y: densities(guide, numbers, x, y, slope=slope)["slope"]
     np.testing.assert_allclose(log_q(X[order], y[order]), log_q(X, y), rtol=1e-4)
     assert abs(log_q(X, y[order]) - log_q(X, y)) > 1e-4
+
+
+def subsampled_mean(x):
+    """A global latent, and data of which the model takes two."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(x), subsample_size=2) as rows:
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=x[rows])
+
+
+def test_data_that_a_model_takes_by_itself_are_pooled():
+    guide, numbers = compiled(subsampled_mean, X)
+    assert "x over data" in numbers["guide"]["data"]["arguments"]
+    mu = jnp.array(0.3)
+    expected = densities(guide, numbers, X, mu=mu)["mu"]
+    np.testing.assert_allclose(densities(guide, numbers, jnp.tile(X[::-1], 3), mu=mu)["mu"], expected, rtol=1e-4)
 
 
 # What is drawn before
