@@ -15,8 +15,8 @@ from numpyro.handlers import block, seed
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.numpyro_internals import is_cond
 from rws_jax.core.sites import Site
-from rws_jax.guides.context import Data, Drawn, Plates, total
-from rws_jax.guides.networks import recurrent
+from rws_jax.guides.context import Data, Drawn, Plates
+from rws_jax.guides.networks import recurrent, total
 
 
 @dataclass

@@ -10,7 +10,7 @@ from jax import lax
 
 from rws_jax.core.numpyro_internals import ActivePlate
 from rws_jax.guides.axes import SCAN, Laid, Leaf, Names, laid
-from rws_jax.guides.networks import Tree, activation, affine, recurrent
+from rws_jax.guides.networks import Tree, activation, affine, recurrent, total
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,3 @@ def drawn_at(drawn: Sequence[Drawn], plates: Sequence[ActivePlate], num_dims: in
         extra = value.ndim - 1 - num_dims
         values.append(value.reshape((1,) * -extra + value.shape) if extra < 0 else jnp.squeeze(value, range(extra)))
     return total(values)
-
-
-def total(values: Sequence[jax.Array]) -> jax.Array:
-    """The sum of arrays of one rank, broadcast."""
-    shape = jnp.broadcast_shapes(*(value.shape for value in values))
-    return sum((jnp.broadcast_to(value, shape) for value in values[1:]), jnp.broadcast_to(values[0], shape))

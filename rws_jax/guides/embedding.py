@@ -12,20 +12,20 @@ from rws_jax.guides.axes import Leaf, Names, parsed
 from rws_jax.guides.context import Data
 from rws_jax.guides.leaves import as_floats, with_numbers
 from rws_jax.guides.modules import as_function, vector_of
-from rws_jax.guides.networks import Tree, standard
+from rws_jax.guides.networks import Tree, embedded
 
 
 def data_of(tree: Tree, leaves: dict[str, Any]) -> Data:
     """Arguments in standard units, each mapped linearly."""
-    embedded = []
+    arguments = []
     for key, of_argument in tree["arguments"].items():
         name, axes = parsed(key)
         value = as_floats(_leaf_of(name, leaves))
         value = value.reshape(*value.shape[: len(axes)], -1)
         if value.shape[-1] != len(of_argument["shift"]):
             _fail_shape(name, jnp.shape(leaves[name]), len(axes), len(of_argument["shift"]))
-        embedded.append(Leaf(name, axes, standard(of_argument, value) @ of_argument["weights"]))
-    return Data(tuple(embedded), tree)
+        arguments.append(Leaf(name, axes, embedded(of_argument, value)))
+    return Data(tuple(arguments), tree)
 
 
 class Embedding:

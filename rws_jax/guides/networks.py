@@ -1,5 +1,6 @@
 """The small networks of a compiled guide, as functions of trees of arrays; nothing here knows of programs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,38 @@ def affine(tree: Tree, value: jax.Array) -> jax.Array:
     """A linear layer."""
     outputs = value @ tree["weights"]
     return outputs + jnp.broadcast_to(tree["bias"], outputs.shape)
+
+
+# What is compiled by itself saves time where programs run un-jitted; elsewhere XLA sees through it.
+@jax.jit
+def embedded(tree: Tree, value: jax.Array) -> jax.Array:
+    """An argument in standard units, mapped linearly."""
+    return standard(tree, value) @ tree["weights"]
+
+
+@jax.jit
+def drawn(tree: Tree, value: jax.Array) -> jax.Array:
+    """A latent in standard units, through one layer."""
+    return activation(affine(tree, standard(tree, value)))
+
+
+@jax.jit
+def first_layer(tree: Tree, inputs: dict[str, jax.Array]) -> jax.Array:
+    """The sum of what each kind of input says."""
+    value = total([inputs[kind] @ weights for kind, weights in tree["inputs"].items()])
+    return activation(value + jnp.broadcast_to(tree["bias"], value.shape))
+
+
+@jax.jit
+def last_layers(tree: Tree, value: jax.Array) -> jax.Array:
+    """The parameters of a proposal."""
+    return affine(tree["outputs"], activation(affine(tree["hidden"], value)))
+
+
+def total(values: Sequence[jax.Array]) -> jax.Array:
+    """The sum of arrays of one rank, broadcast."""
+    shape = jnp.broadcast_shapes(*(value.shape for value in values))
+    return sum((jnp.broadcast_to(value, shape) for value in values[1:]), jnp.broadcast_to(values[0], shape))
 
 
 def activation(value: jax.Array) -> jax.Array:

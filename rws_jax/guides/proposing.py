@@ -12,8 +12,8 @@ from rws_jax.core.layers import ProgramFn
 from rws_jax.core.numpyro_internals import Messenger, comes_out_of_control_flow
 from rws_jax.core.sites import Site
 from rws_jax.guides.bodies import Scans, enter, leave
-from rws_jax.guides.context import Data, Drawn, Plates, drawn_at, total
-from rws_jax.guides.networks import Tree, activation, affine, standard
+from rws_jax.guides.context import Data, Drawn, Plates, drawn_at
+from rws_jax.guides.networks import Tree, drawn, first_layer, last_layers, standard
 from rws_jax.guides.place import Place
 
 
@@ -93,11 +93,13 @@ class proposing(Messenger):
         msg["kwargs"] = msg["kwargs"] | {"sample_shape": ()}  # the proposal has it among its batch dims
 
     def _outputs(self, name: str, tree: Tree, place: Place) -> jax.Array:
-        inputs = [self._input(block, tree, place) @ weights for block, weights in tree["inputs"].items()]
-        value = activation(total([*inputs, tree["bias"].reshape((1,) * place.num_dims + (-1,))]))
+        value = first_layer(
+            {key: tree[key] for key in ("inputs", "bias")},
+            {block: self._input(block, tree, place) for block in tree["inputs"]},
+        )
         if name in self.guide.networks:
             return self.guide.networks[name](value)
-        return affine(tree["outputs"], activation(affine(tree["hidden"], value)))
+        return last_layers({key: tree[key] for key in ("hidden", "outputs")}, value)
 
     def _input(self, block: str, tree: Tree, place: Place) -> jax.Array:
         if block == "prior":
@@ -114,5 +116,5 @@ class proposing(Messenger):
         """Keep what was drawn, if a later site reads it."""
         tree = self.guide.tree["latents"].get(name)
         if tree is not None and place.family is not None:
-            features = standard(tree, place.gathered(place.family.features(place.fn, value)))
-            self.drawn.append(Drawn(name, activation(affine(tree, features)), place.data_plates))
+            features = place.gathered(place.family.features(place.fn, value))
+            self.drawn.append(Drawn(name, drawn(tree, features), place.data_plates))

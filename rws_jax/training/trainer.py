@@ -160,10 +160,7 @@ class Trainer:
                 fail_static(error)
         *params, mutable_state = self._initial_values(jax.random.key(0), arguments)
         # There may be more, in branches that were not taken.
-        theta, phi = (
-            {name: found.get(name, value) for name, value in old.items()}
-            for found, old in zip(params, (state.theta, state.phi), strict=True)
-        )
+        theta, phi = (_with_all_of(old, found) for found, old in zip(params, (state.theta, state.phi), strict=True))
         return state._replace(
             theta=theta,
             phi=phi,
@@ -191,6 +188,15 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
     evaluate = dispatched("evaluate", max_ess=max_ess)
     step = dispatched("step", max_ess=max_ess, evaluate=evaluate)
     return RWS(trainer.init, step, dispatched("get_params"))
+
+
+def _with_all_of(old: Params, found: Params) -> Params:
+    """What has been found of parameters, and what else there is in a state."""
+    both = lambda value, other: isinstance(value, dict) and isinstance(other, dict)
+    return {
+        name: _with_all_of(value, found[name]) if both(value, found.get(name)) else found.get(name, value)
+        for name, value in old.items()
+    }
 
 
 def _python_loop(body: Callable, carry: Any, xs: jax.Array) -> tuple[Any, None]:
