@@ -154,8 +154,8 @@ def owned():
 def losses(model, guide):
     programs = seed(model, jax.random.key(1)), seed(guide, jax.random.key(2))
     for name in ("wake_theta_loss", "wake_phi_loss", "sleep_phi_loss"):
-        options = {"num_particles": 4}
-        yield name, lambda theta, phi, x, name=name: getattr(rws_jax, name)(theta, phi, *programs, x, **options)
+        loss = functools.partial(getattr(rws_jax, name), num_particles=4)
+        yield name, lambda theta, phi, x, loss=loss: loss(theta, phi, *programs, x)
 
 
 @pytest.mark.parametrize("loss", ["wake_theta_loss", "wake_phi_loss", "sleep_phi_loss"])
