@@ -44,7 +44,7 @@ class Architecture:
         if self.options.embed is not None:
             arguments = {self._embedded: {"weights": linear(key_of("embed"), num_embedded, self.hidden)}}
         data = {"arguments": arguments} | ({} if not arguments else self._trunk(key_of("data")))
-        sites = {name: site for name, site in self.dreams.sites.items() if site.place.family is not None}
+        sites = [name for name in self.dreams.sites if self._has_proposals(name)]
         latents = {name: self._of_latent(key_of("latents", name), name) for name in sites if name in self._read_later}
         proposals = {name: self._head(key_of("proposals", name), name) for name in sites}
         scans = {name: self._of_scan(key_of("scans", name), name) for name in dict.fromkeys(self._scans.values())}
@@ -84,12 +84,13 @@ class Architecture:
     @property
     def _embedded(self) -> str:
         """The key of what the user's network makes of all arguments: of one datum of each that has an axis of data."""
-        return "; ".join(described(name, axes[:1]) for name, axes in self.axes.items())
+        along = next((axes[:1] for axes in self.axes.values() if axes), ())
+        return "; ".join(described(name, along if axes[:1] == along else ()) for name, axes in self.axes.items())
 
     @cached_property
     def _of_data(self) -> Names:
         if self.options.embed is not None:
-            return frozenset[str]().union(*(axes[0] for axes in self.axes.values() if axes))
+            return next((axes[0] for axes in self.axes.values() if axes), frozenset())
         return frozenset[str]().union(*(names for axes in self.axes.values() for names in axes))
 
     @cached_property
@@ -103,15 +104,24 @@ class Architecture:
         around = [frozenset(name for name, _ in site.frames) for site in self.dreams.sites.values()]
         return frozenset.intersection(*around) if around else frozenset()
 
+    @property
+    def _orders(self) -> list[list[str]]:
+        """The sites of each dream, without those that keep their priors."""
+        return [[name for name in order if self._has_proposals(name)] for order in self.dreams.orders]
+
+    def _has_proposals(self, name: str) -> bool:
+        return self.dreams.sites[name].place.family is not None
+
     @cached_property
     def _read_earlier(self) -> set[str]:
         """Sites that have others before them, in some dream."""
-        later = {name for order in self.dreams.orders for name in order[1:]}
+        later = {name for order in self._orders for name in order[1:]}
         return later | self._scans.keys() if self.options.autoregressive else set()
 
     @cached_property
     def _read_later(self) -> set[str]:
-        earlier = {name for order in self.dreams.orders for name in order[:-1]}
+        """Sites that have others after them, in some dream."""
+        earlier = {name for order in self._orders for name in order[:-1]}
         return earlier | self._scans.keys() if self.options.autoregressive else set()
 
     def _own_dims(self, site: DreamtSite) -> list[int]:
