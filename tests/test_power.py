@@ -13,6 +13,8 @@ from rws_jax.core import draws, sites, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
+from rws_jax.guides import axes, context, initial, networks, proposing
+from rws_jax.guides.proposals import elements
 from rws_jax.posterior import evidence_particle
 from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
@@ -24,6 +26,8 @@ from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one, test_ragged
+from tests.guides import test_compile_guide, test_plates, test_sequences
+from tests.guides import test_routes as test_routes_of_guides
 from tests.posterior import (
     test_calibration,
     test_dreamt,
@@ -574,6 +578,54 @@ MUTATIONS = {
         ' and not site.get("is_held")',
         "",
         test_held.test_they_are_described_as_the_models,
+    ),
+    "scales of a guide trained": (
+        networks,
+        'lax.stop_gradient((tree["shift"], tree["scale"]))',
+        '(tree["shift"], tree["scale"])',
+        compiled_anew(partial(test_routes_of_guides.test_a_step_moves_all_weights, "both")),
+    ),
+    "pooled data summed": (
+        context,
+        "embedded.append(jnp.mean(self._network(total(values)), axis=axes))",
+        "embedded.append(jnp.sum(self._network(total(values)), axis=axes))",
+        test_plates.test_exchangeable_observations_are_pooled,
+    ),
+    "latents not read by later ones": (
+        proposing,
+        "self.drawn.append(Drawn(name, activation(affine(tree, features)), place.data_plates))",
+        "Drawn(name, activation(affine(tree, features)), place.data_plates)",
+        partial(test_plates.test_proposals_read_each_other_only_where_they_should, True),
+    ),
+    "smoothing in the wrong direction": (
+        context,
+        "reverse=not reverse",
+        "reverse=reverse",
+        partial(test_sequences.test_a_step_reads_the_data_from_there_on_and_the_draws_before, False),
+    ),
+    "a scale of the model left on the guide": (
+        proposing,
+        'msg["scale"] = place.subsampling',
+        "place.subsampling",
+        compiled_anew(partial(test_compile_guide.test_the_mean_weight_is_the_exact_evidence, "tempered")),
+    ),
+    "a joint density counted for each element": (
+        elements,
+        "share = joint.reshape(joint.shape + (1,) * len(shape)) / math.prod(shape)",
+        "share = joint.reshape(joint.shape + (1,) * len(shape))",
+        compiled_anew(partial(test_compile_guide.test_the_mean_weight_is_the_exact_evidence, "repeated")),
+    ),
+    "the first rows for those of a minibatch": (
+        axes,
+        "return jnp.take(value, plate.indices, axis=axis)",
+        "return jnp.take(value, jnp.arange(num), axis=axis)",
+        partial(test_plates.test_minibatches_that_the_plate_takes_read_their_own_rows, 5),
+    ),
+    "covariates apart from their data": (
+        initial,
+        "[*anywhere, *of_data]",
+        "anywhere",
+        test_plates.test_covariates_stay_with_their_data,
     ),
 }
 

@@ -48,7 +48,7 @@ class Dreams:
     """What all dreams have met."""
 
     sites: dict[str, DreamtSite] = field(default_factory=dict)
-    data: dict[str, list[DreamtData]] = field(default_factory=dict)  # by the argument that is observed
+    data: dict[str, list[DreamtData]] = field(default_factory=dict)  # by the argument that is observed, or nothing
     orders: list[tuple[str, ...]] = field(default_factory=list)  # the latent sites of each dream
     values: dict[tuple[str, str], list[jax.Array]] = field(default_factory=dict)
     varying: set[tuple[str, str]] = field(default_factory=set)  # values that depend on what is drawn
@@ -146,11 +146,10 @@ class dreaming(Messenger):
     def _draw_data(self, msg: Site, frames: Frames) -> None:
         named = f"observations[{msg['name']!r}]"  # of a model that draws its data itself
         leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"] or name == named), None)
-        if leaf is not None:
-            unlike = frozenset(plate.name for plate in active_plates() if _differs_along(msg["fn"], plate.dim))
-            self.dreams.data.setdefault(leaf, []).append(DreamtData(frames, unlike))
         if isinstance(base_distribution(msg["fn"]), dist.Unit):
             return
+        unlike = frozenset(plate.name for plate in active_plates() if _differs_along(msg["fn"], plate.dim))
+        self.dreams.data.setdefault(leaf or "", []).append(DreamtData(frames, unlike))
         try:
             drawn = msg["fn"](*msg["args"], **msg["kwargs"] | {"rng_key": numpyro.prng_key()})
         except NotImplementedError:  # it has a density alone

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.guides.axes import SCAN, Names, described, gathered, named_axes, own_dims
-from rws_jax.guides.dreams import Dreams, DreamtSite
+from rws_jax.guides.dreams import Dreams, DreamtData, DreamtSite, Frames
 from rws_jax.guides.leaves import as_floats
 from rws_jax.guides.networks import Tree, linear, new_affine, new_recurrent
 from rws_jax.guides.options import GuideOptions
@@ -54,24 +54,27 @@ class Architecture:
     def axes(self) -> dict[str, tuple[Names, ...]]:
         """Which plates and scans the first axes of each argument belong to."""
         anywhere = [site.frames for site in self.dreams.sites.values()]
-        of_latents = {name for frames in anywhere for name, _ in frames}
         found: dict[str, tuple[Names, ...]] = {}
         for name, leaf in self.leaves.items():
             if name in self.options.data_plates:
                 found[name] = tuple(frozenset([plate]) for plate in self.options.data_plates[name])
                 continue
-            observed = self.dreams.data.get(name)
-            frames = anywhere if observed is None else []
-            for place in observed or []:
-                others = [other for key, other in self.leaves.items() if key != name]
-                is_shared = lambda frame, place=place, others=others: (
-                    frame[0] not in place.unlike
-                    or frame[0] in of_latents
-                    or any(size in jnp.shape(other) for other in others for size in frame[1])
-                )
-                frames.append(tuple(filter(is_shared, place.frames)))
-            found[name] = named_axes(jnp.shape(leaf), frames)
+            observed = {name: self.dreams.data[name]} if name in self.dreams.data else self.dreams.data
+            of_data = [self._shared(key, place) for key, places in observed.items() for place in places]
+            found[name] = named_axes(jnp.shape(leaf), of_data if name in self.dreams.data else [*anywhere, *of_data])
         return found
+
+    def _shared(self, name: str, place: DreamtData) -> Frames:
+        """What is around an observed site, less plates whose elements have meanings of their own.
+
+        Those are neither plates of latents, nor has another argument their size.
+        """
+        of_latents = {frame for site in self.dreams.sites.values() for frame, _ in site.frames}
+        sizes = {size for key, leaf in self.leaves.items() if key != name for size in jnp.shape(leaf)}
+        is_shared = lambda frame: (
+            frame[0] not in place.unlike or frame[0] in of_latents or not sizes.isdisjoint(frame[1])
+        )
+        return tuple(filter(is_shared, place.frames))
 
     @property
     def hidden(self) -> int:

@@ -13,16 +13,17 @@ from rws_jax.checks.guides import check_proposable
 from rws_jax.core.numpyro_internals import ActivePlate, active_plates, mask_of
 from rws_jax.core.sites import Site
 from rws_jax.guides.axes import Names, gathered, own_dims, spread
+from rws_jax.guides.proposals.arrays import stopped
+from rws_jax.guides.proposals.elements import Elements
 from rws_jax.guides.proposals.family import Family, family_of, why_none
-from rws_jax.guides.proposals.unplated import Unplated
 
 
 @dataclass(frozen=True)
 class Place:
     """The prior at a latent site, and how its batch dims relate to data."""
 
-    fn: Distribution  # the prior, without a mask
-    whole: Distribution | None  # the same with its batch shape, which has become part of the event; None if it has not
+    fn: Distribution  # the prior, without a mask; that of all elements together, where no plate divides them
+    elements: Distribution | None  # the prior of one element, where these are together
     mask: Any  # None if it has none
     family: Family | None  # None: it keeps its prior
     plates: tuple[ActivePlate, ...]
@@ -45,13 +46,13 @@ class Place:
             fn = fn.base_dist
         sample_shape = msg["kwargs"].get("sample_shape", ())
         fn = fn.expand((*sample_shape, *fn.batch_shape)) if sample_shape else fn
-        plates, whole = tuple(active_plates()), None
+        plates = tuple(active_plates())
+        elements = None
         if not plates and mask is None and fn.batch_shape:
-            whole, fn = fn, fn.to_event()  # all of its numbers may depend on one another
+            fn, elements = fn.to_event(), fn  # all of its numbers may depend on one another
         of_data = {plate.dim: plate.name for plate in plates if plate.name in names}
-        return cls(
-            fn, whole, mask, family_of(fn, components), plates, of_data, tuple(own_dims(fn.batch_shape, of_data))
-        )
+        family, own = family_of(fn, components), tuple(own_dims(fn.batch_shape, of_data))
+        return cls(fn, elements, mask, family, plates, of_data, own)
 
     @property
     def num_dims(self) -> int:
@@ -82,6 +83,5 @@ class Place:
         """The proposal that the outputs of a network, ``(*batch, n)``, stand for."""
         assert self.family is not None
         fn = self.family.proposal(self.fn, spread(outputs, self.own_dims, self.fn.batch_shape))
-        if self.whole is not None:
-            return Unplated(self.whole, fn)
+        fn = fn if self.elements is None else Elements(fn, stopped(self.elements))
         return fn if self.mask is None else fn.mask(self.mask)

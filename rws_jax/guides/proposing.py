@@ -90,7 +90,7 @@ class proposing(Messenger):
             check_outputs(name, num, expected)
         check_size(name, num, expected, place.fn.batch_shape, place.plates)
         msg["fn"] = place.proposal(outputs)
-        msg["kwargs"].pop("sample_shape", None)
+        msg["kwargs"] = msg["kwargs"] | {"sample_shape": ()}  # the proposal has it among its batch dims
 
     def _outputs(self, name: str, tree: Tree, place: Place) -> jax.Array:
         value = first_layer(

@@ -141,10 +141,10 @@ class FiniteFamily:
 
     def proposal(self, fn: Distribution, outputs: jax.Array) -> Finite:
         """The prior, with `outputs` of shape `(*batch, size)` added to its log-probabilities."""
-        prior, values, num_values = stopped(fn), values_of(fn) or self.values, len(self.values)
+        prior, num_values = stopped(fn), len(self.values)
         shapes = [(self.num_elements, self._num_outputs), *([] if self._coupling is None else [self._coupling])]
         own, *weights = cut(outputs, shapes)
-        log_probs = log_probs_of_values(prior, values)
+        log_probs = log_probs_of_values(prior, self.values)
         # A value that is impossible stays so, and its output has a gradient of zero and not of NaN.
         logits = jnp.where(log_probs > _LOG_ZERO, _of_values(own, num_values) + log_probs, -jnp.inf)
         coupling = None
@@ -152,7 +152,7 @@ class FiniteFamily:
             entries = jnp.moveaxis(weights[0], -3, -1)
             square = strictly_lower(entries, self.num_elements)
             coupling = _of_values(jnp.moveaxis(square, (-4, -3), (-2, -1)), num_values, axis=-2)
-        return Finite(prior, logits, coupling, values)
+        return Finite(prior, logits, coupling, self.values)
 
 
 def finite_family(fn: Distribution) -> FiniteFamily | None:
