@@ -43,7 +43,7 @@ def by_hand(program, numbers, args):
     return sum(of_site(site) for site in sites.values() if site["type"] == "sample")
 
 
-@pytest.mark.parametrize("name", rows(set(CASES) - {"branching"}, fast=FAST))
+@pytest.mark.parametrize("name", rows(sorted(CASES.keys() - {"branching"}), fast=FAST))
 def test_weights_are_those_of_the_densities_of_both_traces(name):
     case, guide, params = prepared(name)
     weighted = rws_jax.importance_sample(jax.random.key(1), params, case.model, guide, *case.args, num_particles=6)
