@@ -86,8 +86,8 @@ class Finite(Distribution):
             for before, is_value in enumerate(drawn):
                 features = _features(is_value)
                 weights, features = of_one_rank(self.coupling[..., element, before, :, :], features[..., None, :])
-                # By a product of matrices: XLA on CPU (jaxlib 0.10) compiles the sum of products to wrong numbers.
                 logits = logits + jnp.einsum("...vf,...f->...v", weights, features[..., 0, :])
+            # By its index: compiled, logits may be computed twice and rounded differently, and none equals the maximum.
             indices.append(jnp.argmax(logits, axis=-1))
             drawn.append(jax.nn.one_hot(indices[-1], logits.shape[-1], dtype=bool))
         return jnp.stack(indices, axis=-1)
