@@ -136,3 +136,11 @@ def test_compiled_draws_of_a_discrete_event(fn):
     found, known = (np.eye(num_values)[x].reshape(len(x), -1) for x in (draws, table))
     found, known = found.T @ found / num, (known.T * probs) @ known
     assert np.all(np.abs(found - known) < 5.0 * np.sqrt(known / num) + 1e-4)
+
+
+def test_many_categories_have_no_order():
+    """Each has a logit of its own, up to 1,024; integers as many are proposed by their size."""
+    for num, size in ((100, 100), (1024, 1024)):
+        assert family_of(dist.Categorical(jnp.ones(num) / num), 3).size == size
+        assert family_of(dist.DiscreteUniform(0, num - 1), 3).size < 20
+    assert "Categorical" in why_none(dist.Categorical(jnp.ones(1025) / 1025))

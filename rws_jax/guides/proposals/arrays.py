@@ -1,5 +1,6 @@
 """What all proposals need of arrays: equal ranks, outputs cut into parts, and priors without a gradient."""
 
+import math
 from typing import Any
 
 import jax
@@ -14,6 +15,12 @@ def of_one_rank(*arrays: jax.Array) -> list[jax.Array]:
     """The same arrays with dimensions of size 1 in front, as many as make their ranks equal."""
     rank = max(array.ndim for array in arrays)
     return [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
+
+
+def flat_events(value: jax.Array, event_dim: int) -> jax.Array:
+    """The same numbers, those of one event along the last axis."""
+    batch = value.shape[: value.ndim - event_dim]
+    return value.reshape((*batch, math.prod(value.shape[len(batch) :])))
 
 
 def cut(outputs: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:

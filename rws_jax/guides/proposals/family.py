@@ -11,7 +11,7 @@ from rws_jax.core.sites import base_distribution
 from rws_jax.core.supports import elementwise
 from rws_jax.guides.proposals.circular import circular_family
 from rws_jax.guides.proposals.counts import count_family
-from rws_jax.guides.proposals.finite import finite_family
+from rws_jax.guides.proposals.finite import MAX_CATEGORIES, finite_family, is_categorical
 from rws_jax.guides.proposals.reals import real_family
 
 
@@ -66,6 +66,8 @@ def why_none(fn: Distribution) -> str | None:
     """Why a prior has no proposals, in words that complete "it keeps its prior, as"; None if it has some."""
     if family_of(fn, components=1) is not None:
         return None
+    if is_categorical(fn):
+        return f"its Categorical distribution has one category, or more than {MAX_CATEGORIES:,}"
     return _why_never(fn) or f"there are no proposals on {describe_support(elementwise(fn))}"
 
 

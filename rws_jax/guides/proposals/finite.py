@@ -12,11 +12,20 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
+from numpyro.distributions import (
+    CategoricalLogits,
+    CategoricalProbs,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    constraints,
+)
 
+from rws_jax.core.sites import base_distribution
 from rws_jax.guides.proposals.arrays import cut, dtype_of_draws, of_one_rank, stopped, strictly_lower
 
-MAX_VALUES = 64
+MAX_VALUES = 64  # of integers, which have an order
+MAX_CATEGORIES = 1024
 MAX_DEPENDENT = 16  # elements of one event
 MAX_WEIGHTS = 1024
 _LOG_ZERO = -1e30  # NumPyro writes the logarithm of zero as the least number that there is.
@@ -172,7 +181,8 @@ def values_of(fn: Distribution) -> tuple | None:
             values = np.ravel(element.enumerate_support(expand=False))
     except (NotImplementedError, TypeError, ValueError):  # as bounds are traced, or differ within the batch
         return None
-    return tuple(values.tolist()) if 1 < len(values) <= MAX_VALUES else None
+    most = MAX_CATEGORIES if is_categorical(element) else MAX_VALUES
+    return tuple(values.tolist()) if 1 < len(values) <= most else None
 
 
 def log_probs_of_values(fn: Distribution) -> jax.Array:
@@ -191,6 +201,11 @@ def _element(fn: Distribution) -> Distribution | None:
     while isinstance(fn, Independent) or (isinstance(fn, ExpandedDistribution) and fn.event_dim > 0):
         fn = fn.base_dist
     return None if fn.event_dim > 0 else fn
+
+
+def is_categorical(fn: Distribution) -> bool:
+    """Whether the values of a distribution are numbers in no order."""
+    return isinstance(base_distribution(fn), CategoricalProbs | CategoricalLogits)
 
 
 def _is_value(value: jax.Array, event_dim: int, values: tuple) -> jax.Array:

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, constraints
 
+from rws_jax.core.draws import may_round
+from rws_jax.core.supports import elementwise
 from rws_jax.guides.proposals.arrays import cut, of_one_rank, softly_bounded, stopped, strictly_lower
 from rws_jax.guides.proposals.coordinates import coordinates_of
 from rws_jax.guides.proposals.frame import Frame, frame_of
@@ -22,6 +24,7 @@ from rws_jax.guides.proposals.mixture import PriorMixture, chosen, log_weights, 
 
 MAX_DEPENDENT = 16
 _FAR = 1e14  # where squares of standardised numbers would overflow
+_STEEP = 80.0  # exp(-80) is little more than the smallest normal number in float32
 _LOG_NORMAL = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -54,11 +57,18 @@ class Gaussians(PriorMixture):
 
     def log_densities(self, value: jax.Array) -> jax.Array:
         """Minus infinity where a number lies on the border, or has no inverse for another reason."""
-        near = self._is_near(value)
+        x, near = self._place(value)
+        if may_round(self.prior) and elementwise(self.prior) is not constraints.real:
+            # Derivatives by numbers next to the border overflow.
+            is_steep = (jnp.abs(x) > _STEEP).any(axis=-1)
+            if elementwise(self.prior) is constraints.simplex:
+                is_steep = (value < math.exp(-_STEEP)).any(axis=tuple(range(-self.event_dim, 0)))
+            is_steep = is_steep.reshape(near.shape + (1,) * self.event_dim)
+            value = jnp.where(is_steep, lax.stop_gradient(value), value)
         # The inverse is taken where it and its derivatives are finite.
         support: Any = self.support
         is_event_near = near.reshape(near.shape + (1,) * self.event_dim)
-        u, log_det = self._standardised(jnp.where(is_event_near, value, support.feasible_like(value)))
+        u, log_det, _ = self._standardised(jnp.where(is_event_near, value, support.feasible_like(value)))
         u, means, log_scales = of_one_rank(u[..., None, :], self.means, self.log_scales)
         if self.slopes is not None:
             slopes, before = of_one_rank(self.slopes, u[..., None, :])
@@ -81,18 +91,19 @@ class Gaussians(PriorMixture):
         u, location, scale = of_one_rank(u, self.location, self.scale)
         return coordinates.forward(location + scale * u)
 
-    def _is_near(self, value: jax.Array) -> jax.Array:
-        u, log_det = self._standardised(lax.stop_gradient(value))  # a condition has no derivative
-        return jnp.all(jnp.abs(u) < _FAR, axis=-1) & jnp.isfinite(log_det)  # which NaN is not
+    def _place(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Coordinates, and whether they and their density are finite; conditions on these have no derivative."""
+        u, log_det, x = self._standardised(lax.stop_gradient(value))
+        return x, jnp.all(jnp.abs(u) < _FAR, axis=-1) & jnp.isfinite(log_det)  # which NaN is not
 
-    def _standardised(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Coordinates in the frame, `(*batch, elements)`, and log |du/dvalue|."""
+    def _standardised(self, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Coordinates in the frame, `(*batch, elements)`, log |du/dvalue|, and coordinates as they are."""
         coordinates = coordinates_of(self.prior)
         assert coordinates is not None
         x, log_det = coordinates.inverse(value)
         x, location, scale = of_one_rank(x, self.location, self.scale)
         log_det, log_scale = of_one_rank(log_det, jnp.sum(jnp.log(scale), axis=-1))
-        return (x - location) / scale, log_det - log_scale
+        return (x - location) / scale, log_det - log_scale, x
 
 
 @dataclass(frozen=True)
