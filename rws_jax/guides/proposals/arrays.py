@@ -10,6 +10,8 @@ from jax import lax
 from jax.core import Tracer
 from numpyro.distributions import Distribution
 
+from rws_jax.core.sites import base_distribution
+
 
 def of_one_rank(*arrays: jax.Array) -> list[jax.Array]:
     """The same arrays with dimensions of size 1 in front, as many as make their ranks equal."""
@@ -57,5 +59,12 @@ def stopped(fn: Distribution) -> Distribution:
 
 def dtype_of_draws(fn: Distribution) -> Any:
     """The type of numbers that a distribution draws."""
-    with jax.numpy_rank_promotion("allow"):
-        return jax.eval_shape(lambda: jnp.asarray(fn.sample(jax.random.key(0)))).dtype
+    leaves = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(fn))
+    kind = type(base_distribution(fn)), leaves, jnp.result_type(float)
+    if kind not in _DTYPES:
+        with jax.numpy_rank_promotion("allow"):
+            _DTYPES[kind] = jax.eval_shape(lambda: jnp.asarray(fn.sample(jax.random.key(0)))).dtype
+    return _DTYPES[kind]
+
+
+_DTYPES: dict[tuple, Any] = {}  # programs that branch run un-jitted, and ask at each draw
