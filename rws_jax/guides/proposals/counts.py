@@ -15,8 +15,8 @@ from numpyro.distributions import Distribution
 
 from rws_jax.core.supports import elementwise, range_of
 from rws_jax.guides.proposals.arrays import cut, flat_events, of_one_rank, softly_bounded, stopped
-from rws_jax.guides.proposals.finite import is_categorical
 from rws_jax.guides.proposals.mixture import PriorMixture, chosen, log_weights, spread
+from rws_jax.guides.proposals.values import is_categorical
 
 _LARGEST = 2**30  # Draws of components are not larger, as integers of 32 bits hold them.
 _LOGISTIC = math.sqrt(3.0) / math.pi  # the scale of a logistic variable of variance one

@@ -11,8 +11,9 @@ from rws_jax.core.sites import base_distribution
 from rws_jax.core.supports import elementwise
 from rws_jax.guides.proposals.circular import circular_family
 from rws_jax.guides.proposals.counts import count_family
-from rws_jax.guides.proposals.finite import MAX_CATEGORIES, finite_family, is_categorical
+from rws_jax.guides.proposals.finite import finite_family
 from rws_jax.guides.proposals.reals import real_family
+from rws_jax.guides.proposals.values import MAX_CATEGORIES, is_categorical
 
 
 class Family(Protocol):
