@@ -1,5 +1,6 @@
 """What all proposals need of arrays: equal ranks, outputs cut into parts, and priors without a gradient."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,11 +10,19 @@ from jax import lax
 from jax.core import Tracer
 from numpyro.distributions import Distribution
 
+from rws_jax.core.sites import base_distribution
+
 
 def of_one_rank(*arrays: jax.Array) -> list[jax.Array]:
     """The same arrays with dimensions of size 1 in front, as many as make their ranks equal."""
     rank = max(array.ndim for array in arrays)
     return [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
+
+
+def flat_events(value: jax.Array, event_dim: int) -> jax.Array:
+    """The same numbers, those of one event along the last axis."""
+    batch = value.shape[: value.ndim - event_dim]
+    return value.reshape((*batch, math.prod(value.shape[len(batch) :])))
 
 
 def cut(outputs: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
@@ -50,5 +59,12 @@ def stopped(fn: Distribution) -> Distribution:
 
 def dtype_of_draws(fn: Distribution) -> Any:
     """The type of numbers that a distribution draws."""
-    with jax.numpy_rank_promotion("allow"):
-        return jax.eval_shape(lambda: jnp.asarray(fn.sample(jax.random.key(0)))).dtype
+    leaves = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(fn))
+    kind = type(base_distribution(fn)), leaves, jnp.result_type(float)
+    if kind not in _DTYPES:
+        with jax.numpy_rank_promotion("allow"):
+            _DTYPES[kind] = jax.eval_shape(lambda: jnp.asarray(fn.sample(jax.random.key(0)))).dtype
+    return _DTYPES[kind]
+
+
+_DTYPES: dict[tuple, Any] = {}  # programs that branch run un-jitted, and ask at each draw

@@ -10,7 +10,7 @@ import numpy as np
 from numpyro.distributions import Distribution, VonMises, constraints
 
 from rws_jax.core.supports import elementwise
-from rws_jax.guides.proposals.arrays import cut, of_one_rank, softly_bounded, stopped
+from rws_jax.guides.proposals.arrays import cut, flat_events, of_one_rank, softly_bounded, stopped
 from rws_jax.guides.proposals.mixture import PriorMixture, chosen, log_weights
 
 
@@ -32,7 +32,7 @@ class Angles(PriorMixture):
 
     def log_densities(self, value: jax.Array) -> jax.Array:
         """Log densities in nats."""
-        value = _flat(value, self.event_dim)[..., None, :]
+        value = flat_events(value, self.event_dim)[..., None, :]
         value, locations, concentrations = of_one_rank(value, self.locations, self.concentrations)
         of_angle = VonMises(locations, concentrations, validate_args=False)
         return jnp.sum(of_angle.log_prob(value), axis=-1)
@@ -69,7 +69,7 @@ class CircularFamily:
 
     def features(self, fn: Distribution, value: Any) -> jax.Array:
         """Sine and cosine."""
-        angles = _flat(jnp.asarray(value), fn.event_dim)
+        angles = flat_events(jnp.asarray(value), fn.event_dim)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
     def prior_features(self, fn: Distribution) -> jax.Array:
@@ -107,10 +107,5 @@ def _direction(fn: Any) -> tuple[jax.Array, jax.Array]:
     known = isinstance(base, VonMises)
     location = jnp.asarray(base.loc if known else 0.0, float)
     log_concentration = jnp.log(jnp.clip(jnp.asarray(base.concentration if known else 1.0, float), 1e-6, 1e6))
-    wide = lambda x: _flat(jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, fn.shape())), fn.event_dim)
+    wide = lambda x: flat_events(jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, fn.shape())), fn.event_dim)
     return wide(location), wide(log_concentration)
-
-
-def _flat(value: jax.Array, event_dim: int) -> jax.Array:
-    batch = value.shape[: value.ndim - event_dim]
-    return value.reshape((*batch, math.prod(value.shape[len(batch) :])))

@@ -5,8 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import Distribution, biject_to
-from numpyro.distributions.transforms import Transform
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
+from numpyro.distributions.transforms import ComposeTransform, Transform
+
+from rws_jax.core.supports import covers, elementwise
 
 
 class Coordinates(NamedTuple):
@@ -44,13 +53,48 @@ def coordinates_of(fn: Distribution) -> Coordinates | None:
     support: Any = fn.support
     if support is None or support.is_discrete:
         return None
-    try:
-        transform: Any = biject_to(support)
-    except NotImplementedError:
+    transform = _bijection(fn)
+    if transform is None or fn.event_dim < transform.codomain.event_dim:
         return None
     num_extra = fn.event_dim - transform.codomain.event_dim
-    if num_extra < 0:
-        return None
     shape = transform.inverse_shape(fn.shape())
     vector_shape = shape[len(shape) - transform.domain.event_dim - num_extra :]
     return Coordinates(transform, num_extra, vector_shape, fn.event_shape)
+
+
+def _bijection(fn: Distribution) -> Any:
+    """From real vectors to the support; None if there is none.
+
+    A transformed distribution declares what its last transform can give, which may be more than it does give: ordered
+    vectors, say, whose numbers are then made positive. Its own transforms are followed then.
+    """
+    base = fn
+    while isinstance(base, ExpandedDistribution | Independent):
+        base = base.base_dist
+    try:
+        if not isinstance(base, TransformedDistribution) or _declares_its_support(base):
+            return biject_to(fn.support)
+        inner = _bijection(base.base_dist)
+    except NotImplementedError:
+        return None
+    return None if inner is None else ComposeTransform([inner, *base.transforms])
+
+
+def _declares_its_support(fn: TransformedDistribution) -> bool:
+    support = elementwise(fn.base_dist)
+    for transform in _parts(fn.transforms):
+        domain, codomain = (_of_elements(end) for end in (transform.domain, transform.codomain))
+        if not (covers(domain, support) and covers(support, domain, bounds_count=True)):
+            return False
+        support = codomain
+    return True
+
+
+def _parts(transforms: Any) -> list[Any]:
+    return [part for t in transforms for part in (_parts(t.parts) if isinstance(t, ComposeTransform) else [t])]
+
+
+def _of_elements(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support

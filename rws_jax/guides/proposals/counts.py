@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from rws_jax.core.supports import elementwise, range_of
-from rws_jax.guides.proposals.arrays import cut, of_one_rank, softly_bounded, stopped
+from rws_jax.guides.proposals.arrays import cut, flat_events, of_one_rank, softly_bounded, stopped
 from rws_jax.guides.proposals.mixture import PriorMixture, chosen, log_weights, spread
+from rws_jax.guides.proposals.values import is_categorical
 
 _LARGEST = 2**30  # Draws of components are not larger, as integers of 32 bits hold them.
 _LOGISTIC = math.sqrt(3.0) / math.pi  # the scale of a logistic variable of variance one
@@ -39,7 +40,7 @@ class RoundedLogistics(PriorMixture):
 
     def log_densities(self, value: jax.Array) -> jax.Array:
         """Log-probabilities in nats; minus infinity for what components do not draw."""
-        value = _flat(value.astype(self.locations.dtype), self.event_dim)[..., None, :]
+        value = flat_events(value.astype(self.locations.dtype), self.event_dim)[..., None, :]
         value, low, high, locations, scales = of_one_rank(value, *self._ends(), self.locations, self.scales)
         below, above = (value - 0.5 - locations) / scales, (value + 0.5 - locations) / scales
         # log(F(above) - F(below)), in which each factor is exact wherever it is small
@@ -66,7 +67,7 @@ class RoundedLogistics(PriorMixture):
         ends = [jnp.clip(jnp.asarray(end, float), -_LARGEST, _LARGEST) for end in (numbers.low, numbers.high)]
         shape = self.prior.shape()
         wide = [jnp.broadcast_to(end, jnp.broadcast_shapes(end.shape, shape)) for end in ends]
-        return [_flat(end, self.event_dim)[..., None, :] for end in wide]
+        return [flat_events(end, self.event_dim)[..., None, :] for end in wide]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class CountFamily:
 
     def features(self, fn: Distribution, value: Any) -> jax.Array:
         """The numbers themselves."""
-        return _flat(jnp.asarray(value, float), fn.event_dim)
+        return flat_events(jnp.asarray(value, float), fn.event_dim)
 
     def prior_features(self, fn: Distribution) -> jax.Array:
         """Mean and log standard deviation of the prior."""
@@ -115,11 +116,11 @@ class CountFamily:
 
 
 def count_family(fn: Distribution, num_components: int) -> CountFamily | None:
-    """Proposals for a distribution of integers with bounds, or with one; None if it is not one."""
+    """Proposals for a distribution of integers with bounds, or with one; None if it is not one, as of categories."""
     element = elementwise(fn)
     numbers = None if element is None else range_of(element)
     num_elements = math.prod(fn.event_shape)
-    is_one = numbers is not None and numbers.is_discrete and num_elements > 0
+    is_one = numbers is not None and numbers.is_discrete and num_elements > 0 and not is_categorical(fn)
     return CountFamily(num_elements, num_components) if is_one else None
 
 
@@ -131,10 +132,5 @@ def _moments(fn: Distribution) -> tuple[jax.Array, jax.Array]:
         mean = deviation = jnp.ones(())
     shape = jnp.broadcast_shapes(mean.shape, deviation.shape, fn.shape())
     finite = jnp.isfinite(mean) & (jnp.abs(mean) < _LARGEST) & jnp.isfinite(deviation)
-    wide = lambda x: _flat(jnp.broadcast_to(jnp.where(finite, x, 1.0), shape), fn.event_dim)
+    wide = lambda x: flat_events(jnp.broadcast_to(jnp.where(finite, x, 1.0), shape), fn.event_dim)
     return wide(mean), jnp.clip(wide(deviation), 0.1, _LARGEST)
-
-
-def _flat(value: jax.Array, event_dim: int) -> jax.Array:
-    batch = value.shape[: value.ndim - event_dim]
-    return value.reshape((*batch, math.prod(value.shape[len(batch) :])))

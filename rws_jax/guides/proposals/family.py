@@ -13,6 +13,7 @@ from rws_jax.guides.proposals.circular import circular_family
 from rws_jax.guides.proposals.counts import count_family
 from rws_jax.guides.proposals.finite import finite_family
 from rws_jax.guides.proposals.reals import real_family
+from rws_jax.guides.proposals.values import MAX_CATEGORIES, is_categorical
 
 
 class Family(Protocol):
@@ -66,6 +67,8 @@ def why_none(fn: Distribution) -> str | None:
     """Why a prior has no proposals, in words that complete "it keeps its prior, as"; None if it has some."""
     if family_of(fn, components=1) is not None:
         return None
+    if is_categorical(fn):
+        return f"its Categorical distribution has one category, or more than {MAX_CATEGORIES:,}"
     return _why_never(fn) or f"there are no proposals on {describe_support(elementwise(fn))}"
 
 

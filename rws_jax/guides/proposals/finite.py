@@ -7,16 +7,16 @@ The elements of one event depend on those before them, as far as their number al
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
+from numpyro.distributions import Distribution, constraints
 
 from rws_jax.guides.proposals.arrays import cut, dtype_of_draws, of_one_rank, stopped, strictly_lower
+from rws_jax.guides.proposals.values import log_probs_of_values, values_of
 
-MAX_VALUES = 64
 MAX_DEPENDENT = 16  # elements of one event
 MAX_WEIGHTS = 1024
 _LOG_ZERO = -1e30  # NumPyro writes the logarithm of zero as the least number that there is.
@@ -54,43 +54,13 @@ class Finite(Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Log-probability of each event, in nats; minus infinity for a number that is none of the values."""
-        is_value = _is_value(jnp.asarray(value), self.event_dim, self.values)
-        logits = self.logits
-        if self.coupling is not None:
-            coupling, features = of_one_rank(self.coupling, _features(is_value)[..., None, :, None, :])
-            added = jnp.einsum("...devf,...ef->...dv", coupling, features[..., 0, :, 0, :])
-            logits, added = of_one_rank(logits, added)
-            logits = logits + added
-        log_probs, is_value = of_one_rank(jax.nn.log_softmax(logits), is_value)
-        of_element = jnp.sum(jnp.where(is_value, log_probs, 0.0), axis=-1)
-        return jnp.where(is_value.any(axis=-1), of_element, -jnp.inf).sum(axis=-1)
+        return _log_prob(jnp.asarray(value), self.logits, self.coupling, self.event_dim, self.values)
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw values, in the type of numbers that the prior draws."""
         assert key is not None
-        num_elements, num_values = self.logits.shape[-2:]
-        noise = jax.random.gumbel(key, (*sample_shape, *self.batch_shape, num_elements, num_values))
-        noise, logits = of_one_rank(noise, self.logits)
-        noisy = logits + noise
-        index = jnp.argmax(noisy, axis=-1) if self.coupling is None else self._sample_in_order(noisy)
-        value = jnp.asarray(self.values, dtype_of_draws(self.prior))[index]
-        return value.reshape(value.shape[:-1] + self.event_shape)
-
-    def _sample_in_order(self, noisy: jax.Array) -> jax.Array:
-        """Indices of values, of which each takes into account those that were drawn before."""
-        assert self.coupling is not None
-        drawn: list[jax.Array] = []
-        indices: list[jax.Array] = []
-        for element in range(noisy.shape[-2]):
-            logits = noisy[..., element, :]
-            for before, is_value in enumerate(drawn):
-                features = _features(is_value)
-                weights, features = of_one_rank(self.coupling[..., element, before, :, :], features[..., None, :])
-                # By a product of matrices: XLA on CPU (jaxlib 0.10) compiles the sum of products to wrong numbers.
-                logits = logits + jnp.einsum("...vf,...f->...v", weights, features[..., 0, :])
-            indices.append(jnp.argmax(logits, axis=-1))
-            drawn.append(jax.nn.one_hot(indices[-1], logits.shape[-1], dtype=bool))
-        return jnp.stack(indices, axis=-1)
+        shape, dtype = (*sample_shape, *self.batch_shape), dtype_of_draws(self.prior)
+        return _drawn(key, self.logits, self.coupling, shape, self.values, dtype).reshape(shape + self.event_shape)
 
 
 @dataclass(frozen=True)
@@ -114,9 +84,14 @@ class FiniteFamily:
         return shape if num_pairs and self.num_elements <= MAX_DEPENDENT and math.prod(shape) <= MAX_WEIGHTS else None
 
     @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of outputs: those of elements, and those of pairs."""
+        return [(self.num_elements, self._num_outputs), *([] if self._coupling is None else [self._coupling])]
+
+    @property
     def size(self) -> int:
         """Number of outputs for one batch element."""
-        return self.num_elements * self._num_outputs + math.prod(self._coupling or (0,))
+        return sum(math.prod(shape) for shape in self.shapes)
 
     @property
     def num_features(self) -> int:
@@ -141,18 +116,8 @@ class FiniteFamily:
 
     def proposal(self, fn: Distribution, outputs: jax.Array) -> Finite:
         """The prior, with `outputs` of shape `(*batch, size)` added to its log-probabilities."""
-        prior, num_values = stopped(fn), len(self.values)
-        shapes = [(self.num_elements, self._num_outputs), *([] if self._coupling is None else [self._coupling])]
-        own, *weights = cut(outputs, shapes)
-        log_probs = log_probs_of_values(prior, self.values)
-        # A value that is impossible stays so, and its output has a gradient of zero and not of NaN.
-        logits = jnp.where(log_probs > _LOG_ZERO, _of_values(own, num_values) + log_probs, -jnp.inf)
-        coupling = None
-        if weights:
-            entries = jnp.moveaxis(weights[0], -3, -1)
-            square = strictly_lower(entries, self.num_elements)
-            coupling = _of_values(jnp.moveaxis(square, (-4, -3), (-2, -1)), num_values, axis=-2)
-        return Finite(prior, logits, coupling, self.values)
+        prior = stopped(fn)
+        return Finite(prior, *_moved(self, outputs, log_probs_of_values(prior, self.values)), self.values)
 
 
 def finite_family(fn: Distribution) -> FiniteFamily | None:
@@ -160,39 +125,6 @@ def finite_family(fn: Distribution) -> FiniteFamily | None:
     values = values_of(fn)
     num_elements = math.prod(fn.event_shape)
     return None if values is None or num_elements == 0 else FiniteFamily(num_elements, values)
-
-
-def values_of(fn: Distribution) -> tuple | None:
-    """The values that each element of an event can take, where they are known and few."""
-    element = _element(fn)
-    if element is None or not element.has_enumerate_support:
-        return None
-    try:
-        with jax.ensure_compile_time_eval():
-            values = np.ravel(element.enumerate_support(expand=False))
-    except (NotImplementedError, TypeError, ValueError):  # as bounds are traced, or differ within the batch
-        return None
-    return tuple(values.tolist()) if 1 < len(values) <= MAX_VALUES else None
-
-
-def log_probs_of_values(fn: Distribution, values: tuple) -> jax.Array:
-    """Log-probability of each value, in nats, of shape `(*batch, elements, values)`.
-
-    The distribution need not know its values: under `jax.jit` the bounds of a uniform one are traced.
-    """
-    element = _element(fn)
-    assert element is not None
-    of_value = lambda value: element.log_prob(jnp.full(element.batch_shape, value))
-    log_probs = jax.vmap(of_value, out_axes=-1)(jnp.asarray(values, dtype_of_draws(element)))
-    log_probs = jnp.broadcast_to(log_probs, (*fn.shape(), len(values)))
-    return log_probs.reshape((*fn.batch_shape, math.prod(fn.event_shape), len(values)))
-
-
-def _element(fn: Distribution) -> Distribution | None:
-    """The distribution of single numbers inside of event dimensions; None where an event is more than that."""
-    while isinstance(fn, Independent) or (isinstance(fn, ExpandedDistribution) and fn.event_dim > 0):
-        fn = fn.base_dist
-    return None if fn.event_dim > 0 else fn
 
 
 def _is_value(value: jax.Array, event_dim: int, values: tuple) -> jax.Array:
@@ -212,3 +144,59 @@ def _features(is_value: jax.Array) -> jax.Array:
 def _of_values(outputs: jax.Array, num_values: int, axis: int = -1) -> jax.Array:
     """What is added to the logits of all values; the first of two gets nothing."""
     return jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=axis) if num_values == 2 else outputs
+
+
+# Programs that branch run un-jitted: these cost one call each then, and not one for each operation.
+@partial(jax.jit, static_argnums=(3, 4), inline=True)
+def _log_prob(
+    value: jax.Array, logits: jax.Array, coupling: jax.Array | None, event_dim: int, values: tuple
+) -> jax.Array:
+    is_value = _is_value(value, event_dim, values)
+    if coupling is not None:
+        coupling, features = of_one_rank(coupling, _features(is_value)[..., None, :, None, :])
+        added = jnp.einsum("...devf,...ef->...dv", coupling, features[..., 0, :, 0, :])
+        logits, added = of_one_rank(logits, added)
+        logits = logits + added
+    log_probs, is_value = of_one_rank(jax.nn.log_softmax(logits), is_value)
+    of_element = jnp.sum(jnp.where(is_value, log_probs, 0.0), axis=-1)
+    return jnp.where(is_value.any(axis=-1), of_element, -jnp.inf).sum(axis=-1)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def _drawn(
+    key: jax.Array, logits: jax.Array, coupling: jax.Array | None, shape: tuple[int, ...], values: tuple, dtype: Any
+) -> jax.Array:
+    """One of the values at each element, `(*shape, elements)`."""
+    noise, logits = of_one_rank(jax.random.gumbel(key, shape + logits.shape[-2:]), logits)
+    noisy = logits + noise
+    index = jnp.argmax(noisy, axis=-1) if coupling is None else _in_order(noisy, coupling)
+    return jnp.asarray(values, dtype)[index]
+
+
+def _in_order(noisy: jax.Array, coupling: jax.Array) -> jax.Array:
+    """Indices of values, of which each takes into account those that were drawn before."""
+    drawn: list[jax.Array] = []
+    indices: list[jax.Array] = []
+    for element in range(noisy.shape[-2]):
+        logits = noisy[..., element, :]
+        for before, is_value in enumerate(drawn):
+            features = _features(is_value)
+            weights, features = of_one_rank(coupling[..., element, before, :, :], features[..., None, :])
+            logits = logits + jnp.einsum("...vf,...f->...v", weights, features[..., 0, :])
+        # By its index: compiled, logits may be computed twice and rounded differently, and none equals the maximum.
+        indices.append(jnp.argmax(logits, axis=-1))
+        drawn.append(jax.nn.one_hot(indices[-1], logits.shape[-1], dtype=bool))
+    return jnp.stack(indices, axis=-1)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _moved(family: FiniteFamily, outputs: jax.Array, log_probs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Logits of values, and coupling of elements."""
+    own, *weights = cut(outputs, family.shapes)
+    num_values = len(family.values)
+    # A value that is impossible stays so, and its output has a gradient of zero and not of NaN.
+    logits = jnp.where(log_probs > _LOG_ZERO, _of_values(own, num_values) + log_probs, -jnp.inf)
+    if not weights:
+        return logits, None
+    square = strictly_lower(jnp.moveaxis(weights[0], -3, -1), family.num_elements)
+    return logits, _of_values(jnp.moveaxis(square, (-4, -3), (-2, -1)), num_values, axis=-2)

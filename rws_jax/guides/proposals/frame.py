@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.special import digamma, polygamma
+from jax.scipy.special import digamma, gammaln, polygamma
 from numpyro.distributions import Distribution, constraints
 
 from rws_jax.guides.proposals.coordinates import Coordinates, coordinates_of
@@ -39,7 +40,7 @@ def _of_base(fn: Any) -> Frame:
     if exact is not None:
         return exact
     coordinates = coordinates_of(fn)
-    moments = None if coordinates is None else _moments(fn, coordinates)
+    moments = None if coordinates is None else _moved(fn, coordinates) or _moments(fn, coordinates)
     if moments is not None:
         return moments
     if fn.support is constraints.real and hasattr(fn, "loc") and hasattr(fn, "scale"):
@@ -73,7 +74,35 @@ def _exact(fn: Any) -> Frame | None:
         num = stick.shape[-1] - 1
         shift = jnp.log(num - jnp.arange(num)).reshape((1,) * (stick.ndim - 1) + (num,))
         return location + shift, scale
+    if isinstance(fn, dist.LKJ | dist.LKJCholesky):
+        return _of_correlations(of("concentration"), fn.dimension)
+    if isinstance(fn, dist.Wishart | dist.WishartCholesky):
+        return _of_covariance(of("concentration"), of("scale_tril"))
     return None
+
+
+def _of_correlations(concentration: jax.Array, num: int) -> Frame:
+    """Partial correlations, of which (1 + r) / 2 is a Beta variable; coordinates are their inverse tanh."""
+    column = np.tril_indices(num, -1)[1]
+    a = concentration[..., None] + jnp.asarray((num - 2 - column) / 2.0).reshape((1,) * concentration.ndim + (-1,))
+    return jnp.zeros(()), jnp.sqrt(0.5 * _trigamma(a))
+
+
+def _of_covariance(freedom: jax.Array, factor: jax.Array) -> Frame:
+    """Bartlett's decomposition: the factor times a triangular matrix of normal variables below chi variables."""
+    num = factor.shape[-1]
+    half = 0.5 * (freedom[..., None] - jnp.arange(num).reshape((1,) * freedom.ndim + (num,)))
+    chi = math.sqrt(2.0) * jnp.exp(gammaln(half + 0.5) - gammaln(half))
+    squares = factor**2
+    # Of column k of the factor, times row k: the diagonal, and the normal variables before it.
+    variance = (
+        squares * (2.0 * half - chi**2)[..., None, :] + jnp.flip(jnp.cumsum(jnp.flip(squares, -1), -1), -1) - squares
+    )
+    row, column = np.tril_indices(num, -1)
+    diagonal = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)) + 0.5 * (digamma(half) + math.log(2.0))
+    location = [(factor * chi[..., None, :])[..., row, column], diagonal]
+    scale = [jnp.sqrt(variance)[..., row, column], 0.5 * jnp.sqrt(_trigamma(half))]
+    return jnp.concatenate(location, axis=-1), jnp.concatenate(scale, axis=-1)
 
 
 def _of_odds(a: jax.Array, b: jax.Array) -> Frame:
@@ -83,6 +112,30 @@ def _of_odds(a: jax.Array, b: jax.Array) -> Frame:
 
 def _trigamma(x: jax.Array) -> jax.Array:
     return polygamma(1, x)
+
+
+def _moved(fn: Any, coordinates: Coordinates) -> Frame | None:
+    """Where the transforms of a distribution put the frame of what they transform, by the delta method."""
+    if not isinstance(fn, dist.TransformedDistribution):
+        return None
+    base = coordinates_of(fn.base_dist)
+    if base is None or base.num_elements != coordinates.num_elements:
+        return None
+    location, scale = frame_of(fn.base_dist)
+
+    def move(x: jax.Array) -> jax.Array:
+        value: Any = base.forward(x)
+        for transform in fn.transforms:
+            value = transform(value)
+        return coordinates.inverse(value)[0]
+
+    units = jnp.eye(base.num_elements, dtype=location.dtype)
+    with jax.numpy_rank_promotion("allow"):  # parameters of transforms may have fewer batch dimensions
+        along = lambda unit: jax.jvp(move, (location,), (scale * unit,))
+        moved, columns = jax.vmap(along, out_axes=(None, 0))(units)
+        deviation = jnp.sqrt(jnp.sum(columns**2, axis=0))
+    batch = moved.shape[:-1]
+    return moved.reshape(batch + coordinates.vector_shape), deviation.reshape(batch + coordinates.vector_shape)
 
 
 def _moments(fn: Any, coordinates: Coordinates) -> Frame | None:

@@ -6,6 +6,7 @@ The prior has three quarters of the mass when all outputs are zero, and always s
 """
 
 import math
+from functools import partial
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -44,25 +45,16 @@ class PriorMixture(Distribution):
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Log density of each event, in nats."""
         value = jnp.asarray(value)
-        log_weights = jax.nn.log_softmax(self.log_weights)
-        prior, components = of_one_rank(jnp.asarray(self.prior.log_prob(value))[..., None], self.log_densities(value))
-        shape = jnp.broadcast_shapes(prior.shape[:-1], components.shape[:-1])
-        prior, components = (jnp.broadcast_to(part, shape + part.shape[-1:]) for part in (prior, components))
-        log_weights, log_densities = of_one_rank(log_weights, jnp.concatenate([prior, components], axis=-1))
-        return logsumexp(log_weights + log_densities, axis=-1)
+        return _mixed(self.log_weights, jnp.asarray(self.prior.log_prob(value)), self.log_densities(value))
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw from one component, or from the prior; rounded to the inside of the support where it is open."""
         assert key is not None
-        prior_key, index_key, component_key = jax.random.split(key, 3)
-        noise = jax.random.gumbel(index_key, (*sample_shape, *self.batch_shape, self.log_weights.shape[-1]))
-        noise, log_weights = of_one_rank(noise, self.log_weights)
-        index = jnp.argmax(noise + log_weights, axis=-1)
-        drawn = self.draws(component_key, jnp.maximum(index - 1, 0))
-        drawn = drawn.reshape(drawn.shape[: index.ndim] + self.event_shape)
+        shape = (*sample_shape, *self.batch_shape)
+        prior_key, component_key, is_prior, index = _picked(key, self.log_weights, shape)
+        drawn = self.draws(component_key, index).reshape(shape + self.event_shape)
         prior = jnp.asarray(self.prior.sample(prior_key, sample_shape))
-        is_prior = (index == 0).reshape(index.shape + (1,) * self.event_dim)
-        value = jnp.where(is_prior, prior, drawn.astype(prior.dtype))
+        value = _either(is_prior, prior, drawn)
         return moved_inside(self.prior, value) if may_round(self.prior) else value
 
     def log_densities(self, value: jax.Array) -> jax.Array:
@@ -72,6 +64,37 @@ class PriorMixture(Distribution):
     def draws(self, key: jax.Array, index: jax.Array) -> jax.Array:
         """One event for each index of a component."""
         raise NotImplementedError
+
+
+# Programs that branch run un-jitted: these cost one call each then, and not one for each operation.
+@partial(jax.jit, inline=True)
+def _mixed(log_weights: jax.Array, prior: jax.Array, components: jax.Array) -> jax.Array:
+    """The log density of a mixture, of those of the prior and of its components."""
+    prior, components = of_one_rank(prior[..., None], components)
+    shape = jnp.broadcast_shapes(prior.shape[:-1], components.shape[:-1])
+    prior, components = (jnp.broadcast_to(part, shape + part.shape[-1:]) for part in (prior, components))
+    log_weights, log_densities = of_one_rank(
+        jax.nn.log_softmax(log_weights), jnp.concatenate([prior, components], axis=-1)
+    )
+    return logsumexp(log_weights + log_densities, axis=-1)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def _picked(
+    key: jax.Array, log_weights: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Keys for the prior and for components; which draws are the prior's, and from which component others come."""
+    prior_key, index_key, component_key = jax.random.split(key, 3)
+    noise = jax.random.gumbel(index_key, (*shape, log_weights.shape[-1]))
+    noise, log_weights = of_one_rank(noise, log_weights)
+    index = jnp.argmax(noise + log_weights, axis=-1)
+    return prior_key, component_key, index == 0, jnp.maximum(index - 1, 0)
+
+
+@partial(jax.jit, inline=True)
+def _either(is_prior: jax.Array, prior: jax.Array, drawn: jax.Array) -> jax.Array:
+    is_prior = is_prior.reshape(is_prior.shape + (1,) * (prior.ndim - is_prior.ndim))
+    return jnp.where(is_prior, prior, drawn.astype(prior.dtype))
 
 
 def log_weights(outputs: jax.Array) -> jax.Array:

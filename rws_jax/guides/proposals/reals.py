@@ -8,13 +8,16 @@ and in units of its scale. Elements of one event depend on those before them, in
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, constraints
 
+from rws_jax.core.draws import may_round
+from rws_jax.core.supports import elementwise
 from rws_jax.guides.proposals.arrays import cut, of_one_rank, softly_bounded, stopped, strictly_lower
 from rws_jax.guides.proposals.coordinates import coordinates_of
 from rws_jax.guides.proposals.frame import Frame, frame_of
@@ -22,6 +25,7 @@ from rws_jax.guides.proposals.mixture import PriorMixture, chosen, log_weights, 
 
 MAX_DEPENDENT = 16
 _FAR = 1e14  # where squares of standardised numbers would overflow
+_STEEP = 80.0  # exp(-80) is little more than the smallest normal number in float32
 _LOG_NORMAL = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -54,45 +58,39 @@ class Gaussians(PriorMixture):
 
     def log_densities(self, value: jax.Array) -> jax.Array:
         """Minus infinity where a number lies on the border, or has no inverse for another reason."""
-        near = self._is_near(value)
+        x, near = self._place(value)
+        if may_round(self.prior) and elementwise(self.prior) is not constraints.real:
+            # Derivatives by numbers next to the border overflow.
+            is_steep = (jnp.abs(x) > _STEEP).any(axis=-1)
+            if elementwise(self.prior) is constraints.simplex:
+                rest = 1.0 - jnp.cumsum(value[..., :-1], axis=-1)  # which rounds to zero before probabilities do
+                is_steep = (rest < 1e-6) | (value[..., 1:] < math.exp(-_STEEP)) | (value[..., :1] < math.exp(-_STEEP))
+                is_steep = is_steep.any(axis=tuple(range(-self.event_dim, 0)))
+            is_steep = is_steep.reshape(near.shape + (1,) * self.event_dim)
+            value = jnp.where(is_steep, lax.stop_gradient(value), value)
         # The inverse is taken where it and its derivatives are finite.
         support: Any = self.support
         is_event_near = near.reshape(near.shape + (1,) * self.event_dim)
-        u, log_det = self._standardised(jnp.where(is_event_near, value, support.feasible_like(value)))
-        u, means, log_scales = of_one_rank(u[..., None, :], self.means, self.log_scales)
-        if self.slopes is not None:
-            slopes, before = of_one_rank(self.slopes, u[..., None, :])
-            means = means + jnp.sum(slopes * before, axis=-1)
-        terms = 0.5 * ((u - means) * jnp.exp(-log_scales)) ** 2 + log_scales + _LOG_NORMAL
-        densities = -jnp.sum(terms, axis=-1)
-        near, log_det, densities = of_one_rank(near[..., None], log_det[..., None], densities)
-        return jnp.where(near, densities + log_det, -jnp.inf)
+        u, log_det, _ = self._standardised(jnp.where(is_event_near, value, support.feasible_like(value)))
+        return _log_densities(u, log_det, near, self.means, self.log_scales, self.slopes)
 
     def draws(self, key: jax.Array, index: jax.Array) -> jax.Array:
         """One event for each index of a component."""
         coordinates = coordinates_of(self.prior)
         assert coordinates is not None
-        noise = jax.random.normal(key, (*index.shape, coordinates.num_elements))
-        u = chosen(self.means, index, 1) + jnp.exp(chosen(self.log_scales, index, 1)) * noise
-        if self.slopes is not None:
-            # The solver takes the ones on the diagonal of I - A for granted.
-            rest = {"left_side": True, "lower": True, "unit_diagonal": True}
-            u = lax.linalg.triangular_solve(-chosen(self.slopes, index, 2), u[..., None], **rest)[..., 0]
-        u, location, scale = of_one_rank(u, self.location, self.scale)
-        return coordinates.forward(location + scale * u)
+        frame = self.location, self.scale
+        return coordinates.forward(_drawn(key, index, self.means, self.log_scales, self.slopes, frame))
 
-    def _is_near(self, value: jax.Array) -> jax.Array:
-        u, log_det = self._standardised(lax.stop_gradient(value))  # a condition has no derivative
-        return jnp.all(jnp.abs(u) < _FAR, axis=-1) & jnp.isfinite(log_det)  # which NaN is not
+    def _place(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Coordinates, and whether they and their density are finite; conditions on these have no derivative."""
+        u, log_det, x = self._standardised(lax.stop_gradient(value))
+        return x, jnp.all(jnp.abs(u) < _FAR, axis=-1) & jnp.isfinite(log_det)  # which NaN is not
 
-    def _standardised(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Coordinates in the frame, `(*batch, elements)`, and log |du/dvalue|."""
+    def _standardised(self, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Coordinates in the frame, `(*batch, elements)`, log |du/dvalue|, and coordinates as they are."""
         coordinates = coordinates_of(self.prior)
         assert coordinates is not None
-        x, log_det = coordinates.inverse(value)
-        x, location, scale = of_one_rank(x, self.location, self.scale)
-        log_det, log_scale = of_one_rank(log_det, jnp.sum(jnp.log(scale), axis=-1))
-        return (x - location) / scale, log_det - log_scale
+        return _in_frame(*coordinates.inverse(value), self.location, self.scale)
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class RealFamily:
     is_numeric = True
 
     @property
-    def _shapes(self) -> list[tuple[int, ...]]:
+    def shapes(self) -> list[tuple[int, ...]]:
         """Of outputs: weights, means, log scales, and slopes."""
         of_component = (self.num_components, self.num_elements)
         shapes = [(1 + self.num_components,), of_component, of_component]
@@ -116,7 +114,7 @@ class RealFamily:
     @property
     def size(self) -> int:
         """Number of outputs for one batch element."""
-        return sum(math.prod(shape) for shape in self._shapes)
+        return sum(math.prod(shape) for shape in self.shapes)
 
     @property
     def num_features(self) -> int:
@@ -142,12 +140,8 @@ class RealFamily:
     def proposal(self, fn: Distribution, outputs: jax.Array) -> Gaussians:
         """The prior and Gaussians, moved by `outputs` of shape `(*batch, size)`."""
         prior = stopped(fn)
-        weights, means, log_scales, *slopes = cut(outputs, self._shapes)
-        places, scale = spread(self.num_components, self.num_elements)
-        places = jnp.asarray(places, means.dtype).reshape((1,) * (means.ndim - 2) + places.shape)
-        below = strictly_lower(softly_bounded(slopes[0]), self.num_elements) if slopes else None
-        log_scales = softly_bounded(log_scales) + math.log(scale)
-        return Gaussians(prior, log_weights(weights), frame_of(prior), means + places, log_scales, below)
+        weights, *parts = _moved(self, outputs)
+        return Gaussians(prior, weights, frame_of(prior), *parts)
 
 
 def real_family(fn: Distribution, num_components: int) -> RealFamily | None:
@@ -156,3 +150,57 @@ def real_family(fn: Distribution, num_components: int) -> RealFamily | None:
     if coordinates is None or coordinates.num_elements == 0:
         return None
     return RealFamily(coordinates.num_elements, num_components)
+
+
+# Programs that branch run un-jitted: these cost one call each then, and not one for each operation.
+@partial(jax.jit, static_argnums=0, inline=True)
+def _moved(family: RealFamily, outputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Log weights, means, log scales and slopes."""
+    weights, means, log_scales, *slopes = cut(outputs, family.shapes)
+    places, scale = spread(family.num_components, family.num_elements)
+    places = jnp.asarray(places, means.dtype).reshape((1,) * (means.ndim - 2) + places.shape)
+    below = strictly_lower(softly_bounded(slopes[0]), family.num_elements) if slopes else None
+    return log_weights(weights), means + places, softly_bounded(log_scales) + math.log(scale), below
+
+
+@partial(jax.jit, inline=True)
+def _in_frame(
+    x: jax.Array, log_det: jax.Array, location: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, location, scale = of_one_rank(x, location, scale)
+    log_det, log_scale = of_one_rank(log_det, jnp.sum(jnp.log(scale), axis=-1))
+    return (x - location) / scale, log_det - log_scale, x
+
+
+@partial(jax.jit, inline=True)
+def _log_densities(
+    u: jax.Array, log_det: jax.Array, near: jax.Array, means: jax.Array, log_scales: jax.Array, slopes: jax.Array | None
+) -> jax.Array:
+    u, means, log_scales = of_one_rank(u[..., None, :], means, log_scales)
+    if slopes is not None:
+        slopes, before = of_one_rank(slopes, u[..., None, :])
+        means = means + jnp.sum(slopes * before, axis=-1)
+    terms = 0.5 * ((u - means) * jnp.exp(-log_scales)) ** 2 + log_scales + _LOG_NORMAL
+    densities = -jnp.sum(terms, axis=-1)
+    near, log_det, densities = of_one_rank(near[..., None], log_det[..., None], densities)
+    return jnp.where(near, densities + log_det, -jnp.inf)
+
+
+@partial(jax.jit, inline=True)
+def _drawn(
+    key: jax.Array,
+    index: jax.Array,
+    means: jax.Array,
+    log_scales: jax.Array,
+    slopes: jax.Array | None,
+    frame: Frame,
+) -> jax.Array:
+    """Coordinates of draws from the components that indices say."""
+    noise = jax.random.normal(key, (*index.shape, means.shape[-1]))
+    u = chosen(means, index, 1) + jnp.exp(chosen(log_scales, index, 1)) * noise
+    if slopes is not None:
+        # The solver takes the ones on the diagonal of I - A for granted.
+        rest = {"left_side": True, "lower": True, "unit_diagonal": True}
+        u = lax.linalg.triangular_solve(-chosen(slopes, index, 2), u[..., None], **rest)[..., 0]
+    u, location, scale = of_one_rank(u, *frame)
+    return location + scale * u
