@@ -588,8 +588,8 @@ MUTATIONS = {
     ),
     "pooled data summed": (
         context,
-        "embedded.append(jnp.mean(self._network(total(values)), axis=axes))",
-        "embedded.append(jnp.sum(self._network(total(values)), axis=axes))",
+        "value = jnp.mean(value, axis=axis)",
+        "value = jnp.sum(value, axis=axis)",
         test_plates.test_exchangeable_observations_are_pooled,
     ),
     "latents not read by later ones": (

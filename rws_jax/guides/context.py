@@ -10,7 +10,7 @@ from jax import lax
 
 from rws_jax.core.numpyro_internals import ActivePlate
 from rws_jax.guides.axes import SCAN, Laid, Leaf, Names, laid
-from rws_jax.guides.networks import Tree, activation, affine, recurrent, total
+from rws_jax.guides.networks import Tree, activation, affine, last_state, recurrent, total
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Data:
         return frozenset().union(*(names for leaf in self.leaves for names in leaf.axes))
 
     def at(self, plates: Sequence[ActivePlate], num_dims: int) -> jax.Array:
-        """The embedding for a site: of its own elements' data, the rest of which is averaged; ``(*batch, hidden)``."""
+        """The embedding for a site: of its own elements' data, the rest of which is pooled; ``(*batch, hidden)``."""
         own: list[Laid] = []
         others: dict[tuple[Names, ...], list[Laid]] = {}
         for leaf in (laid(leaf, plates, num_dims) for leaf in self.leaves):
@@ -35,8 +35,18 @@ class Data:
         for pooled, members in (others or {(): []}).items():
             axes = tuple(range(num_dims, num_dims + len(pooled)))
             values = [leaf.value for leaf in members] + [jnp.expand_dims(leaf.value, axes) for leaf in own]
-            embedded.append(jnp.mean(self._network(total(values)), axis=axes))
+            embedded.append(self._pooled(self._network(total(values)), num_dims, pooled))
         return total(embedded)
+
+    def _pooled(self, value: jax.Array, num_dims: int, pooled: tuple[Names, ...]) -> jax.Array:
+        """The average over plates; of a sequence, what a recurrent network makes of it."""
+        for number, names in reversed(list(enumerate(pooled))):
+            axis = num_dims + number
+            if SCAN in names:
+                value = last_state(self.tree["sequence"], jnp.moveaxis(value, axis, 0))
+            else:
+                value = jnp.mean(value, axis=axis)
+        return value
 
     def _network(self, value: jax.Array) -> jax.Array:
         value = value + jnp.broadcast_to(self.tree["bias"], value.shape)

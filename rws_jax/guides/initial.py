@@ -94,6 +94,14 @@ class Architecture:
         return frozenset[str]().union(*(names for axes in self.axes.values() for names in axes))
 
     @cached_property
+    def _lengths(self) -> set[int]:
+        """Lengths of the axes of arguments that a scan runs along."""
+        if self.options.embed is not None:
+            return set()
+        axes = {name: zip(axes, jnp.shape(self.leaves[name]), strict=False) for name, axes in self.axes.items()}
+        return {length for of_leaf in axes.values() for names, length in of_leaf if SCAN in names}
+
+    @cached_property
     def _scans(self) -> dict[str, str]:
         """The scan that each site is in, of those that are in one."""
         return {name: site.scan for name, site in self.dreams.sites.items() if site.scan}
@@ -153,7 +161,12 @@ class Architecture:
         return units | {"weights": linear(rng_key, len(units["shift"]), self.hidden)}
 
     def _trunk(self, rng_key: jax.Array) -> Tree:
-        return {"bias": jnp.zeros(self.hidden), "hidden": new_affine(rng_key, self.hidden, self.hidden)}
+        of_hidden, of_sequence = jax.random.split(rng_key)
+        tree = {"bias": jnp.zeros(self.hidden), "hidden": new_affine(of_hidden, self.hidden, self.hidden)}
+        outside = [name for name in self.dreams.sites if name not in self._scans and self._has_proposals(name)]
+        if self._lengths and outside:
+            tree["sequence"] = new_recurrent(of_sequence, self.hidden, self.hidden)
+        return tree
 
     def _of_latent(self, rng_key: jax.Array, name: str) -> Tree:
         units = self._units["latents", name]
@@ -186,11 +199,12 @@ class Architecture:
     def _of_scan(self, rng_key: jax.Array, name: str) -> Tree:
         of_forward, of_backward, of_outputs = jax.random.split(rng_key, 3)
         networks: Tree = {}
-        if self.options.autoregressive and any(
-            site.place.family is not None for site in self.dreams.sites.values() if site.scan == name
-        ):
+        sites = [site for site, scan in self._scans.items() if scan == name and self._has_proposals(site)]
+        if self.options.autoregressive and sites:
             networks["forward"] = new_recurrent(of_forward, self.hidden, self.hidden)
-        if self.options.embed is None and any(SCAN in names for axes in self.axes.values() for names in axes):
+        if self._lengths & {
+            sizes[0] for site in sites for kind, sizes in self.dreams.sites[site].frames if kind == SCAN
+        }:
             cell = new_recurrent(of_backward, self.hidden, self.hidden)
             networks["backward"] = {"cell": cell, "outputs": new_affine(of_outputs, self.hidden, self.hidden)}
         return networks

@@ -86,6 +86,12 @@ def new_recurrent(rng_key: jax.Array, num_inputs: int, hidden: int) -> Tree:
     }
 
 
+def last_state(tree: Tree, values: jax.Array) -> jax.Array:
+    """The state of a gated recurrent unit after all of `values`, along their first axis."""
+    step = lambda state, value: (recurrent(tree, state, value), None)
+    return lax.scan(step, jnp.zeros_like(values[0]), values)[0]
+
+
 def recurrent(tree: Tree, state: jax.Array, value: jax.Array) -> jax.Array:
     """The next state of a gated recurrent unit."""
     reset, update, candidate = jnp.split(affine(tree["inputs"], value), 3, axis=-1)

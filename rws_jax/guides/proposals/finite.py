@@ -135,16 +135,16 @@ class FiniteFamily:
 
     def prior_features(self, fn: Distribution) -> jax.Array:
         """Log-probabilities of values, or the logarithm of odds if there are two, in nats and clipped at 10."""
-        log_probs = jnp.clip(log_probs_of_values(stopped(fn), values_of(fn) or self.values), -10.0)
+        log_probs = jnp.clip(log_probs_of_values(stopped(fn), self.values), -10.0)
         features = log_probs[..., 1:] - log_probs[..., :1] if len(self.values) == 2 else log_probs
         return features.reshape((*fn.batch_shape, self.num_prior_features))
 
     def proposal(self, fn: Distribution, outputs: jax.Array) -> Finite:
         """The prior, with `outputs` of shape `(*batch, size)` added to its log-probabilities."""
-        prior, values, num_values = stopped(fn), values_of(fn) or self.values, len(self.values)
+        prior, num_values = stopped(fn), len(self.values)
         shapes = [(self.num_elements, self._num_outputs), *([] if self._coupling is None else [self._coupling])]
         own, *weights = cut(outputs, shapes)
-        log_probs = log_probs_of_values(prior, values)
+        log_probs = log_probs_of_values(prior, self.values)
         # A value that is impossible stays so, and its output has a gradient of zero and not of NaN.
         logits = jnp.where(log_probs > _LOG_ZERO, _of_values(own, num_values) + log_probs, -jnp.inf)
         coupling = None
@@ -152,7 +152,7 @@ class FiniteFamily:
             entries = jnp.moveaxis(weights[0], -3, -1)
             square = strictly_lower(entries, self.num_elements)
             coupling = _of_values(jnp.moveaxis(square, (-4, -3), (-2, -1)), num_values, axis=-2)
-        return Finite(prior, logits, coupling, values)
+        return Finite(prior, logits, coupling, self.values)
 
 
 def finite_family(fn: Distribution) -> FiniteFamily | None:
@@ -176,7 +176,10 @@ def values_of(fn: Distribution) -> tuple | None:
 
 
 def log_probs_of_values(fn: Distribution, values: tuple) -> jax.Array:
-    """Log-probability of each value, in nats, of shape `(*batch, elements, values)`."""
+    """Log-probability of each value, in nats, of shape `(*batch, elements, values)`.
+
+    The distribution need not know its values: under `jax.jit` the bounds of a uniform one are traced.
+    """
     element = _element(fn)
     assert element is not None
     of_value = lambda value: element.log_prob(jnp.full(element.batch_shape, value))
