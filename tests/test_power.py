@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import pytest
@@ -56,7 +56,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allow_key_reuse", "allo
 def functions_of(namespace, module):
     """Functions, methods and properties that a module defines, by name."""
     for name, value in vars(namespace).items():
-        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        function = getattr(value, "__func__", value)
+        if isinstance(value, property | cached_property):
+            function = value.fget if isinstance(value, property) else value.func
         if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
             yield f"{namespace.__name__}.{name}", function
         elif isinstance(value, type) and value.__module__ == module.__name__ and namespace.__name__ != value.__name__:
@@ -73,10 +75,9 @@ def mutate(monkeypatch):
         mutant = types.ModuleType(module.__name__)
         exec(compile(source.replace(old, new), module.__file__, "exec"), vars(mutant))
         changed = dict(functions_of(mutant, module))
+        content = lambda function: [getattr(function.__code__, f"co_{what}") for what in ("consts", "code", "names")]
         for name, function in functions_of(module, module):
-            if function.__code__.co_consts != changed[name].__code__.co_consts or (
-                function.__code__.co_code != changed[name].__code__.co_code
-            ):
+            if content(function) != content(changed[name]):
                 monkeypatch.setattr(function, "__code__", changed[name].__code__)
 
     return replace
@@ -587,14 +588,14 @@ MUTATIONS = {
     ),
     "pooled data summed": (
         context,
-        "embedded.append(jnp.mean(self._network(total(values)), axis=axes))",
-        "embedded.append(jnp.sum(self._network(total(values)), axis=axes))",
+        "value = jnp.mean(value, axis=axis)",
+        "value = jnp.sum(value, axis=axis)",
         test_plates.test_exchangeable_observations_are_pooled,
     ),
     "latents not read by later ones": (
         proposing,
-        "self.drawn.append(Drawn(name, activation(affine(tree, features)), place.data_plates))",
-        "Drawn(name, activation(affine(tree, features)), place.data_plates)",
+        "self.drawn.append(Drawn(name, drawn(tree, features), place.data_plates))",
+        "Drawn(name, drawn(tree, features), place.data_plates)",
         partial(test_plates.test_proposals_read_each_other_only_where_they_should, True),
     ),
     "smoothing in the wrong direction": (

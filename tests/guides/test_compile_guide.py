@@ -20,6 +20,7 @@ from numpyro.handlers import seed, substitute, trace
 
 import rws_jax
 from tests.guides.cases import CASES, NOISY_OR_STATES, SMALL, Case, compiled, datum_of, weights_of
+from tests.guides.models import MODELS
 from tests.models import rows
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion", "allow_key_reuse")
@@ -233,3 +234,24 @@ def test_every_weight_is_trained(name, insomnia):
     assert all(share[path] == 0.0 for path in constant)
     still = {path: part for path, part in share.items() if path not in constant and part < 1.0}
     assert still == {f"['proposals']['{site}']['inputs']['prior']": 0.5 for site in FIXED_SCALES.get(name, ())}
+
+
+# Training
+
+
+@pytest.mark.slow
+def test_reading_the_latents_before_is_worth_what_explaining_away_is():
+    """Eight causes of one set of effects: with proposals that are independent, few particles carry the weight."""
+    problem = MODELS["noisy_or"]
+    zeros = tuple(jnp.asarray(x) for x in problem.draw(jax.random.key(5), 64))
+    shares = {}
+    for autoregressive in (True, False):
+        guide = rws_jax.compile_guide(problem.model, autoregressive=autoregressive)
+        options = {"phi_optimizer": optax.adam(optax.cosine_decay_schedule(3e-3, 1500)), "insomnia": 0.0}
+        init, step, get_params = rws_jax.make_step(problem.model, guide, num_sleep_particles=2, **options)[:3]
+        state, _ = rws_jax.fit(step, init(jax.random.key(0), *zeros), 1500, *zeros, progress_bar=False)
+        params = get_params(state, *zeros)
+        weighted = rws_jax.importance_sample(jax.random.key(1), params, problem.model, guide, *zeros, num_particles=100)
+        shares[autoregressive] = np.mean(weighted.effective_sample_size()) / 100
+    assert shares[True] > 0.95
+    assert shares[False] < shares[True] - 0.1

@@ -38,4 +38,4 @@ class Elements(Distribution):
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """All elements, drawn together."""
-        return self.joint.sample(key, sample_shape)
+        return jnp.asarray(self.joint.sample(key, sample_shape))
