@@ -84,9 +84,12 @@ def dream(
             name: [value] for name, value in jax.jit(jax.vmap(one))(jax.random.split(rng_key, _NUM)).items()
         }
     except CONCRETIZATION_ERRORS:  # Python has to know what is drawn
+        by_shape: dict[tuple, list[np.ndarray]] = {}
         for own_key in jax.random.split(jax.random.clone(rng_key), _NUM):
             for name, value in one(own_key).items():
-                dreams.values.setdefault(name, []).append(value[None])
+                by_shape.setdefault((name, value.shape), []).append(np.asarray(value))
+        for (name, _), values in by_shape.items():
+            dreams.values.setdefault(name, []).append(jnp.asarray(np.stack(values)))
         dreams.varying = {name for name, values in dreams.values.items() if _varies(values)}
     return dreams
 

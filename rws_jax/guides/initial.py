@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,9 @@ from rws_jax.guides.networks import Tree, linear, new_affine, new_recurrent
 from rws_jax.guides.options import GuideOptions
 
 _NOISE = 0.02  # of the last layers: the guide starts as the prior, but for this
+
+
+Units = dict[tuple[str, str], Tree]  # shift and scale of numbers, by what they are and of which argument or site
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,28 @@ class Architecture:
           rng_key: JAX random key.
           num_embedded: how many numbers the user's network makes of a datum, if there is one.
         """
+        return self._compiled(rng_key, self._units, num_embedded)
 
+    @cached_property
+    def _compiled(self) -> Callable[..., Tree]:
+        """Weights, as a function of all that is no shape; `init` asks several times."""
+        return jax.jit(self._tree, static_argnums=2)
+
+    def _tree(self, rng_key: jax.Array, units: Units, num_embedded: int) -> Tree:
         def key_of(*names: str) -> jax.Array:
             return jax.random.fold_in(rng_key, zlib.crc32("/".join(names).encode()) & 0x7FFFFFFF)
 
         arguments = {
-            described(name, self.axes[name]): self._of_argument(key_of("data", name), name) for name in self.leaves
+            described(name, self.axes[name]): self._of_argument(key_of("data", name), units["data", name])
+            for name in self.leaves
         }
         if self.options.embed is not None:
             arguments = {self._embedded: {"weights": linear(key_of("embed"), num_embedded, self.hidden)}}
         data = {"arguments": arguments} | ({} if not arguments else self._trunk(key_of("data")))
         sites = [name for name in self.dreams.sites if self._has_proposals(name)]
-        latents = {name: self._of_latent(key_of("latents", name), name) for name in sites if name in self._read_later}
-        proposals = {name: self._head(key_of("proposals", name), name) for name in sites}
+        read = [name for name in sites if name in self._read_later]
+        latents = {name: self._of_latent(key_of("latents", name), units["latents", name]) for name in read}
+        proposals = {name: self._head(key_of("proposals", name), name, units) for name in sites}
         scans = {name: self._of_scan(key_of("scans", name), name) for name in dict.fromkeys(self._scans.values())}
         return {"data": data, "latents": latents, "proposals": proposals, "scans": scans}
 
@@ -137,9 +149,8 @@ class Architecture:
         return own_dims(site.place.fn.batch_shape, of_data)
 
     @cached_property
-    def _units(self) -> dict[tuple[str, str], Tree]:
-        """Shift and scale of numbers, by what they are and of which argument or site."""
-        units = {}
+    def _units(self) -> Units:
+        units: Units = {}
         for name, leaf in self.leaves.items():
             dreamt = self.dreams.values.get(("data", name), [leaf[None] if hasattr(leaf, "ndim") else [leaf]])
             units["data", name] = _units_of([_rows(as_floats(value), 1 + len(self.axes[name])) for value in dreamt])
@@ -156,8 +167,7 @@ class Architecture:
         whole = jnp.broadcast_to(value, (*value.shape[:extra], *batch_shape, value.shape[-1]))
         return _rows(gathered(whole, [extra + dim for dim in own], extra + len(batch_shape)), -1)
 
-    def _of_argument(self, rng_key: jax.Array, name: str) -> Tree:
-        units = self._units["data", name]
+    def _of_argument(self, rng_key: jax.Array, units: Tree) -> Tree:
         return units | {"weights": linear(rng_key, len(units["shift"]), self.hidden)}
 
     def _trunk(self, rng_key: jax.Array) -> Tree:
@@ -168,11 +178,10 @@ class Architecture:
             tree["sequence"] = new_recurrent(of_sequence, self.hidden, self.hidden)
         return tree
 
-    def _of_latent(self, rng_key: jax.Array, name: str) -> Tree:
-        units = self._units["latents", name]
+    def _of_latent(self, rng_key: jax.Array, units: Tree) -> Tree:
         return units | new_affine(rng_key, len(units["shift"]), self.hidden)
 
-    def _head(self, rng_key: jax.Array, name: str) -> Tree:
+    def _head(self, rng_key: jax.Array, name: str, units: Units) -> Tree:
         site = self.dreams.sites[name]
         assert site.place.family is not None
         blocks: dict[str, int] = {}
@@ -183,7 +192,7 @@ class Architecture:
         if name in self._read_earlier:
             blocks["latents"] = self.hidden
         if self.options.autoregressive and ("prior", name) in self.dreams.varying:
-            tree = {"prior": self._units["prior", name]}
+            tree = {"prior": units["prior", name]}
             blocks["prior"] = len(tree["prior"]["shift"])
         *of_blocks, of_hidden, of_outputs = jax.random.split(rng_key, len(blocks) + 2)
         sizes = zip(of_blocks, blocks.items(), strict=True)
