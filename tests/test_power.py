@@ -14,7 +14,7 @@ from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vim
 from rws_jax.execution import chunked, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.guides import axes, context, initial, networks, proposing
-from rws_jax.guides.proposals import elements
+from rws_jax.guides.proposals import arrays, elements, mixture, reals
 from rws_jax.posterior import evidence_particle
 from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
@@ -26,7 +26,7 @@ from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one, test_ragged
-from tests.guides import test_compile_guide, test_plates, test_sequences
+from tests.guides import test_compile_guide, test_plates, test_proposals, test_sequences
 from tests.guides import test_routes as test_routes_of_guides
 from tests.posterior import (
     test_calibration,
@@ -621,6 +621,24 @@ MUTATIONS = {
         "return jnp.take(value, plate.indices, axis=axis)",
         "return jnp.take(value, jnp.arange(num), axis=axis)",
         partial(test_plates.test_minibatches_that_the_plate_takes_read_their_own_rows, 5),
+    ),
+    "weights of a mixture that do not sum to one": (
+        mixture,
+        "jax.nn.log_softmax(log_weights), jnp.concatenate",
+        "log_weights, jnp.concatenate",
+        compiled_anew(partial(test_proposals.test_densities_normalise, *test_proposals.PRIORS[5].values)),
+    ),
+    "a component of a mixture without its scale": (
+        reals,
+        "return (x - location) / scale, log_det - log_scale, x",
+        "return (x - location) / scale, log_det, x",
+        compiled_anew(partial(test_proposals.test_densities_normalise, *test_proposals.PRIORS[5].values)),
+    ),
+    "a prior trained through its proposal": (
+        arrays,
+        "stop = lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, Tracer) else leaf",
+        "stop = lambda leaf: leaf",
+        test_proposals.test_no_gradient_reaches_the_prior,
     ),
     "covariates apart from their data": (
         initial,
