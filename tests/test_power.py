@@ -59,6 +59,8 @@ def functions_of(namespace, module):
         function = getattr(value, "__func__", value)
         if isinstance(value, property | cached_property):
             function = value.fget if isinstance(value, property) else value.func
+        if not isinstance(function, types.FunctionType | type):
+            function = inspect.unwrap(function) if callable(function) else function  # of what is compiled by itself
         if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
             yield f"{namespace.__name__}.{name}", function
         elif isinstance(value, type) and value.__module__ == module.__name__ and namespace.__name__ != value.__name__:
