@@ -1,6 +1,6 @@
 """What a model must be for a guide to be compiled from it, and the messages that say so."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import numpyro.distributions as dist
@@ -43,7 +43,7 @@ def check_outputs(name: str, num: int, expected: int) -> None:
         fail(
             ValueError,
             f"networks[{name!r}] has another number of outputs than the proposal for site {name!r} has parameters",
-            expected=f"a vector of shape ({expected},), zeros of which are the prior",
+            expected=f"a vector of shape ({expected},); zeros are about the prior",
             found=f"shape ({num},)",
             hint=f"end the network with a layer of {expected} units, or leave it out",
         )
@@ -61,3 +61,40 @@ def check_size(name: str, num: int, expected: int, batch_shape: tuple[int, ...],
             hint="a plate can change its size where an argument has an axis of that size: pass data_plates={'x':"
             " ('plate',)}, say, if the shapes do not tell; else initialise the guide anew",
         )
+
+
+def check_observations(unread: Sequence[str]) -> None:
+    """Data that a guide has no weights for would not be read, in silence."""
+    if unread:
+        fail(
+            ValueError,
+            f"the compiled guide has no weights for {unread[0]}",
+            expected="the observations that it was initialised with",
+            found=f"{list(unread)}, which it has not been shown at init",
+            hint="initialise it with observations={...} of all data sites, as dreams show them to it",
+        )
+
+
+def check_names(option: str, names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """An option that names what there is not would do nothing, in silence."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        fail(
+            ValueError,
+            f"option {option!r} of compile_guide names {unknown[0]!r}, which is none of {what}",
+            expected=f"some of {sorted(known)}",
+            found=f"{unknown}",
+            hint="correct the name, or leave it out",
+        )
+
+
+def fail_plate(name: str, size: int, arguments: Iterable[str]) -> NoReturn:
+    """Elements of a plate around all latents must not read one another, and so have to share their networks."""
+    fail(
+        ValueError,
+        f"compile_guide finds no argument with an axis of plate {name!r}, which is around all latents",
+        expected=f"an argument with {size} rows along its first axes, one for each element of the plate",
+        found=f"arguments {sorted(arguments)}",
+        hint=f"put the axis of {name!r} first; or say where it is by data_plates={{'x': ({name!r},)}}; or pass"
+        " autoregressive=False, where elements read no draws",
+    )

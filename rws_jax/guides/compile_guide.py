@@ -44,7 +44,7 @@ def compile_guide(
     from 200 dreams of the model. A site that none of these has met, and one that has no proposals, is drawn from its
     prior; weights stay right, and a warning says so. The guide reads parameters of the model, and does not train them.
 
-    Gradient: that of any guide. Bias: none; weights are those of the density that it draws from.
+    Gradient: that of any guide. Bias: that of the loss; weights are those of the density that it draws from.
 
     Args:
       model: a NumPyro model, not seeded.
@@ -99,7 +99,7 @@ def compile_guide(
         components=components,
         autoregressive=autoregressive,
         data_plates=dict(data_plates or {}),
-        observed_sites=tuple(observed_sites) if not isinstance(observed_sites, str) else observed_sites,
+        observed_sites=observed_sites,
         prefix=prefix,
     )
     return CompiledGuide(model, options)

@@ -12,7 +12,7 @@ import numpyro
 from numpyro.handlers import block, seed
 
 from rws_jax.core.layers import ProgramFn
-from rws_jax.core.trees import is_known
+from rws_jax.core.trees import is_known, is_traced
 from rws_jax.guides.dreams import Dreams, dream
 from rws_jax.guides.embedding import Embedding, data_of, own_networks
 from rws_jax.guides.initial import Architecture
@@ -40,6 +40,10 @@ class CompiledGuide:
         self._found: list[tuple[Any, dict[str, Any], Architecture]] = []
         self._kept: set[str] = set()  # sites that keep their priors, each said once
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been dreamt, which holds data: copies dream anew."""
+        return self.__dict__ | {"_found": []}
+
     def __repr__(self) -> str:
         """The model that it is of."""
         return self.__name__
@@ -60,7 +64,7 @@ class CompiledGuide:
         else:
             embedding = Embedding(options.embed, f"{options.prefix}/embed", self.__signature__, arguments)
         if "observations" not in self._of_model.parameters:
-            kwargs.pop("observations", None)
+            kwargs.pop("observations", None)  # which the guide alone takes
         initial = partial(self._initial, args, kwargs, leaves, embedding)
         tree: Any = numpyro.param(options.prefix, initial)
         data = (data_of if embedding is None else embedding.data_of)(tree["data"], leaves)
@@ -94,7 +98,10 @@ class CompiledGuide:
         for known_kind, known, architecture in self._found:
             if kind == known_kind and _are_alike(known, leaves, architecture.dreams):
                 return architecture
-        dreams = dream(self.model, args, kwargs, leaves, options.components, set(options.data_sites({})))
+        own_args, own_kwargs = _distinct((args, kwargs), leaf_ids)
+        own_leaves = leaves | number_leaves(dict(self._of_model.bind(*own_args, **own_kwargs).arguments))
+        observed = set(options.data_sites({}))
+        dreams = dream(self.model, own_args, own_kwargs, own_leaves, options.components, observed)
         architecture = Architecture(dreams, leaves, options)
         if is_known((args, kwargs, list(dreams.values.values()))):
             self._found = [*self._found[1 - _NUM_KEPT :], (kind, leaves, architecture)]
@@ -108,6 +115,20 @@ class CompiledGuide:
                 " nothing is learnt there",
                 stacklevel=2,
             )
+
+
+def _distinct(arguments: Any, leaf_ids: set[int]) -> Any:
+    """Arguments in which each array is an object of its own, as which of them is observed shows by identity."""
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) not in leaf_ids or not isinstance(leaf, jax.Array | np.ndarray):
+            return leaf
+        if is_traced(leaf):
+            return jnp.array(leaf)
+        with jax.ensure_compile_time_eval():  # Python may have to know it
+            return jnp.array(leaf)
+
+    return jax.tree.map(own, arguments)
 
 
 def _with_observations(signature: inspect.Signature) -> inspect.Signature:

@@ -39,9 +39,11 @@ class Data:
         return total(embedded)
 
     def _pooled(self, value: jax.Array, num_dims: int, pooled: tuple[Names, ...]) -> jax.Array:
-        """The average over plates; of a sequence, what a recurrent network makes of it."""
+        """The average over plates, those within others first; of a sequence, what a recurrent network makes of it."""
         for number, names in reversed(list(enumerate(pooled))):
             axis = num_dims + number
+            if number < len(pooled) - 1:  # what differs between groups shows in no average over all of their members
+                value = activation(affine(self.tree["groups"], value))
             if SCAN in names:
                 value = last_state(self.tree["sequence"], jnp.moveaxis(value, axis, 0))
             else:

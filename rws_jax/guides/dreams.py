@@ -148,7 +148,8 @@ class dreaming(Messenger):
 
     def _draw_data(self, msg: Site, frames: Frames) -> None:
         named = f"observations[{msg['name']!r}]"  # of a model that draws its data itself
-        leaf = next((name for name, leaf in self.leaves.items() if leaf is msg["value"] or name == named), None)
+        same = [name for name, leaf in self.leaves.items() if leaf is msg["value"] or name == named]
+        leaf = msg["name"] if msg["name"] in same else next(iter(same), None)  # small integers are one object
         if isinstance(base_distribution(msg["fn"]), dist.Unit):
             return
         unlike = frozenset(plate.name for plate in active_plates() if _differs_along(msg["fn"], plate.dim))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rws_jax.checks.guides import check_observations
 from rws_jax.core.errors import fail
 from rws_jax.guides.axes import Leaf, Names, parsed
 from rws_jax.guides.context import Data
@@ -17,6 +18,8 @@ from rws_jax.guides.networks import Tree, embedded
 
 def data_of(tree: Tree, leaves: dict[str, Any]) -> Data:
     """Arguments in standard units, each mapped linearly."""
+    known = {parsed(key)[0] for key in tree["arguments"]}
+    check_observations([name for name in leaves if name.startswith("observations[") and name not in known])
     arguments = []
     for key, of_argument in tree["arguments"].items():
         name, axes = parsed(key)

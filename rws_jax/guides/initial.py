@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rws_jax.checks.guides import check_names, fail_plate
 from rws_jax.guides.axes import SCAN, Names, described, gathered, named_axes, own_dims
 from rws_jax.guides.dreams import Dreams, DreamtData, DreamtSite, Frames
 from rws_jax.guides.leaves import as_floats
@@ -37,7 +38,24 @@ class Architecture:
           rng_key: JAX random key.
           num_embedded: how many numbers the user's network makes of a datum, if there is one.
         """
+        self._check()
         return self._compiled(rng_key, self._units, num_embedded)
+
+    def _check(self) -> None:
+        """Options name what there is, and elements of units need not read one another."""
+        sites = self.dreams.sites
+        check_names("networks", self.options.networks, sites, "the latent sites that dreams have met")
+        check_names("data_plates", self.options.data_plates, self.leaves, "the arguments")
+        data = [place for places in self.dreams.data.values() for place in places]
+        plates = {name for each in (*sites.values(), *data) for name, _ in each.frames}
+        check_names(
+            "data_plates", {n for names in self.options.data_plates.values() for n in names}, plates, "the plates"
+        )
+        around = self._around_all.intersection(*(frozenset(name for name, _ in place.frames) for place in data))
+        for site in (sites[name] for name in self._read_later):
+            for plate in site.place.plates:
+                if plate.size > 1 and plate.name in around - self._of_data:
+                    fail_plate(plate.name, plate.size, self.leaves)
 
     @cached_property
     def _compiled(self) -> Callable[..., Tree]:
@@ -82,10 +100,9 @@ class Architecture:
         Those are neither plates of latents, nor has another argument their size.
         """
         of_latents = {frame for site in self.dreams.sites.values() for frame, _ in site.frames}
-        sizes = {size for key, leaf in self.leaves.items() if key != name for size in jnp.shape(leaf)}
-        is_shared = lambda frame: (
-            frame[0] not in place.unlike or frame[0] in of_latents or not sizes.isdisjoint(frame[1])
-        )
+        others = [jnp.shape(leaf) for key, leaf in self.leaves.items() if key != name]
+        with_axes = {plate for shape in others for names in named_axes(shape, [place.frames]) for plate in names}
+        is_shared = lambda frame: frame[0] not in place.unlike or frame[0] in of_latents | with_axes
         return tuple(filter(is_shared, place.frames))
 
     @property
@@ -171,12 +188,19 @@ class Architecture:
         return units | {"weights": linear(rng_key, len(units["shift"]), self.hidden)}
 
     def _trunk(self, rng_key: jax.Array) -> Tree:
-        of_hidden, of_sequence = jax.random.split(rng_key)
+        of_hidden, of_sequence, of_groups = jax.random.split(rng_key, 3)
         tree = {"bias": jnp.zeros(self.hidden), "hidden": new_affine(of_hidden, self.hidden, self.hidden)}
         outside = [name for name in self.dreams.sites if name not in self._scans and self._has_proposals(name)]
         if self._lengths and outside:
             tree["sequence"] = new_recurrent(of_sequence, self.hidden, self.hidden)
+        if any(self._is_in_groups(site) for name, site in self.dreams.sites.items() if self._has_proposals(name)):
+            tree["groups"] = new_affine(of_groups, self.hidden, self.hidden)
         return tree
+
+    def _is_in_groups(self, site: DreamtSite) -> bool:
+        """Whether a site pools an argument over a plate within another."""
+        around = {name for name, _ in site.frames}
+        return any(sum(not names & around for names in axes) > 1 for axes in self.axes.values())
 
     def _of_latent(self, rng_key: jax.Array, units: Tree) -> Tree:
         return units | new_affine(rng_key, len(units["shift"]), self.hidden)

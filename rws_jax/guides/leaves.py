@@ -55,7 +55,10 @@ def _is_ragged(value: Any) -> bool:
 def _is_number(argument: str, leaf: Any) -> bool:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return False
-    if isinstance(leaf, np.ndarray | np.generic) and not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.number)):
+    is_text = isinstance(leaf, np.ndarray | np.generic) and not (
+        leaf.dtype == bool or np.issubdtype(leaf.dtype, np.number)
+    )
+    if is_text or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating)):
         _fail_unreadable(argument, f"an array of dtype {leaf.dtype}")
     return isinstance(leaf, jax.Array | np.ndarray | np.generic) or _is_python_number(leaf)
 
@@ -80,9 +83,8 @@ def _fail_unreadable(argument: str, found: str) -> None:
 
 
 def as_floats(leaf: Any) -> jax.Array:
-    """A leaf as floating point numbers, with zeros in place of NaN, which stand for what is missing."""
-    numbers = jnp.asarray(leaf, jnp.result_type(float))
-    return jnp.where(jnp.isnan(numbers), 0.0, numbers)
+    """A leaf as floating point numbers."""
+    return jnp.asarray(leaf, jnp.result_type(float))
 
 
 def signature_of(model: ProgramFn) -> inspect.Signature:

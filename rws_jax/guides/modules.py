@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 
 from rws_jax.core.errors import fail
@@ -32,13 +33,14 @@ def as_function(name: str, module: Any, *args: Any, **kwargs: Any) -> Any:
 def vector_of(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> jax.Array:
     """The vector that a network makes of one datum."""
     value = function(*args, **kwargs)
-    shape = jnp.shape(value) if isinstance(value, jax.Array) else None
+    shape = jnp.shape(value) if isinstance(value, jax.Array | np.ndarray) else None
     if shape is None or len(shape) != 1:
         fail(
             ValueError,
             f"{what} of compile_guide returns no vector",
             expected="a vector of shape (n,) for one datum: it is called for each datum by jax.vmap",
             found=f"a {type(value).__name__}" if shape is None else f"an array of shape {shape}",
-            hint="take one datum, without an axis of data, and end with jnp.ravel(...), say",
+            hint="take one datum, without an axis of data, and end with jnp.ravel(...), say; a number becomes a vector by"
+            " jnp.atleast_1d",
         )
-    return value
+    return jnp.asarray(value)

@@ -1,6 +1,7 @@
 """The small networks of a compiled guide, as functions of trees of arrays; nothing here knows of programs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ def standard(tree: Tree, value: jax.Array) -> jax.Array:
     """
     shift, scale = lax.stop_gradient((tree["shift"], tree["scale"]))  # removes their gradient, as they are not trained
     units = (value - jnp.broadcast_to(shift, value.shape)) / jnp.broadcast_to(scale, value.shape)
+    units = jnp.where(jnp.isnan(units), 0.0, units)  # what is missing
     beyond = jnp.maximum(jnp.abs(units) - _LINEAR_TO, 0.0)
     return jnp.clip(units, -_LINEAR_TO, _LINEAR_TO) + jnp.sign(units) * jnp.log1p(beyond)
 
@@ -47,11 +49,11 @@ def drawn(tree: Tree, value: jax.Array) -> jax.Array:
     return activation(affine(tree, standard(tree, value)))
 
 
-@jax.jit
-def first_layer(tree: Tree, inputs: dict[str, jax.Array]) -> jax.Array:
-    """The sum of what each kind of input says."""
-    value = total([inputs[kind] @ weights for kind, weights in tree["inputs"].items()])
-    return activation(value + jnp.broadcast_to(tree["bias"], value.shape))
+@partial(jax.jit, static_argnums=2)
+def first_layer(tree: Tree, inputs: dict[str, jax.Array], num_dims: int) -> jax.Array:
+    """The sum of what each kind of input says, ``(*batch, hidden)`` with so many batch dims."""
+    bias = tree["bias"].reshape((1,) * num_dims + (-1,))
+    return activation(total([bias, *(inputs[kind] @ weights for kind, weights in tree["inputs"].items())]))
 
 
 @jax.jit

@@ -96,6 +96,7 @@ class proposing(Messenger):
         value = first_layer(
             {key: tree[key] for key in ("inputs", "bias")},
             {block: self._input(block, tree, place) for block in tree["inputs"]},
+            place.num_dims,
         )
         if name in self.guide.networks:
             return self.guide.networks[name](value)
