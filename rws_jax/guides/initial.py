@@ -48,9 +48,8 @@ class Architecture:
         check_names("data_plates", self.options.data_plates, self.leaves, "the arguments")
         data = [place for places in self.dreams.data.values() for place in places]
         plates = {name for each in (*sites.values(), *data) for name, _ in each.frames}
-        check_names(
-            "data_plates", {n for names in self.options.data_plates.values() for n in names}, plates, "the plates"
-        )
+        named = {name for names in self.options.data_plates.values() for name in names}
+        check_names("data_plates", named, plates, "the plates")
         around = self._around_all.intersection(*(frozenset(name for name, _ in place.frames) for place in data))
         for site in (sites[name] for name in self._read_later):
             for plate in site.place.plates:

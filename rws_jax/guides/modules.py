@@ -40,7 +40,6 @@ def vector_of(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any
             f"{what} of compile_guide returns no vector",
             expected="a vector of shape (n,) for one datum: it is called for each datum by jax.vmap",
             found=f"a {type(value).__name__}" if shape is None else f"an array of shape {shape}",
-            hint="take one datum, without an axis of data, and end with jnp.ravel(...), say; a number becomes a vector by"
-            " jnp.atleast_1d",
+            hint="take one datum, without an axis of data, and end with jnp.ravel(...) or jnp.atleast_1d(...)",
         )
     return jnp.asarray(value)
