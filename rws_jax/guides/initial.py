@@ -19,7 +19,6 @@ from rws_jax.guides.options import GuideOptions
 
 _NOISE = 0.02  # of the last layers: the guide starts as the prior, but for this
 
-
 Units = dict[tuple[str, str], Tree]  # shift and scale of numbers, by what they are and of which argument or site
 
 
@@ -166,6 +165,7 @@ class Architecture:
 
     @cached_property
     def _units(self) -> Units:
+        """Those of arguments, of latents and of priors, from dreams or, of what is not dreamt, from its own values."""
         units: Units = {}
         for name, leaf in self.leaves.items():
             dreamt = self.dreams.values.get(("data", name), [leaf[None] if hasattr(leaf, "ndim") else [leaf]])
@@ -234,9 +234,8 @@ class Architecture:
         sites = [site for site, scan in self._scans.items() if scan == name and self._has_proposals(site)]
         if self.options.autoregressive and sites:
             networks["forward"] = new_recurrent(of_forward, self.hidden, self.hidden)
-        if self._lengths & {
-            sizes[0] for site in sites for kind, sizes in self.dreams.sites[site].frames if kind == SCAN
-        }:
+        frames = [frame for site in sites for frame in self.dreams.sites[site].frames]
+        if self._lengths & {sizes[0] for kind, sizes in frames if kind == SCAN}:
             cell = new_recurrent(of_backward, self.hidden, self.hidden)
             networks["backward"] = {"cell": cell, "outputs": new_affine(of_outputs, self.hidden, self.hidden)}
         return networks

@@ -77,22 +77,10 @@ class CountFamily:
     num_elements: int
     num_components: int
 
-    is_numeric = True
-
     @property
     def size(self) -> int:
         """Number of outputs for one batch element."""
         return 1 + self.num_components + 2 * self.num_components * self.num_elements
-
-    @property
-    def num_features(self) -> int:
-        """Numbers that describe one value."""
-        return self.num_elements
-
-    @property
-    def num_prior_features(self) -> int:
-        """Numbers that describe one prior."""
-        return 2 * self.num_elements
 
     def features(self, fn: Distribution, value: Any) -> jax.Array:
         """The numbers themselves."""

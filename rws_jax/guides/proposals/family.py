@@ -27,27 +27,12 @@ class Family(Protocol):
         """Number of outputs for one batch element."""
         ...
 
-    @property
-    def num_features(self) -> int:
-        """Numbers that describe the value of one batch element."""
-        ...
-
-    @property
-    def num_prior_features(self) -> int:
-        """Numbers that describe the prior of one batch element."""
-        ...
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether features are numbers of any size, to be standardised, and no codes of values."""
-        ...
-
     def features(self, fn: Distribution, value: Any) -> jax.Array:
-        """Describe a value by finite numbers, `(*batch, num_features)`; it may have more batch dimensions than `fn`."""
+        """Describe a value by finite numbers, `(*batch, n)`; it may have more batch dimensions than `fn`."""
         ...
 
     def prior_features(self, fn: Distribution) -> jax.Array:
-        """Describe a prior by finite numbers, `(*batch, num_prior_features)`."""
+        """Describe a prior by finite numbers, `(*batch, n)`."""
         ...
 
     def proposal(self, fn: Distribution, outputs: jax.Array) -> Distribution:

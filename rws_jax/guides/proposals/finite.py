@@ -70,8 +70,6 @@ class FiniteFamily:
     num_elements: int
     values: tuple
 
-    is_numeric = False
-
     @property
     def _num_outputs(self) -> int:
         """Outputs for one element: the logarithm of odds, if there are two values."""
@@ -93,26 +91,16 @@ class FiniteFamily:
         """Number of outputs for one batch element."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    @property
-    def num_features(self) -> int:
-        """Numbers that describe one value."""
-        return self.num_elements * self._num_outputs
-
-    @property
-    def num_prior_features(self) -> int:
-        """Numbers that describe one prior."""
-        return self.num_elements * self._num_outputs
-
     def features(self, fn: Distribution, value: Any) -> jax.Array:
         """-1 and 1 for one of two values; one of more is encoded by as many zeros and ones."""
         features = _features(_is_value(jnp.asarray(value), fn.event_dim, self.values))
-        return features.reshape((*features.shape[:-2], self.num_features))
+        return features.reshape((*features.shape[:-2], -1))
 
     def prior_features(self, fn: Distribution) -> jax.Array:
         """Log-probabilities of values, or the logarithm of odds if there are two, in nats and clipped at 10."""
         log_probs = jnp.clip(log_probs_of_values(stopped(fn), self.values), -10.0)
         features = log_probs[..., 1:] - log_probs[..., :1] if len(self.values) == 2 else log_probs
-        return features.reshape((*fn.batch_shape, self.num_prior_features))
+        return features.reshape((*fn.batch_shape, -1))
 
     def proposal(self, fn: Distribution, outputs: jax.Array) -> Finite:
         """The prior, with `outputs` of shape `(*batch, size)` added to its log-probabilities."""

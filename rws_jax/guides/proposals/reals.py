@@ -100,8 +100,6 @@ class RealFamily:
     num_elements: int
     num_components: int
 
-    is_numeric = True
-
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of outputs: weights, means, log scales, and slopes."""
@@ -115,16 +113,6 @@ class RealFamily:
     def size(self) -> int:
         """Number of outputs for one batch element."""
         return sum(math.prod(shape) for shape in self.shapes)
-
-    @property
-    def num_features(self) -> int:
-        """Numbers that describe one value."""
-        return self.num_elements
-
-    @property
-    def num_prior_features(self) -> int:
-        """Numbers that describe one prior."""
-        return 2 * self.num_elements
 
     def features(self, fn: Distribution, value: Any) -> jax.Array:
         """Unconstrained coordinates; what is infinite, as on borders, counts as 100."""
