@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from rws_jax.guides.dreams import Dreams, DreamtData, DreamtSite, Frames
 from rws_jax.guides.leaves import as_floats
 from rws_jax.guides.networks import Tree, linear, new_affine, new_recurrent
 from rws_jax.guides.options import GuideOptions
+from rws_jax.guides.units import rows, units_of
 
 _NOISE = 0.02  # of the last layers: the guide starts as the prior, but for this
 
@@ -169,10 +170,10 @@ class Architecture:
         units: Units = {}
         for name, leaf in self.leaves.items():
             dreamt = self.dreams.values.get(("data", name), [leaf[None] if hasattr(leaf, "ndim") else [leaf]])
-            units["data", name] = _units_of([_rows(as_floats(value), 1 + len(self.axes[name])) for value in dreamt])
+            units["data", name] = units_of([rows(as_floats(value), 1 + len(self.axes[name])) for value in dreamt])
         for (what, name), values in self.dreams.values.items():
             if what != "data":
-                units[what, name] = _units_of([self._of_elements(name, value) for value in values])
+                units[what, name] = units_of([self._of_elements(name, value) for value in values])
         return units
 
     def _of_elements(self, name: str, value: jax.Array) -> jax.Array:
@@ -181,7 +182,7 @@ class Architecture:
         own, batch_shape = self._own_dims(site), site.place.fn.batch_shape
         extra = value.ndim - 1 - len(batch_shape)  # dreams, and steps of scans
         whole = jnp.broadcast_to(value, (*value.shape[:extra], *batch_shape, value.shape[-1]))
-        return _rows(gathered(whole, [extra + dim for dim in own], extra + len(batch_shape)), -1)
+        return rows(gathered(whole, [extra + dim for dim in own], extra + len(batch_shape)), -1)
 
     def _of_argument(self, rng_key: jax.Array, units: Tree) -> Tree:
         return units | {"weights": linear(rng_key, len(units["shift"]), self.hidden)}
@@ -189,12 +190,22 @@ class Architecture:
     def _trunk(self, rng_key: jax.Array) -> Tree:
         of_hidden, of_sequence, of_groups = jax.random.split(rng_key, 3)
         tree = {"bias": jnp.zeros(self.hidden), "hidden": new_affine(of_hidden, self.hidden, self.hidden)}
-        outside = [name for name in self.dreams.sites if name not in self._scans and self._has_proposals(name)]
-        if self._lengths and outside:
+        sites = [site for name, site in self.dreams.sites.items() if self._has_proposals(name)]
+        if self.options.embed is None and any(map(self._reads_a_sequence, sites)):
             tree["sequence"] = new_recurrent(of_sequence, self.hidden, self.hidden)
-        if any(self._is_in_groups(site) for name, site in self.dreams.sites.items() if self._has_proposals(name)):
+        if any(map(self._is_in_groups, sites)):
             tree["groups"] = new_affine(of_groups, self.hidden, self.hidden)
         return tree
+
+    def _reads_a_sequence(self, site: DreamtSite) -> bool:
+        """Whether an argument lies along a scan that the site is not in."""
+        for name, axes in self.axes.items():
+            around = [sizes[0] for frame, sizes in site.frames if frame == SCAN]
+            for names, length in zip(axes, jnp.shape(self.leaves[name]), strict=False):
+                if SCAN in names and length not in around:
+                    return True
+                around = around if SCAN not in names else [n for i, n in enumerate(around) if i != around.index(length)]
+        return False
 
     def _is_in_groups(self, site: DreamtSite) -> bool:
         """Whether a site pools an argument over a plate within another."""
@@ -239,21 +250,3 @@ class Architecture:
             cell = new_recurrent(of_backward, self.hidden, self.hidden)
             networks["backward"] = {"cell": cell, "outputs": new_affine(of_outputs, self.hidden, self.hidden)}
         return networks
-
-
-def _rows(value: jax.Array, num_axes: int) -> jax.Array:
-    """The first axes as rows, and all numbers of the others in one."""
-    num_rows = math.prod(value.shape[:num_axes])
-    return value.reshape(num_rows, math.prod(value.shape[num_axes:]))
-
-
-@jax.jit
-def _units_of(values: Sequence[jax.Array]) -> Tree:
-    """The median of each number, and its spread: of the middle two thirds or, where these do not differ, of all."""
-    value = jnp.concatenate(list(values))
-    value = jnp.where(jnp.isfinite(value), value, jnp.nan)
-    low, median, high = jnp.nan_to_num(jnp.nanquantile(value, jnp.array([0.16, 0.5, 0.84]), axis=0))
-    spread, deviation = (high - low) / 2, jnp.nan_to_num(jnp.nanstd(value, axis=0))
-    tiny = 1e-6 * (1.0 + jnp.abs(median))
-    scale = jnp.where(spread > tiny, spread, jnp.where(deviation > tiny, deviation, 1.0))
-    return {"shift": median, "scale": scale}
