@@ -596,8 +596,8 @@ MUTATIONS = {
     ),
     "latents not read by later ones": (
         proposing,
-        "self.drawn.append(Drawn(name, drawn(tree, features), place.data_plates))",
-        "Drawn(name, drawn(tree, features), place.data_plates)",
+        "self.drawn.append(Drawn(name, embedded_draw(tree, features), place.data_plates))",
+        "Drawn(name, embedded_draw(tree, features), place.data_plates)",
         partial(test_plates.test_proposals_read_each_other_only_where_they_should, True),
     ),
     "smoothing in the wrong direction": (

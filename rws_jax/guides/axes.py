@@ -69,7 +69,7 @@ def laid(leaf: Leaf, plates: Sequence[ActivePlate], num_dims: int) -> Laid:
         if plate is not None:
             free.remove(plate)
             dims[axis] = num_dims + plate.dim
-            value = _rows(leaf.name, value, axis, plate)
+            value = _of_minibatch(leaf.name, value, axis, plate)
     rest = [axis for axis in range(len(leaf.axes)) if axis not in dims]
     order = sorted(dims, key=lambda axis: dims[axis])
     moved = jnp.transpose(value, (*order, *rest, value.ndim - 1))
@@ -79,7 +79,7 @@ def laid(leaf: Leaf, plates: Sequence[ActivePlate], num_dims: int) -> Laid:
     return Laid(moved.reshape(*sizes, *moved.shape[len(order) :]), tuple(leaf.axes[axis] for axis in rest))
 
 
-def _rows(name: str, value: jax.Array, axis: int, plate: ActivePlate) -> jax.Array:
+def _of_minibatch(name: str, value: jax.Array, axis: int, plate: ActivePlate) -> jax.Array:
     """The rows of a plate's minibatch, unless the argument is one already."""
     num = len(plate.indices)
     if value.shape[axis] == num:
@@ -114,7 +114,7 @@ def gathered(value: jax.Array, dims: Sequence[int], num_dims: int) -> jax.Array:
     return moved.reshape(*kept, -1).reshape(*sizes, -1)
 
 
-def spread(value: Any, dims: Sequence[int], batch_shape: tuple[int, ...]) -> jax.Array:
+def scattered(value: Any, dims: Sequence[int], batch_shape: tuple[int, ...]) -> jax.Array:
     """The inverse of `gathered`, broadcast to the batch shape."""
     num_dims = len(batch_shape)
     own = [batch_shape[dim] for dim in dims]

@@ -82,16 +82,16 @@ class CompiledGuide:
         embedding: Embedding | None,
         rng_key: jax.Array,
     ) -> Tree:
-        """First weights."""
+        """Make the first weights, once a handler asks for them."""
         architecture = self._architecture(args, kwargs, leaves)
         if embedding is None:
             return architecture.tree(rng_key)
         with block(), seed(rng_seed=0):
-            vector = jax.eval_shape(lambda leaves: embedding.values(architecture.axes, leaves), leaves)
-        return architecture.tree(rng_key, vector.shape[-1])
+            vectors = jax.eval_shape(lambda leaves: embedding.values(architecture.embedded, leaves), leaves)
+        return architecture.tree(rng_key, vectors.shape[-1])
 
     def _architecture(self, args: tuple, kwargs: dict[str, Any], leaves: dict[str, Any]) -> Architecture:
-        """Of these arguments; what has been dreamt of some holds for all others that differ in their data alone."""
+        """The networks for these arguments; what has been dreamt of some holds for others that differ in data alone."""
         options, leaf_ids = self.options, set(map(id, leaves.values()))
         others = [leaf for leaf in jax.tree.leaves((args, kwargs)) if id(leaf) not in leaf_ids]
         kind = jax.tree.structure((args, kwargs)), others
@@ -132,7 +132,7 @@ def _distinct(arguments: Any, leaf_ids: set[int]) -> Any:
 
 
 def _with_observations(signature: inspect.Signature) -> inspect.Signature:
-    """With an argument for the values of data sites that the model draws itself."""
+    """The signature with one more argument, for the values of data sites that the model draws itself."""
     parameters = list(signature.parameters.values())
     if "observations" in signature.parameters:
         return signature

@@ -13,7 +13,7 @@ from rws_jax.guides.axes import Leaf, Names, parsed
 from rws_jax.guides.context import Data
 from rws_jax.guides.leaves import as_floats, with_numbers
 from rws_jax.guides.modules import as_function, vector_of
-from rws_jax.guides.networks import Tree, embedded
+from rws_jax.guides.networks import Tree, embedded_argument
 
 
 def data_of(tree: Tree, leaves: dict[str, Any]) -> Data:
@@ -27,7 +27,7 @@ def data_of(tree: Tree, leaves: dict[str, Any]) -> Data:
         value = value.reshape(*value.shape[: len(axes)], -1)
         if value.shape[-1] != len(of_argument["shift"]):
             _fail_shape(name, jnp.shape(leaves[name]), len(axes), len(of_argument["shift"]))
-        arguments.append(Leaf(name, axes, embedded(of_argument, value)))
+        arguments.append(Leaf(name, axes, embedded_argument(of_argument, value)))
     return Data(tuple(arguments), tree)
 
 
@@ -40,15 +40,12 @@ class Embedding:
     def data_of(self, tree: Tree, leaves: dict[str, Any]) -> Data:
         """What the network makes of the arguments, mapped linearly."""
         ((key, of_embedding),) = tree["arguments"].items()
-        axes = dict(map(parsed, key.split("; "))) if key else {}
-        value = self.values(axes, leaves)
-        names = next((of_leaf[0] for of_leaf in axes.values() if of_leaf), None)
-        along = () if names is None else (names,)
-        return Data((Leaf("embed", along, value @ of_embedding["weights"]),), tree)
+        along = next((axes for axes in _axes_in(key).values() if axes), ())
+        return Data((Leaf("embed", along, self.values(key, leaves) @ of_embedding["weights"]),), tree)
 
-    def values(self, axes: dict[str, tuple[Names, ...]], leaves: dict[str, Any]) -> jax.Array:
-        """Vectors, one for each datum: a row of all arguments that have an axis of data."""
-        rows = {name: jnp.asarray(_leaf_of(name, leaves)) for name, of_leaf in axes.items() if of_leaf}
+    def values(self, key: str, leaves: dict[str, Any]) -> jax.Array:
+        """Vectors, one for each datum: of a row of all arguments that have the axis of data, as `key` says."""
+        rows = {name: jnp.asarray(_leaf_of(name, leaves)) for name, axes in _axes_in(key).items() if axes}
         first = {name: leaf[0] for name, leaf in rows.items()}
         function = as_function(self.name, self.module, *self._bound(first).args, **self._bound(first).kwargs)
 
@@ -62,6 +59,11 @@ class Embedding:
         bound = self.signature.bind_partial()
         bound.arguments |= with_numbers(self.arguments, row)
         return bound
+
+
+def _axes_in(key: str) -> dict[str, tuple[Names, ...]]:
+    """The axis of data of each argument, from the key of an embedding."""
+    return dict(map(parsed, key.split("; "))) if key else {}
 
 
 def own_networks(networks: dict[str, Any], prefix: str, hidden: int) -> dict[str, Callable[[jax.Array], jax.Array]]:

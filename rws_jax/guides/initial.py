@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.checks.guides import check_names, fail_plate
-from rws_jax.guides.axes import SCAN, Names, described, gathered, named_axes, own_dims
-from rws_jax.guides.dreams import Dreams, DreamtData, DreamtSite, Frames
+from rws_jax.guides.arguments import axes_of
+from rws_jax.guides.axes import SCAN, Names, described, gathered, own_dims
+from rws_jax.guides.dreams import Dreams, DreamtSite
 from rws_jax.guides.leaves import as_floats
 from rws_jax.guides.networks import Tree, linear, new_affine, new_recurrent
 from rws_jax.guides.options import GuideOptions
@@ -70,7 +71,7 @@ class Architecture:
             for name in self.leaves
         }
         if self.options.embed is not None:
-            arguments = {self._embedded: {"weights": linear(key_of("embed"), num_embedded, self.hidden)}}
+            arguments = {self.embedded: {"weights": linear(key_of("embed"), num_embedded, self.hidden)}}
         data = {"arguments": arguments} | ({} if not arguments else self._trunk(key_of("data")))
         sites = [name for name in self.dreams.sites if self._has_proposals(name)]
         read = [name for name in sites if name in self._read_later]
@@ -82,27 +83,7 @@ class Architecture:
     @cached_property
     def axes(self) -> dict[str, tuple[Names, ...]]:
         """Which plates and scans the first axes of each argument belong to."""
-        anywhere = [site.frames for site in self.dreams.sites.values()]
-        found: dict[str, tuple[Names, ...]] = {}
-        for name, leaf in self.leaves.items():
-            if name in self.options.data_plates:
-                found[name] = tuple(frozenset([plate]) for plate in self.options.data_plates[name])
-                continue
-            observed = {name: self.dreams.data[name]} if name in self.dreams.data else self.dreams.data
-            of_data = [self._shared(key, place) for key, places in observed.items() for place in places]
-            found[name] = named_axes(jnp.shape(leaf), of_data if name in self.dreams.data else [*anywhere, *of_data])
-        return found
-
-    def _shared(self, name: str, place: DreamtData) -> Frames:
-        """What is around an observed site, less plates whose elements have meanings of their own.
-
-        Those are neither plates of latents, nor has another argument their size.
-        """
-        of_latents = {frame for site in self.dreams.sites.values() for frame, _ in site.frames}
-        others = [jnp.shape(leaf) for key, leaf in self.leaves.items() if key != name]
-        with_axes = {plate for shape in others for names in named_axes(shape, [place.frames]) for plate in names}
-        is_shared = lambda frame: frame[0] not in place.unlike or frame[0] in of_latents | with_axes
-        return tuple(filter(is_shared, place.frames))
+        return axes_of(self.leaves, self.dreams, self.options.data_plates)
 
     @property
     def hidden(self) -> int:
@@ -110,7 +91,7 @@ class Architecture:
         return self.options.hidden
 
     @property
-    def _embedded(self) -> str:
+    def embedded(self) -> str:
         """The key of what the user's network makes of all arguments: of one datum of each that has an axis of data."""
         along = next((axes[:1] for axes in self.axes.values() if axes), ())
         return "; ".join(described(name, along if axes[:1] == along else ()) for name, axes in self.axes.items())

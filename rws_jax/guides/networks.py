@@ -38,13 +38,13 @@ def affine(tree: Tree, value: jax.Array) -> jax.Array:
 
 # What is compiled by itself saves time where programs run un-jitted; elsewhere XLA sees through it.
 @jax.jit
-def embedded(tree: Tree, value: jax.Array) -> jax.Array:
+def embedded_argument(tree: Tree, value: jax.Array) -> jax.Array:
     """An argument in standard units, mapped linearly."""
     return standard(tree, value) @ tree["weights"]
 
 
 @jax.jit
-def drawn(tree: Tree, value: jax.Array) -> jax.Array:
+def embedded_draw(tree: Tree, value: jax.Array) -> jax.Array:
     """A latent in standard units, through one layer."""
     return activation(affine(tree, standard(tree, value)))
 

@@ -12,7 +12,7 @@ from numpyro.distributions import Distribution
 from rws_jax.checks.guides import check_proposable
 from rws_jax.core.numpyro_internals import ActivePlate, active_plates, mask_of
 from rws_jax.core.sites import Site
-from rws_jax.guides.axes import Names, gathered, own_dims, spread
+from rws_jax.guides.axes import Names, gathered, own_dims, scattered
 from rws_jax.guides.proposals.arrays import stopped
 from rws_jax.guides.proposals.elements import Elements
 from rws_jax.guides.proposals.family import Family, family_of, why_none
@@ -82,6 +82,6 @@ class Place:
     def proposal(self, outputs: jax.Array) -> Distribution:
         """The proposal that the outputs of a network, ``(*batch, n)``, stand for."""
         assert self.family is not None
-        fn = self.family.proposal(self.fn, spread(outputs, self.own_dims, self.fn.batch_shape))
+        fn = self.family.proposal(self.fn, scattered(outputs, self.own_dims, self.fn.batch_shape))
         fn = fn if self.elements is None else Elements(fn, stopped(self.elements))
         return fn if self.mask is None else fn.mask(self.mask)

@@ -13,7 +13,7 @@ from rws_jax.core.numpyro_internals import Messenger, comes_out_of_control_flow
 from rws_jax.core.sites import Site
 from rws_jax.guides.bodies import Scans, enter, leave
 from rws_jax.guides.context import Data, Drawn, Plates, drawn_at
-from rws_jax.guides.networks import Tree, drawn, first_layer, last_layers, standard
+from rws_jax.guides.networks import Tree, embedded_draw, first_layer, last_layers, standard
 from rws_jax.guides.place import Place
 
 
@@ -118,4 +118,4 @@ class proposing(Messenger):
         tree = self.guide.tree["latents"].get(name)
         if tree is not None and place.family is not None:
             features = place.gathered(place.family.features(place.fn, value))
-            self.drawn.append(Drawn(name, drawn(tree, features), place.data_plates))
+            self.drawn.append(Drawn(name, embedded_draw(tree, features), place.data_plates))

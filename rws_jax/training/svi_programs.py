@@ -39,7 +39,7 @@ class SviPrograms:
         self.loss.options.check_params(self.model.param_sites, self.guide.param_sites)
 
     def forget_params(self) -> None:
-        """Of the runs so far."""
+        """Forget the param sites of the runs so far."""
         for program in (self.model, self.guide):
             program.param_sites.clear()
             program.held_sites.clear()

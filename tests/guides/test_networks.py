@@ -96,6 +96,26 @@ def test_an_embedding_is_of_one_datum():
     np.testing.assert_allclose(run(X).log_weights[:, :2], run(X[:2]).log_weights, rtol=1e-5)
 
 
+def test_an_embedding_takes_a_row_of_data_and_all_else_as_a_whole():
+    def model(x, design):
+        with numpyro.plate("rows", len(design)):
+            weights = numpyro.sample("weights", dist.Normal(design.sum(axis=-1), 1.0))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(weights.sum(), 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.3), obs=x)
+
+    shapes = []
+
+    def embed(x, design):
+        shapes.append((jnp.shape(x), jnp.shape(design)))
+        return jnp.append(design.ravel(), x)
+
+    guide = rws_jax.compile_guide(model, embed=embed, **SMALL)
+    params = weights_of(guide, X, jnp.ones((2, 2)))
+    assert set(shapes) == {((), (2, 2))}
+    assert list(params["guide"]["data"]["arguments"]) == ["x over data; design"]
+
+
 def draws_its_data(num):
     with numpyro.plate("data", num):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))

@@ -83,7 +83,7 @@ class FiniteFamily:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of outputs: those of elements, and those of pairs."""
+        """Shapes of the parts of outputs: those of elements, and those of pairs."""
         return [(self.num_elements, self._num_outputs), *([] if self._coupling is None else [self._coupling])]
 
     @property

@@ -35,7 +35,7 @@ def _proper(scale: jax.Array) -> jax.Array:
 
 
 def _of_base(fn: Any) -> Frame:
-    """In the shape of the coordinates of one distribution, or one that broadcasts to it."""
+    """The frame of one distribution, in the shape of its coordinates or one that broadcasts to it."""
     exact = _exact(fn)
     if exact is not None:
         return exact
@@ -106,7 +106,7 @@ def _of_covariance(freedom: jax.Array, factor: jax.Array) -> Frame:
 
 
 def _of_odds(a: jax.Array, b: jax.Array) -> Frame:
-    """Of the logarithm of odds of a Beta variable."""
+    """The frame of the logarithm of odds of a Beta variable."""
     return digamma(a) - digamma(b), jnp.sqrt(_trigamma(a) + _trigamma(b))
 
 
@@ -139,7 +139,7 @@ def _moved(fn: Any, coordinates: Coordinates) -> Frame | None:
 
 
 def _moments(fn: Any, coordinates: Coordinates) -> Frame | None:
-    """By the delta method, where mean and variance are finite."""
+    """The frame by the delta method; None where a distribution knows no mean and variance."""
     try:
         mean, variance = jnp.asarray(fn.mean, float), jnp.asarray(fn.variance, float)
     except (NotImplementedError, AttributeError, TypeError):

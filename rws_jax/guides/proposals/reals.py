@@ -102,7 +102,7 @@ class RealFamily:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of outputs: weights, means, log scales, and slopes."""
+        """Shapes of the parts of outputs: weights, means, log scales, and slopes."""
         of_component = (self.num_components, self.num_elements)
         shapes = [(1 + self.num_components,), of_component, of_component]
         if 1 < self.num_elements <= MAX_DEPENDENT:
