@@ -13,7 +13,7 @@ from rws_jax.core import draws, sites, supports
 from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
 from rws_jax.execution import chunked, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
-from rws_jax.guides import axes, context, initial, networks, proposing
+from rws_jax.guides import arguments, axes, context, networks, proposing
 from rws_jax.guides.proposals import arrays, elements, mixture, reals
 from rws_jax.posterior import evidence_particle
 from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
@@ -643,9 +643,9 @@ MUTATIONS = {
         test_proposals.test_no_gradient_reaches_the_prior,
     ),
     "covariates apart from their data": (
-        initial,
-        "[*anywhere, *of_data]",
-        "anywhere",
+        arguments,
+        "if name in dreams.data else dreams.data",
+        "if name in dreams.data else {}",
         test_plates.test_covariates_stay_with_their_data,
     ),
 }
