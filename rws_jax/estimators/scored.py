@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.estimators import weights
-from rws_jax.estimators.weights import PerParticle
+from rws_jax.estimators.weights import PerParticle, WeightSummary
 from rws_jax.programs.density import Units
 
 
@@ -29,6 +29,18 @@ class PerUnit:
         num_axes = len(self.units.sizes)
         summed: Any = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(x.ndim - num_axes, x.ndim))), self)
         return replace(summed, units=Units((), self.units.scale), sites=frozenset())
+
+
+class Term(NamedTuple):
+    """Draws that the guide learns from: wake-phi is minus the sum of ``w * log_q``, over all terms.
+
+    Arrays of one shape. Weights and baseline are constants. The baseline's sum of ``baseline * log_q`` has a gradient of
+    expectation zero.
+    """
+
+    log_q: jax.Array
+    w: jax.Array
+    baseline: jax.Array
 
 
 @partial(
@@ -65,6 +77,18 @@ class Scored(PerUnit):
     def log_weights(self) -> PerParticle:
         """``log p - log r``; all that phi is trained on beside log q, and constant to it."""
         return weights.log_weights(self.log_p, lax.stop_gradient(self.log_r))  # the bound does not train the guide
+
+    @property
+    def terms(self) -> list[Term]:
+        """What the guide learns from: all draws of a particle together, with its weight."""
+        log_w = lax.stop_gradient(self.log_weights)  # weights and baseline train neither theta nor the proposals
+        log_ratio = lax.stop_gradient(weights.log_weights(self.log_q, self.log_r))  # nor does the baseline's q / r
+        return [Term(self.log_q, weights.normalise(log_w), weights.score_baseline(log_w, log_ratio))]
+
+    @property
+    def summary(self) -> WeightSummary:
+        """How the weights of each unit are spread."""
+        return weights.summarise(lax.stop_gradient(self.log_weights))  # reported, and trains nothing
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_q"], meta_fields=["units", "sites"])

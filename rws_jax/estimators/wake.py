@@ -135,8 +135,7 @@ class Wake:
 
 
 def _losses_of(scored: Scored, phi_loss: Callable[[Scored], jax.Array]) -> WakeLosses:
-    summary = weights.summarise(lax.stop_gradient(scored.log_weights))  # reported, and trains nothing
-    return WakeLosses(theta_loss(scored), phi_loss(scored), summary)
+    return WakeLosses(theta_loss(scored), phi_loss(scored), scored.summary)
 
 
 _compiled_losses_of = jax.jit(_losses_of, static_argnums=1)  # saves time where particles were run un-jitted
