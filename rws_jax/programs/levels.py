@@ -35,6 +35,7 @@ class Levels:
 
     units: Units
     all: tuple[Level, ...]
+    event_dims: tuple[tuple[str, int], ...]  # of each latent site
 
     @classmethod
     def of(cls, units: Units, model_run: Trace, guide_run: Trace) -> "Levels":
@@ -68,7 +69,8 @@ class Levels:
             )
         for name, within in plates_of.items():
             _check_chain(name, within, sets)
-        return cls(units, tuple(levels))
+        event_dims = tuple((name, site["fn"].event_dim) for name, site in latent_sites(guide_run).items())
+        return cls(units, tuple(levels), event_dims)
 
     @property
     def num_dims(self) -> int:

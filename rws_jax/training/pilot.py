@@ -20,6 +20,7 @@ from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_known, is_traced, trainable
+from rws_jax.execution.vectorized import Vectorized
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import Units
 from rws_jax.programs.independence import check_independent
@@ -93,6 +94,9 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
     of_guide.units_of(runs)
     if check_moves:
         _check_fixed_support(programs, index(), runs.guide)
+    if options.structure.name is not None:  # its own checks are made as it is traced
+        whole = options.estimator.particle
+        jax.eval_shape(lambda: whole(programs, index()) if index().alone else Vectorized()(whole, programs, 2))
     sites.warn_of_auxiliary(runs.guide, runs.model)
     if index().datum is None:
         warn_of_one_unit(runs.model, runs.guide)
