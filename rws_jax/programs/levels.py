@@ -77,6 +77,10 @@ class Levels:
         """How many dims from the right the arrays of all levels have."""
         return max(len(level.units.batch_shape) for level in self.all)
 
+    def sites_within(self, level: Level) -> frozenset[str]:
+        """The sites in the plates of a level."""
+        return frozenset().union(*(other.sites for other in self.all if other.plates >= level.plates))
+
     def laid(self, level: Level, of_elements: jax.Array) -> jax.Array:
         """An array of the shape of a level's units, with each plate at its own dim and ones between them."""
         shape = level.units.batch_shape
