@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 
 from rws_jax.core.errors import fail
-from rws_jax.core.numpyro_internals import mask_of
 from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, sample_sites
 
 _OPTION = "option 'resample' is \"systematic\""

@@ -8,7 +8,7 @@ to their weights, with all that they carry, and have equal weights from then on.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,28 @@ from rws_jax.programs.run import Draws
 _ANCESTORS_KEY = 0xFFFFFFFE  # a number for the key of resampling that no particle has
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["log_weights", "log_w", "log_q"], meta_fields=["scale", "reverse"]
-)
+class Recorded(NamedTuple):
+    """What is kept of each step, before it resamples: leaves ``(time, *value)``."""
+
+    log_w: jax.Array
+    log_q: jax.Array  # of what the step draws
+    latents: dict[str, jax.Array]
+    ancestor: jax.Array  # the particle that goes on from here in the place of this one, after resampling
+
+
+class WeighedPath(NamedTuple):
+    """Latents of a whole sequence, those before the scan among them, by site; their log-weight; and all steps.
+
+    Paths with these weights follow the posterior of the sequence (smoothing), the record of a step with its own weights
+    that of the data up to it (filtering).
+    """
+
+    latents: dict[str, jax.Array]
+    log_weight: jax.Array
+    recorded: Recorded
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["log_weights", "log_w", "log_q"], meta_fields=["scale"])
 @dataclass(frozen=True)
 class ScoredSteps:
     """Log-weights of particles at the end, and at each step before it resamples; leaves ``(particles, *data, time)``.
@@ -42,11 +61,10 @@ class ScoredSteps:
     log_w: jax.Array  # after each step, of what was resampled before it
     log_q: jax.Array  # log density of what each step draws; what comes before the scan counts with the first one
     scale: float = 1.0
-    reverse: bool = False
 
     @property
     def terms(self) -> list[Term]:
-        r"""What the guide learns from: each step's draws, by the weights after it, :math:`\sum_k \bar w_{t,k} \log q_t`.
+        r"""What the guide learns from: each step's draws, by the weights after it, :math:`\bar w_{t,k}`.
 
         The weights are those of the data up to then (Gu et al. 2015, arXiv 1506.03338).
         """
@@ -74,13 +92,28 @@ class ResampledParticle:
 
     def __call__(self, programs: Programs, index: Index) -> ScoredSteps:
         """Draw, score and resample."""
-        steps = self._lockstep(programs, index)
-        log_weights, (log_w, log_q) = self._run(steps, programs, index)
-        first = -1 if steps.reverse else 0
-        log_q = log_q.at[first].add(steps.before.log_q)
-        return ScoredSteps(log_weights, log_w, log_q, reverse=steps.reverse)
+        steps = self.lockstep(programs, index)
+        log_weights, recorded = self.run(steps, programs, index)
+        log_q = recorded.log_q.at[steps.first].add(steps.before.log_q)
+        return ScoredSteps(log_weights, recorded.log_w, log_q)
 
-    def _lockstep(self, programs: Programs, index: Index) -> Lockstep:
+    def weighed_draw(self, programs: Programs, index: Index) -> WeighedPath:
+        """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
+        steps = self.lockstep(programs, index)
+        log_weight, recorded = self.run(steps, programs, index)
+
+        def back(number: jax.Array, step: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
+            latents, ancestor = step
+            number = _taken(ancestor, number)
+            return number, jax.tree.map(lambda leaf: _taken(leaf, number), latents)
+
+        own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
+        number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
+        before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
+        return WeighedPath(before | path, log_weight, recorded)
+
+    def lockstep(self, programs: Programs, index: Index) -> Lockstep:
+        """Both programs as one sequence of steps."""
         if index.alone:
             checks.fail_alone()
 
@@ -91,12 +124,12 @@ class ResampledParticle:
 
         return lockstep(partial(self.wake.draw, programs), run, index)
 
-    def _run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Any]:
-        """Log-weight at the end; log-weight after each step, and log q of its draws."""
+    def run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Recorded]:
+        """Log-weight at the end, and what was recorded of each step."""
         rng_key = jax.random.fold_in(programs.guide.key_of(index), _ANCESTORS_KEY)  # the same for all particles
         last = 0 if steps.reverse else steps.length - 1
 
-        def step(carry: tuple[State, jax.Array], x_and_position: tuple) -> tuple[tuple[State, jax.Array], Any]:
+        def step(carry: tuple[State, jax.Array], x_and_position: tuple) -> tuple[tuple[State, jax.Array], Recorded]:
             (state, log_w), (x, position) = carry, x_and_position
             state, scored = steps.step(state, x, position)
             log_w = log_w + _log_weight(scored.log_p, scored.log_q)
@@ -107,14 +140,22 @@ class ResampledParticle:
             # Ancestors are constants: the gradient of which particles are kept is left out.
             ancestors = systematic_ancestors(jax.random.fold_in(rng_key, position), lax.stop_gradient(all_log_w))
             ancestor = jnp.where(resamples, ancestors[own], own)
-            state = state._replace(own=[lax.all_gather(leaf, PARTICLES)[ancestor] for leaf in state.own])
+            state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])
             after = jnp.where(resamples, weights.bound(all_log_w), log_w)
-            return (state, after), (log_w, scored.log_q)
+            return (state, after), Recorded(log_w, scored.log_q, scored.latents, ancestor)
 
         log_w = _log_weight(steps.before.log_p, steps.before.log_q)
         xs = steps.xs, jnp.arange(steps.length)
-        (_, log_w), scored = lax.scan(step, (steps.start, log_w), xs, steps.length, steps.reverse)
-        return log_w, scored
+        (_, log_w), recorded = lax.scan(step, (steps.start, log_w), xs, steps.length, steps.reverse)
+        return log_w, recorded
+
+
+def _taken(leaf: jax.Array, number: jax.Array) -> jax.Array:
+    """What the particle of this number has; keys are exchanged by their data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        taken = _taken(jax.random.key_data(leaf), number)
+        return jax.random.wrap_key_data(taken, impl=jax.random.key_impl(leaf))
+    return lax.all_gather(leaf, PARTICLES)[number]
 
 
 def _log_weight(log_p: jax.Array, log_q: jax.Array) -> jax.Array:

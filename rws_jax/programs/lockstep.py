@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
-from jax.tree_util import PyTreeDef
 from numpyro.handlers import block, seed, trace
 
 from rws_jax.checks import lockstep as checks
@@ -57,9 +56,16 @@ class Lockstep(NamedTuple):
     start: State
     before: Scored  # what is drawn and observed before the scans
     xs: Any  # what both programs scan over
-    step: Callable[[State, Any, jax.Array], tuple[State, Scored]]  # of a state, a row of xs, and its position in the data
+    step: Callable[
+        [State, Any, jax.Array], tuple[State, Scored]
+    ]  # of a state, a row of xs, and its position in the data
     length: int
     reverse: bool  # whether the last position is the first step
+
+    @property
+    def first(self) -> int:
+        """The position of the first step."""
+        return -1 if self.reverse else 0
 
 
 class _Start(NamedTuple):
@@ -72,9 +78,7 @@ class _Start(NamedTuple):
     before: Scored
 
 
-def lockstep(
-    draw: Callable[[Index], Draws], run: Callable[[Index, Draws], Runs], index: Index
-) -> Lockstep:
+def lockstep(draw: Callable[[Index], Draws], run: Callable[[Index, Draws], Runs], index: Index) -> Lockstep:
     """Prepare both programs to be run step by step, as one particle.
 
     Args:
@@ -133,7 +137,8 @@ def _before(pair: tuple[Scan, Scan], runs: Runs, draws: Draws, scale: float) -> 
         for scan, run, source in zip(pair, runs, dists, strict=True)
     ]
     latents = {name: value for name, value in draws.latents.items() if name in pair[1].before}
-    return Scored(*map(jnp.asarray, log_densities), latents)
+    log_p, log_q = map(jnp.asarray, log_densities)
+    return Scored(log_p, log_q, latents)
 
 
 def _joint(pair: tuple[Scan, Scan], runs: Runs, scale: float, index: Index) -> Callable:
@@ -183,7 +188,8 @@ def _run(
     body = in_body(scan.body, scan.role, value_of, (position,), scan.inner, at_step)
     # NumPyro hides the sites of a body from handlers further out, but for the keys that it asks for.
     with randomness(None, scan.role, index), block(), trace() as run:
-        carry, _ = seed(body, rng_key)(carry, x)
+        seeded: Callable = seed(body, rng_key)
+        carry, _ = seeded(carry, x)
     return _like_last(scan, carry), run
 
 
@@ -200,10 +206,10 @@ def _scaled(body: Trace, run: Trace) -> Trace:
 
 
 def _with_state(
-    jaxpr: Jaxpr, result: PyTreeDef, start: _Start, depends: _Start
+    jaxpr: Jaxpr, result: Any, start: _Start, depends: _Start
 ) -> tuple[State, Callable[[State, Any, jax.Array], tuple[State, Scored]]]:
     """The step as a function of a state, which has what depends on the particle, and the state that it starts from."""
-    carry, structure = jax.tree.flatten(start.carry)
+    carry = jax.tree.leaves(start.carry)
     own_carry, own_consts = jax.tree.leaves(depends.carry), depends.closed_over
     num_random = len(jax.tree.leaves(start.random))
     # A carry that starts from what all particles share may depend on the particle later.
@@ -229,8 +235,7 @@ def _with_state(
         moved = list(own)
         of_particle = iter(moved)
         consts = [
-            next(of_particle) if is_own else const
-            for const, is_own in zip(start.closed_over, own_consts, strict=True)
+            next(of_particle) if is_own else const for const, is_own in zip(start.closed_over, own_consts, strict=True)
         ]
         flat = *carry, *jax.tree.leaves(state.random), *jax.tree.leaves(x), position
         carry, random, scored = result.unflatten(jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*flat))
