@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.estimators import weights
-from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.scored import Weighed
 
 
-def theta_loss(scored: Scored) -> jax.Array:
+def theta_loss(scored: Weighed) -> jax.Array:
     """Wake-theta of all particles: a scalar in nats, summed over live units; infinite if there is none.
 
     Gradient: reaches theta alone, as proposals are held constant in the log-weights.

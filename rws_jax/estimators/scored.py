@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,37 @@ class PerUnit:
 class Term(NamedTuple):
     """Draws that the guide learns from: wake-phi is minus the sum of ``w * log_q``, over all terms.
 
-    Arrays of one shape. Weights and baseline are constants. The baseline's sum of ``baseline * log_q`` has a gradient of
+    Arrays of one shape, of which weights and baseline are constants. The sum of ``baseline * log_q`` has a gradient of
     expectation zero.
     """
 
     log_q: jax.Array
     w: jax.Array
     baseline: jax.Array
+
+
+class Weighed(Protocol):
+    """What the losses are functions of: particles with their weights."""
+
+    @property
+    def scale(self) -> float:
+        """Size / subsample size: a sum over units times it estimates the sum over the full data."""
+        ...
+
+    @property
+    def log_weights(self) -> PerParticle:
+        """Log-weights in nats, the mean of whose exponentials estimates the evidence; constant to the guide."""
+        ...
+
+    @property
+    def terms(self) -> list[Term]:
+        """What the guide learns from."""
+        ...
+
+    @property
+    def summary(self) -> WeightSummary:
+        """How the weights of each unit are spread."""
+        ...
 
 
 @partial(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -12,9 +12,9 @@ from rws_jax.core.layers import MutableState
 from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators import defensive, weights
 from rws_jax.estimators.bound import theta_loss
-from rws_jax.estimators.scored import Scored
+from rws_jax.estimators.scored import Scored, Weighed
 from rws_jax.estimators.weights import WeightSummary
-from rws_jax.execution.executor import Executor
+from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.program import Index, Program, Programs
 from rws_jax.programs.run import Draws, mutable_end, replay, sample
@@ -125,8 +125,8 @@ class Wake:
     """Both wake losses: of the model by the bound, of the guide by one of several estimators."""
 
     num: int  # of particles
-    particle: WakeParticle
-    phi_loss: Callable[[Scored], jax.Array]
+    particle: ParticleFn[Weighed]
+    phi_loss: Callable[[Any], jax.Array]
 
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
         """Run one set of particles, and compute all that wake learns from it."""
@@ -134,7 +134,7 @@ class Wake:
         return (_compiled_losses_of if executor.ragged else _losses_of)(scored, self.phi_loss)
 
 
-def _losses_of(scored: Scored, phi_loss: Callable[[Scored], jax.Array]) -> WakeLosses:
+def _losses_of(scored: Weighed, phi_loss: Callable[[Any], jax.Array]) -> WakeLosses:
     return WakeLosses(theta_loss(scored), phi_loss(scored), scored.summary)
 
 

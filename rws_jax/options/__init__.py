@@ -7,7 +7,7 @@ computed.
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -16,66 +16,14 @@ from rws_jax.checks import options as checks
 from rws_jax.checks.arguments import check_flag, check_int, check_program
 from rws_jax.core.layers import MutableState, ProgramFn, hashable
 from rws_jax.core.sites import Trace, trained_sites
-from rws_jax.estimators import dreg, score, vimco
-from rws_jax.estimators.scored import Scored
 from rws_jax.estimators.sleep import DreamParticle, Sleep
-from rws_jax.estimators.wake import Wake, WakeParticle
 from rws_jax.options.execution import ExecutionOptions as ExecutionOptions
+from rws_jax.options.structure import StructureOptions as StructureOptions
+from rws_jax.options.wake import GRADIENTS as GRADIENTS
+from rws_jax.options.wake import WakeOptions as WakeOptions
 from rws_jax.programs.observations import SimulatedDataToArgs
 
 Insomnia = float | Callable[[jax.Array], Any]
-
-
-class Gradient(NamedTuple):
-    """One value of option `gradient`: an estimator for the guide in wake, and what it asks for."""
-
-    phi_loss: Callable[[Scored], jax.Array]
-    guides: str  # which guides it is for
-    reparameterised: bool = False  # whether it passes through the draws, which then cannot be defensive ones
-    needs_density: bool = False  # whether draws have to come from the guide's density as it is, free of scales
-    without_control_variate: Callable[[Scored], jax.Array] | None = None  # None: option `control_variate` plays no part
-
-
-GRADIENTS = {
-    "score": Gradient(score.phi_loss, "guides of any kind", without_control_variate=score.plain_phi_loss),
-    "dreg": Gradient(dreg.phi_loss, "reparameterised guides", reparameterised=True, needs_density=True),
-    "vimco": Gradient(vimco.phi_loss, "guides of any kind, which it trains on the bound", needs_density=True),
-}
-
-
-@dataclass(frozen=True)
-class WakeOptions:
-    """How particles are drawn, and how the guide learns from their weights; see `wake_phi_loss`."""
-
-    num_particles: int
-    control_variate: bool = True
-    defensive: float = 0.0
-    defensive_guide: ProgramFn | None = None
-    gradient: str = "score"
-
-    def __post_init__(self) -> None:
-        check_flag(self.control_variate, "control_variate")
-        checks.check_defensive(self.defensive)
-        checks.check_defensive_share(self.defensive, self.defensive_guide)
-        checks.check_gradient(self.gradient, {name: gradient.guides for name, gradient in GRADIENTS.items()})
-        if self.defensive and GRADIENTS[self.gradient].reparameterised:
-            others = [name for name, gradient in GRADIENTS.items() if not gradient.reparameterised]
-            checks.fail_defensive_draws(self.gradient, self.defensive, others)
-
-    @property
-    def needs_fixed_support(self) -> bool:
-        """Whether the support of the guide must not move with its parameters: scores would not have mean zero."""
-        return self.control_variate or GRADIENTS[self.gradient].without_control_variate is None
-
-    @cached_property
-    def estimator(self) -> Wake:
-        """The estimator that these options ask for."""
-        gradient = GRADIENTS[self.gradient]
-        needs_density = "'defensive'" if self.defensive else None
-        needs_density = f"gradient={self.gradient!r}" if gradient.needs_density else needs_density
-        particle = WakeParticle(float(self.defensive), gradient.reparameterised, needs_density)
-        plain = None if self.control_variate else gradient.without_control_variate
-        return Wake(self.num_particles, particle, plain or gradient.phi_loss)
 
 
 @dataclass(frozen=True)
@@ -108,6 +56,7 @@ class StepOptions:
     defensive: float
     defensive_guide: ProgramFn | None
     gradient: str
+    structure: StructureOptions
     model_has_params: bool
     shared_params: bool
     simulated_data_to_args: SimulatedDataToArgs | None
@@ -126,9 +75,9 @@ class StepOptions:
         self.execution.check_number(num_dreams, "num_sleep_particles", 1)
         check_flag(self.model_has_params, "model_has_params")
         check_flag(self.shared_params, "shared_params")
-        wake = WakeOptions(
-            self.num_particles, self.control_variate, self.defensive, self.defensive_guide, self.gradient
-        )
+        rest = self.defensive, self.defensive_guide, self.gradient, self.structure
+        wake = WakeOptions(self.num_particles, self.control_variate, *rest)
+        wake.structure.check_runs(self.execution)
         sleep = SleepOptions(num_dreams, self.simulated_data_to_args, self.observed_sites)
         has_sleep = callable(self.insomnia) or self.insomnia < 1
         object.__setattr__(self, "wake", wake)
@@ -146,6 +95,7 @@ class StepOptions:
             defensive=0.0,
             defensive_guide=None,
             gradient="score",
+            structure=StructureOptions(),
             model_has_params=True,
             shared_params=True,
             simulated_data_to_args=sleep.simulated_data_to_args,
@@ -197,9 +147,23 @@ class SamplingOptions(RunOptions):
         default=None, metadata={"help": "program that they come from, not seeded; default the model's prior."}
     )
 
+    num_local_particles: int = field(
+        default=1, metadata={"help": "L, particles of latents in inner plates for each particle; see `wake_phi_loss`."}
+    )
+    local_numbers: str = field(
+        default="independent", metadata={"help": '``"independent"`` random numbers of these, or ``"common"`` ones.'}
+    )
+    resample: str | None = field(
+        default=None, metadata={"help": '``"systematic"`` to resample along a scan; see `wake_phi_loss`.'}
+    )
+    resample_below: float = field(
+        default=0.5, metadata={"help": "share of the particles; resampling is for effective sample sizes below it."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_number(self.num_particles, "num_particles", 1)
+        self.wake.structure.check_runs(self.execution)
 
     @property
     def num(self) -> int:
@@ -214,7 +178,9 @@ class SamplingOptions(RunOptions):
     @property
     def wake(self) -> WakeOptions:
         """How they are drawn."""
-        return WakeOptions(self.num_particles, defensive=self.defensive, defensive_guide=self.defensive_guide)
+        of_structure = (getattr(self, option.name) for option in fields(StructureOptions))
+        structure = StructureOptions(*of_structure)
+        return WakeOptions(self.num_particles, True, self.defensive, self.defensive_guide, structure=structure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,5 +220,6 @@ class WeighedDreamOptions(DreamOptions):
 # Options that only make_step or ReweightedWakeSleep has, beside those above.
 _OF_TRAINING = {"theta_optimizer", "phi_optimizer", "phi_steps", "compile_after", "max_compiled"}
 _OF_TRAINING |= {"max_plate_nesting", "strict_enumeration_warning"}
-_DECLARED = {f.name for options in (ExecutionOptions, StepOptions) for f in fields(options) if f.init}
-NAMES = _OF_TRAINING | _DECLARED - {"execution"}
+_KINDS = ExecutionOptions, StructureOptions, StepOptions
+_DECLARED = {option.name for kind in _KINDS for option in fields(kind) if option.init}
+NAMES = _OF_TRAINING | _DECLARED - {"execution", "structure"}

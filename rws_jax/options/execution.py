@@ -14,6 +14,7 @@ from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
 from rws_jax.execution.data import Axes, Data
+from rws_jax.execution.devices import replicate
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
@@ -81,6 +82,10 @@ class ExecutionOptions:
         if size is not None and num_data is not None:
             size = max(1, size * num // num_data)
         return replace(self, chunk_size=size and min(size, num), particle_sharding=None)
+
+    def replicated(self, state: Any, arguments: Any) -> Any:
+        """A state on all devices that particles of these arguments run on."""
+        return replicate(state, arguments, self.particle_sharding)
 
     def executor(self, cache: PathCache | None = None) -> Executor:
         """What runs particles so; a cache of compiled paths, if programs branch and the caller keeps one."""

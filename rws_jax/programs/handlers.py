@@ -123,7 +123,8 @@ class randomness(Messenger):
     """Gives a seeded program the randomness of one particle: every key is folded with the particle's index.
 
     Plates keep their key, so that all particles see the same minibatch. A program of one datum among many has its keys
-    folded with the datum's index before, all of them.
+    folded with the datum's index before, all of them. Sites in inner plates fold the number of a local particle, if
+    there is one: also in the bodies of scan and cond, by `given_values`.
     """
 
     def __init__(self, fn: ProgramFn | None, role: str, index: Index) -> None:
@@ -139,8 +140,12 @@ class randomness(Messenger):
             fail_unseeded(self.role, where)
         if self.index.datum is not None:
             rng_key = jax.random.fold_in(rng_key, self.index.datum)
-        is_plate = msg["type"] == "plate"
-        msg["kwargs"]["rng_key"] = rng_key if is_plate else jax.random.fold_in(rng_key, self.index.particle)
+        in_body = (
+            msg["type"] == "control_flow" and self.index.local is not None
+        )  # whose sites fold numbers of their own
+        if msg["type"] != "plate" and not in_body:
+            rng_key = jax.random.fold_in(rng_key, self.index.number_in(msg.get("cond_indep_stack", ())))
+        msg["kwargs"]["rng_key"] = rng_key
 
 
 class given_values(Messenger):
@@ -152,9 +157,10 @@ class given_values(Messenger):
     """
 
     def __init__(
-        self, fn: ProgramFn, role: str, value_of: Callable[[Site, tuple], Any], steps: tuple | None = None
+        self, fn: ProgramFn, role: str, index: Index, value_of: Callable[[Site, tuple], Any], steps: tuple | None = None
     ) -> None:
-        self.role, self.value_of, self.steps = role, value_of, steps  # steps is None outside of control flow
+        self.role, self.index, self.value_of = role, index, value_of
+        self.steps = steps  # None outside of control flow
         self.minibatches: list[Any] = []  # indices of all plates whose records are seen
         self.conditioned: list[str] = []  # sites whose values are given by `numpyro.handlers.condition`
         super().__init__(fn)
@@ -179,7 +185,10 @@ class given_values(Messenger):
                 self.conditioned.append(msg["name"])
             if self.steps is not None and msg["value"] is None:
                 # The key that a draw takes, also if the value is given: what follows must see the same randomness.
-                msg["kwargs"]["rng_key"] = numpyro.prng_key()
+                rng_key: Any = numpyro.prng_key()
+                if self.index.local is not None:
+                    rng_key = jax.random.fold_in(rng_key, self.index.number_in(msg["cond_indep_stack"]))
+                msg["kwargs"]["rng_key"] = rng_key
         value = self.value_of(msg, self.steps or ())
         if value is not None:
             msg["value"] = value
@@ -200,7 +209,7 @@ class given_values(Messenger):
         msg["as_written"] = msg["args"], inner  # for handlers further out that run the bodies themselves
 
         def inside(body: ProgramFn, steps: tuple, at_site: Callable) -> ProgramFn:
-            handler = in_body(body, self.role, self.value_of, steps, inner, at_site)
+            handler = in_body(body, self.role, self.index, self.value_of, steps, inner, at_site)
             handler.conditioned = self.conditioned
             return handler
 
@@ -224,6 +233,7 @@ class given_values(Messenger):
 def in_body(
     body: ProgramFn,
     role: str,
+    index: Index,
     value_of: Callable[[Site, tuple], Any],
     steps: tuple,
     inner: Iterable[tuple[str, Any]],
@@ -234,6 +244,7 @@ def in_body(
     Args:
       body: as the program has it.
       role: of the program.
+      index: which particle.
       value_of: as in `given_values`.
       steps: positions, in the data, of the scans that the body is in.
       inner: what `condition` and `substitute` within the program give: kind and values of each.
@@ -242,4 +253,4 @@ def in_body(
     for kind, values in inner:
         given = partial(at_site, values)
         body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, None, given)
-    return given_values(body, role, value_of, steps)
+    return given_values(body, role, index, value_of, steps)

@@ -185,7 +185,7 @@ def _run(
 ) -> tuple[Any, Trace]:
     """Run the body of a scan once: the next carry, and its trace."""
     at_step = lambda values, site: value_in_scan(values, position, scan.length, site)
-    body = in_body(scan.body, scan.role, value_of, (position,), scan.inner, at_step)
+    body = in_body(scan.body, scan.role, index, value_of, (position,), scan.inner, at_step)
     # NumPyro hides the sites of a body from handlers further out, but for the keys that it asks for.
     with randomness(None, scan.role, index), block(), trace() as run:
         seeded: Callable = seed(body, rng_key)

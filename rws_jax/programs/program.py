@@ -1,8 +1,8 @@
 """The NumPyro programs that a particle runs, as data: keys, parameters and arguments are leaves of a tree."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,31 @@ class Index(NamedTuple):
     particle: jax.Array | int
     datum: jax.Array | int | None = None  # None: the programs are of all data
     alone: bool = False
+    local: "LocalIndex | None" = None  # None: what is drawn in inner plates has the particle's own number
+
+    def number_in(self, plates: Iterable[Any]) -> jax.Array | int:
+        """The number that a site in these plates, frames of `cond_indep_stack`, folds into its key."""
+        return self.particle if self.local is None else self.local.number_in(plates, self.particle)
+
+
+class LocalIndex(NamedTuple):
+    """Which of the local particles runs: one number for each level of plates."""
+
+    numbers: tuple[jax.Array | int, ...]
+    size: int  # how many local particles there are for each particle further out
+    common: bool  # whether random numbers are the same for all particles further out
+    levels: tuple[
+        tuple[frozenset[Any], tuple[int, ...]], ...
+    ]  # plates, and which numbers: outer ones, its own the last
+
+    def number_in(self, plates: Iterable[Any], particle: jax.Array | int) -> jax.Array | int:
+        """A number for each local particle or, unless they are common, for each of each particle further out."""
+        within = set(plates)
+        around = [(len(own), chain) for own, chain in self.levels if own <= within]
+        if not around:
+            return particle
+        numbers = [self.numbers[number] for number in max(around)[1]]
+        return numbers[-1] if self.common else reduce(lambda outer, own: outer * self.size + own, numbers, particle)
 
 
 class Arguments(NamedTuple):

@@ -241,5 +241,5 @@ def _run_with(
     run = randomness(program.seeded, program.role, index)
     run = parameters(run, program.role, program.params, program.held)
     run = mutable_state(run, program.role, program.mutable_state)
-    given, (args, kwargs) = given_values(run, program.role, value_of), arguments.plain
+    given, (args, kwargs) = given_values(run, program.role, index, value_of), arguments.plain
     return trace(given).get_trace(*args, **kwargs), given.conditioned

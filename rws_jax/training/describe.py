@@ -134,7 +134,7 @@ class _Trial:
         sites = [site for each in runs for site in latent_sites(each.guide).values()]
         alone = any(site["infer"].get("branching") for site in sites)
         if self.execution.one_by_one:
-            alone = loss.executor.runs_alone(loss.options.wake.estimator.particle, programs)
+            alone = loss.executor.runs_alone(loss.options.wake.particle, programs)
         units = Units.of(runs[0].model, runs[0].guide)
         return runs, Weighing(units, loss.executor.data.count(programs), alone)
 

@@ -9,7 +9,7 @@ from rws_jax.checks.arguments import check_program
 from rws_jax.checks.options import check_phi_steps
 from rws_jax.core.layers import ProgramFn
 from rws_jax.execution.branching.path_cache import PathCache
-from rws_jax.options import ExecutionOptions, Insomnia, StepOptions
+from rws_jax.options import ExecutionOptions, Insomnia, StepOptions, StructureOptions
 from rws_jax.programs.handlers import unconstrained
 from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.training.optimizers import Optimizer
@@ -35,6 +35,10 @@ def make_step(
     defensive: float = 0.0,
     defensive_guide: ProgramFn | None = None,
     gradient: str = "score",
+    num_local_particles: int = 1,
+    local_numbers: str = "common",
+    resample: str | None = None,
+    resample_below: float = 0.5,
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
@@ -72,6 +76,10 @@ def make_step(
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
       gradient: of wake-phi, ``"score"``, ``"dreg"`` or ``"vimco"``; see `wake_phi_loss`.
+      num_local_particles: L, particles of latents in inner plates for each particle; see `wake_phi_loss`.
+      local_numbers: whether these have ``"common"`` or ``"independent"`` random numbers.
+      resample: ``"systematic"`` to resample particles along a scan; see `wake_phi_loss`.
+      resample_below: share of the particles; resampling is for effective sample sizes below it.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own, and `step` is not jitted:
         for programs that branch in Python on sampled values.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it, but
@@ -136,6 +144,7 @@ def make_step(
         defensive=defensive,
         defensive_guide=defensive_guide,
         gradient=gradient,
+        structure=StructureOptions(num_local_particles, local_numbers, resample, resample_below),
         model_has_params=model_has_params,
         shared_params=shared_params,
         simulated_data_to_args=simulated_data_to_args,

@@ -86,7 +86,7 @@ def run_sleep(programs: Programs, index: Index, options: SleepOptions, *, is_tho
 
 
 def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptions, *, check_moves: bool) -> PilotRuns:
-    particle = options.estimator.particle
+    particle = options.particle
     of_guide = replace(particle, delta=0.0)
     draws = of_guide.draw(programs, index())
     runs = of_guide.run(programs, index(), draws)
@@ -123,7 +123,7 @@ def check_elements(
     programs = loss.programs(params, tuple(rng_keys), arguments, mutable_state)
     if not is_known(programs):
         return
-    particle = replace(options.wake.estimator.particle, delta=0.0)
+    particle = replace(options.wake.particle, delta=0.0)
     datum = None if executor.data.count(programs) is None else 0
     index = Index(0, datum, executor.runs_alone(particle, programs))
     if index.alone:

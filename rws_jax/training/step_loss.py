@@ -54,8 +54,8 @@ class StepLoss:
         """
         options, executor = self.options, self.executor
         executor.begin()
-        has_defensive_guide = options.wake.defensive_guide is not None
-        rng_keys = [*jax.random.split(rng_key, 5 if has_defensive_guide else 4), None]
+        has_u = options.wake.u is not None
+        rng_keys = [*jax.random.split(rng_key, 5 if has_u else 4), None]
         total, alive, metrics, new_state = jnp.zeros(()), jnp.array(True), {}, mutable_state
         if options.trains_phi_on_wake or (jax.tree.leaves(params[0]) and trains_theta):
             awake = self.programs(params, (rng_keys[0], rng_keys[1], rng_keys[4]), arguments, mutable_state or {})
@@ -83,7 +83,7 @@ class StepLoss:
             return None
         if self.executor.ragged and not self.options.execution.one_by_one:
             fail_branching(old)
-        new = self.executor.one(self.options.wake.estimator.particle.mutable_state, programs, number, datum)
+        new = self.executor.one(self.options.wake.particle.mutable_state, programs, number, datum)
         return lax.stop_gradient(strong(old | new))  # state is not trained
 
     def programs(
@@ -97,13 +97,12 @@ class StepLoss:
         theta, phi = params
         if self.options.shared_params and theta is not None and phi is not None:
             phi = theta | phi  # what is shared is kept with the model's, and both losses train it there
-        defensive_guide = self.options.wake.defensive_guide
-        if defensive_guide is not None and rng_keys[2] is not None:
-            defensive_guide = Program(defensive_guide, "defensive guide", rng_keys[2], None)
+        u, rng_key = self.options.wake.u, rng_keys[2]
+        proposal = None if u is None or rng_key is None else Program(u, "defensive guide", rng_key, None)
         return Programs(
             Program(self.model, "model", rng_keys[0], theta, mutable_state=mutable_state),
             Program(self.guide, "guide", rng_keys[1], phi, mutable_state=mutable_state),
-            defensive_guide if isinstance(defensive_guide, Program) else None,
+            proposal,
             arguments,
         )
 

@@ -18,7 +18,7 @@ from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.core.sites import trained_sites
 from rws_jax.core.trees import chosen
 from rws_jax.execution.data import Axes
-from rws_jax.options import ExecutionOptions, StepOptions
+from rws_jax.options import ExecutionOptions, StepOptions, StructureOptions
 from rws_jax.programs.observations import SimulatedDataToArgs
 from rws_jax.programs.program import Arguments
 from rws_jax.training.state import RWSInfo
@@ -60,6 +60,10 @@ class ReweightedWakeSleep(ELBO):
       defensive: share of particles, in [0, 1), that do not come from the guide; see `wake_phi_loss`.
       defensive_guide: NumPyro guide without parameters that they come from; default the model's prior.
       gradient: of wake-phi, ``"score"``, ``"dreg"`` or ``"vimco"``; see `wake_phi_loss`.
+      num_local_particles: L, particles of latents in inner plates for each particle; see `wake_phi_loss`.
+      local_numbers: whether these have ``"common"`` or ``"independent"`` random numbers.
+      resample: ``"systematic"`` to resample particles along a scan; see `wake_phi_loss`.
+      resample_below: share of the particles; resampling is for effective sample sizes below it.
       chunk_size: particles, and dreams, in memory at a time; None for all at once. Results do not depend on it.
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh.
       data_axes: for programs written for one datum, where the arguments have the axis of data; see `wake_phi_loss`.
@@ -113,6 +117,10 @@ class ReweightedWakeSleep(ELBO):
         defensive: float = 0.0,
         defensive_guide: ProgramFn | None = None,
         gradient: str = "score",
+        num_local_particles: int = 1,
+        local_numbers: str = "common",
+        resample: str | None = None,
+        resample_below: float = 0.5,
         chunk_size: int | None = None,
         particle_sharding: NamedSharding | None = None,
         data_axes: Axes = None,
@@ -132,6 +140,7 @@ class ReweightedWakeSleep(ELBO):
             defensive=defensive,
             defensive_guide=defensive_guide,
             gradient=gradient,
+            structure=StructureOptions(num_local_particles, local_numbers, resample, resample_below),
             model_has_params=model_has_params,
             shared_params=shared_params,
             simulated_data_to_args=simulated_data_to_args,

@@ -20,7 +20,7 @@ from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.trees import copied, strong
 from rws_jax.core.unconstrained import Unconstrained
 from rws_jax.execution.compiles import check_compiles
-from rws_jax.execution.devices import automatic, on_automatic_axes, replicate
+from rws_jax.execution.devices import automatic, on_automatic_axes
 from rws_jax.programs.program import Arguments
 from rws_jax.programs.run import constrained_values
 from rws_jax.training.dispatch import Dispatched, NotJittable
@@ -73,7 +73,7 @@ class Trainer:
             check_scheduled_insomnia(insomnia(state.step))
         self.kinds.add(state.plain)
         state = copied(state)  # initial values may be one array, that of the caller, and states of optimizers hold them
-        return replicate(state, arguments, self.loss.options.execution.particle_sharding)
+        return self.loss.options.execution.replicated(state, arguments)
 
     # jax.jit mistakes an argument `state` of the programs for a positional-only one of the same name.
     def step(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> tuple[RWSState, RWSInfo]:

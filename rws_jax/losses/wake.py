@@ -1,11 +1,4 @@
-r"""The three losses of Reweighted Wake-Sleep, as pure functions of parameters and seeded NumPyro programs.
-
-For one unit (see `rws_jax.programs.density.Units`) and K particles :math:`z_k \sim q_\phi(z \mid x)`,
-
-.. math:: \log w_k = \log p_\theta(z_k, x) - \log q_\phi(z_k \mid x), \qquad \bar w_k = w_k / \textstyle\sum_j w_j .
-
-Losses are in nats and summed over units; under subsampling the sum estimates that over the full data.
-"""
+"""The losses of wake: of the model by the bound, of the guide by weighted particles."""
 
 from typing import Any
 
@@ -14,8 +7,7 @@ from jax.sharding import NamedSharding
 
 from rws_jax.arguments import programs_of
 from rws_jax.core.layers import Params, ProgramFn
-from rws_jax.options import ExecutionOptions, SleepOptions, WakeOptions
-from rws_jax.programs.observations import SimulatedDataToArgs
+from rws_jax.options import ExecutionOptions, StructureOptions, WakeOptions
 
 
 def wake_theta_loss(
@@ -28,6 +20,10 @@ def wake_theta_loss(
     num_particles: int = 2,
     defensive: float = 0.0,
     defensive_guide: ProgramFn | None = None,
+    num_local_particles: int = 1,
+    local_numbers: str = "common",
+    resample: str | None = None,
+    resample_below: float = 0.5,
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
@@ -50,6 +46,10 @@ def wake_theta_loss(
       num_particles: K, at least 2.
       defensive: share of particles that do not come from the guide; this and the following as in `wake_phi_loss`.
       defensive_guide: seeded program that they come from; default the model's prior.
+      num_local_particles: particles of latents in inner plates, for each particle.
+      local_numbers: whether these have ``"common"`` or ``"independent"`` random numbers.
+      resample: ``"systematic"`` to resample along a scan.
+      resample_below: for effective sample sizes below this share of the particles.
       vectorize_particles: whether particles are mapped over.
       chunk_size: particles in memory at a time.
       particle_sharding: over which devices they are spread.
@@ -80,9 +80,11 @@ def wake_theta_loss(
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
     """
-    options = WakeOptions(num_particles, defensive=defensive, defensive_guide=defensive_guide)
+    structure = StructureOptions(num_local_particles, local_numbers, resample, resample_below)
+    options = WakeOptions(num_particles, True, defensive, defensive_guide, structure=structure)
     execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
     execution.check_number(num_particles, "num_particles", 2)
+    structure.check_runs(execution)
     programs = programs_of(wake_theta_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
     return options.estimator(execution.executor(), programs).theta_loss
 
@@ -99,6 +101,10 @@ def wake_phi_loss(
     defensive: float = 0.0,
     defensive_guide: ProgramFn | None = None,
     gradient: str = "score",
+    num_local_particles: int = 1,
+    local_numbers: str = "common",
+    resample: str | None = None,
+    resample_below: float = 0.5,
     vectorize_particles: bool = True,
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
@@ -133,6 +139,13 @@ def wake_phi_loss(
       defensive: :math:`\delta` in [0, 1); 0.2 is customary.
       defensive_guide: u, a seeded NumPyro guide without parameters; default the model's prior over the latents.
       gradient: ``"score"``, ``"dreg"`` for guides whose every site has `has_rsample`, or ``"vimco"``.
+      num_local_particles: L, for latents in plates that not all sites are in. Each element of such a plate has L
+        particles, with weights of their own, for each of the K particles of what is outside. 1 gives it no weights.
+      local_numbers: whether these are drawn by ``"common"`` random numbers, the same for all K, or ``"independent"``
+        ones. Common ones keep the weights of the K particles even where the plate is large.
+      resample: ``"systematic"`` to resample particles along the `numpyro.contrib.control_flow.scan` that both programs
+        have, in one loop; each draw is then weighed at its own step. None for one weight of all steps.
+      resample_below: resample after steps at which the effective sample size is below this share of the particles.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.
       chunk_size: particles in memory at a time; None for all at once. Each chunk runs twice, and of the others only log
@@ -172,88 +185,10 @@ def wake_phi_loss(
       Mnih and Rezende, Variational Inference for Monte Carlo Objectives, 2016, arXiv 1602.06725.
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
-    options = WakeOptions(num_particles, control_variate, defensive, defensive_guide, gradient)
+    structure = StructureOptions(num_local_particles, local_numbers, resample, resample_below)
+    options = WakeOptions(num_particles, control_variate, defensive, defensive_guide, gradient, structure)
     execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
     execution.check_number(num_particles, "num_particles", 2)
+    structure.check_runs(execution)
     programs = programs_of(wake_phi_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
     return options.estimator(execution.executor(), programs).phi_loss
-
-
-def sleep_phi_loss(
-    theta: Params,
-    phi: Params,
-    model: ProgramFn,
-    guide: ProgramFn,
-    /,
-    *args: Any,
-    num_particles: int = 2,
-    simulated_data_to_args: SimulatedDataToArgs | None = None,
-    observed_sites: tuple[str, ...] = (),
-    vectorize_particles: bool = True,
-    chunk_size: int | None = None,
-    particle_sharding: NamedSharding | None = None,
-    data_axes: Any = None,
-    **kwargs: Any,
-) -> jax.Array:
-    r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
-
-    .. math:: L_\phi = -\frac1S \sum_s \log q_\phi(z_s \mid x_s), \qquad (z_s, x_s) \sim p_\theta(z, x)
-
-    (Hinton et al. 1995; Le et al. 2019). Also known as CSIS, inference compilation, neural posterior
-    estimation and forward-KL amortised inference. Gradient: reaches `phi` alone; that of `theta` is exactly zero.
-    Bias: none, for data that follow the model.
-
-    The model runs with its real arguments, which give shapes and covariates, and draws its observed sites anew. It must
-    read data by ``obs=`` alone: an autoregressive one is a `numpyro.contrib.control_flow.scan` that carries its site.
-
-    The guide is called with the same arguments, dreamt data in place of real ones: by `simulated_data_to_args` if
-    given, else in the argument, or array within one, that the model observes, in arguments named as the observed sites
-    and as ``observations``, a dict keyed by site. Where the model masks a site, real values stay.
-
-    Args:
-      theta: `numpyro.param` site of the model -> constrained value. Keys of other sites are ignored.
-      phi: the same for the guide.
-      model: NumPyro model, seeded.
-      guide: NumPyro guide, seeded.
-      *args: arguments of both programs.
-      num_particles: S, the number of dreams, each as large as the data; at least 1.
-      simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)`` of the guide, `data` keyed by site.
-      observed_sites: names of data sites of a model that runs without data.
-      vectorize_particles: whether dreams are mapped over; this and the following as in `wake_phi_loss`.
-      chunk_size: dreams in memory at a time.
-      particle_sharding: over which devices they are spread.
-      data_axes: axes of the data in `args`.
-      **kwargs: keyword arguments of both programs.
-
-    Returns:
-      Scalar loss in nats, summed over units; ``inf`` if a dream lies outside of the guide's support.
-
-    Raises:
-      ValueError: if programs or parameters do not match, dreams cannot be drawn or shown, or real data come into them.
-      TypeError: if a program is not seeded, `num_particles` is no int, or `simulated_data_to_args` returns no pair.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, rws_jax
-      >>> from numpyro.handlers import seed
-      >>> def model(x=None):
-      ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-      ...     numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-      >>> def guide(x=None):
-      ...     numpyro.sample("z", dist.Normal(numpyro.param("a", 0.0) * x, 1.0))
-      >>> def loss(phi):
-      ...     programs = seed(model, jax.random.key(0)), seed(guide, jax.random.key(1))
-      ...     return rws_jax.sleep_phi_loss({}, phi, *programs, num_particles=10_000, observed_sites=("x",))
-      >>> gradient = jax.grad(loss)({"a": jnp.array(0.0)})["a"]
-      >>> bool(jnp.abs(gradient + 1.0) < 0.1)  # -E[z x] = -1, exactly
-      True
-
-    References:
-      Hinton et al., The wake-sleep algorithm for unsupervised neural networks, Science 268, 1995.
-      Le, Baydin and Wood, Inference Compilation and Universal Probabilistic Programming, 2017, arXiv 1610.09900.
-      Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
-    """
-    options = SleepOptions(num_particles, simulated_data_to_args, observed_sites)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
-    execution.check_number(num_particles, "num_particles", 1)
-    programs = programs_of(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
-    return options.estimator.checked(execution.executor(), programs)
