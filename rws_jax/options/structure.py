@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rws_jax.checks import structure as checks
 from rws_jax.checks.arguments import check_int
 from rws_jax.estimators.nested import NestedParticle
+from rws_jax.estimators.resampled import ResampledParticle
 from rws_jax.estimators.wake import WakeParticle, Weighing
 from rws_jax.options.execution import ExecutionOptions
 
@@ -50,4 +51,4 @@ class StructureOptions:
         """What one particle computes, of one run of the programs or of many."""
         if self.num_local_particles > 1:
             return NestedParticle(particle, self.num_local_particles, self.local_numbers == "common")
-        return particle
+        return ResampledParticle(particle, self.resample_below) if self.resample else particle
