@@ -188,7 +188,7 @@ def _run(
     body = in_body(scan.body, scan.role, index, value_of, (position,), scan.inner, at_step)
     # NumPyro hides the sites of a body from handlers further out, but for the keys that it asks for.
     with randomness(None, scan.role, index), block(), trace() as run:
-        seeded: Callable = seed(body, rng_key)
+        seeded: Any = seed(body, rng_key)
         carry, _ = seeded(carry, x)
     return _like_last(scan, carry), run
 

@@ -86,6 +86,7 @@ def importance_sample(
         dims=tuple((name, data + dims) for name, dims in drawn.latents.kinds if isinstance(dims, tuple)),
         units=data + drawn.units,
         scale=drawn.scale,
+        resampled=options.resample is not None,
     )
 
 

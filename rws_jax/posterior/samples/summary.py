@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws_jax.core.summaries import entry
+from rws_jax.core.text import listed
 from rws_jax.posterior.samples.psis import is_available, pareto_smoothed
 
 if TYPE_CHECKING:
@@ -27,7 +28,14 @@ def summary(weighted: "WeightedSamples") -> str:
     if not math.prod(shape):
         return _written(head, lines, [])
     sentences, trusted = _of_numbers(log_weights), True
-    if not is_available():
+    if weighted.resampled:
+        tail = "not known of particles that were resampled"
+        sentences.append(
+            "Particles were resampled along the scan, and share ancestors. No standard error is known, and the"
+            " effective sample size is that of the weights at the end: draw by other keys to see how far estimates"
+            " move."
+        )
+    elif not is_available():
         tail = 'not known without ArviZ: pip install "rws_jax[arviz]"'
     elif math.prod(shape) > _MAX_UNITS:
         tail = "of so many units by weighted.pareto_k()"
@@ -56,10 +64,19 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     return (
         f"Pareto k-hat is above {THRESHOLD}{which}: the weights have so heavy a tail that evidence, expectations and"
         f" their errors may rest on a few particles (effective sample size there: {ess})."
-        f"{'' if weighted.units else joint} Train the guide for longer, also on dreams (insomnia below 1), or give it"
-        " wider tails; draw more particles; or pass defensive=0.2, or more, by which a share of them is drawn from the"
+        f"{_structure(weighted) or ('' if weighted.units else joint)}"
+        " Train the guide for longer, also on dreams (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, or more, by which a share of them is drawn from the"
         " prior."
     )
+
+
+def _structure(weighted: "WeightedSamples") -> str:
+    """What to do where latents are in plates that not all sites are in."""
+    inner = {plate for _, dims in weighted.dims for plate in dims if plate is not None} - set(weighted.units)
+    plates = listed(map(repr, sorted(inner)))
+    what = "its elements" if len(inner) == 1 else "their elements"
+    pass_on = f"num_local_particles=10, say, gives {what} particles and weights of their own."
+    return f" A particle has one weight for all of plate{'s' * (len(inner) > 1)} {plates}: {pass_on}" if inner else ""
 
 
 def _is_bad(weighted: "WeightedSamples", k: np.ndarray) -> np.ndarray:
