@@ -18,7 +18,7 @@ from rws_jax.checks import lockstep as checks
 from rws_jax.estimators import weights
 from rws_jax.estimators.resampling import systematic_ancestors
 from rws_jax.estimators.scored import Term
-from rws_jax.estimators.wake import WakeParticle
+from rws_jax.estimators.wake import WakeParticle, WeighedDraw
 from rws_jax.estimators.weights import PerParticle, WeightSummary
 from rws_jax.execution.vectorized import PARTICLES
 from rws_jax.programs.lockstep import Lockstep, Runs, State, lockstep
@@ -35,18 +35,6 @@ class Recorded(NamedTuple):
     log_q: jax.Array  # of what the step draws
     latents: dict[str, jax.Array]
     ancestor: jax.Array  # the particle that goes on from here in the place of this one, after resampling
-
-
-class WeighedPath(NamedTuple):
-    """Latents of a whole sequence, those before the scan among them, by site; their log-weight; and all steps.
-
-    Paths with these weights follow the posterior of the sequence (smoothing), the record of a step with its own weights
-    that of the data up to it (filtering).
-    """
-
-    latents: dict[str, jax.Array]
-    log_weight: jax.Array
-    recorded: Recorded
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_weights", "log_w", "log_q"], meta_fields=["scale"])
@@ -97,8 +85,14 @@ class ResampledParticle:
         log_q = recorded.log_q.at[steps.first].add(steps.before.log_q)
         return ScoredSteps(log_weights, recorded.log_w, log_q)
 
-    def weighed_draw(self, programs: Programs, index: Index) -> WeighedPath:
+    def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
         """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
+        path, log_weight = self.path(programs, index)
+        runs = self.wake.run(programs, index, path)
+        return WeighedDraw(path, log_weight, self.wake.units_of(runs), runs.model)
+
+    def path(self, programs: Programs, index: Index) -> tuple[Draws, jax.Array]:
+        """The same as latents and log-weight."""
         steps = self.lockstep(programs, index)
         log_weight, recorded = self.run(steps, programs, index)
 
@@ -110,7 +104,7 @@ class ResampledParticle:
         own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
         number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
         before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
-        return WeighedPath(before | path, log_weight, recorded)
+        return Draws(before | path, {}), log_weight
 
     def lockstep(self, programs: Programs, index: Index) -> Lockstep:
         """Both programs as one sequence of steps."""

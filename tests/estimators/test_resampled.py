@@ -57,7 +57,7 @@ X = jnp.array([0.4, -0.3, 1.1, 0.6, -0.8])
 
 
 def walk_model(x):
-    """A scale and a start before the scan, a carry of a dict that starts from Python numbers, two latents a step."""
+    """A scale and a start before the scan, a carry that is a dict and starts from numbers, two latents a step."""
     mu = numpyro.param("mu", 0.2)
     scale = numpyro.sample("scale", dist.Gamma(2.0, 2.0))
     start = numpyro.sample("start", dist.Normal(mu, 1.0))
