@@ -1,6 +1,7 @@
 """Particles that are resampled in time, against exact evidence and a particle filter written out by hand."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,12 @@ ALWAYS, HALF, NEVER = 1.1, 0.5, 0.0
 ORDINARY = WakeParticle()
 
 
+class Path(NamedTuple):
+    latents: dict
+    log_weight: jax.Array
+    recorded: Any
+
+
 class Weighed:
     """The paths of a particle, with what was recorded of them."""
 
@@ -32,7 +39,9 @@ class Weighed:
         self.particle = ResampledParticle(ORDINARY, below)
 
     def __call__(self, programs, index):
-        return self.particle.weighed_draw(programs, index)
+        draws, log_weight = self.particle.path(programs, index)
+        _, recorded = self.particle.run(self.particle.lockstep(programs, index), programs, index)
+        return Path(draws.latents, log_weight, recorded)
 
 
 def programs_of(model, guide, theta, phi, rng_key, *args):
