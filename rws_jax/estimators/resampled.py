@@ -89,7 +89,8 @@ class ResampledParticle:
         """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
         path, log_weight = self.path(programs, index)
         runs = self.wake.run(programs, index, path)
-        return WeighedDraw(path, log_weight, self.wake.units_of(runs), runs.model)
+        units = self.wake.units_of(runs)
+        return WeighedDraw(path, log_weight.reshape(units.shape), units, runs.model)
 
     def path(self, programs: Programs, index: Index) -> tuple[Draws, jax.Array]:
         """The same as latents and log-weight."""
