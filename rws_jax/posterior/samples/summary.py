@@ -64,9 +64,9 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     return (
         f"Pareto k-hat is above {THRESHOLD}{which}: the weights have so heavy a tail that evidence, expectations and"
         f" their errors may rest on a few particles (effective sample size there: {ess})."
-        f"{_structure(weighted) or ('' if weighted.units else joint)}"
-        " Train the guide for longer, also on dreams (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, or more, by which a share of them is drawn from the"
-        " prior."
+        f"{_structure(weighted) or ('' if weighted.units else joint)} Train the guide for longer, also on dreams"
+        " (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, or more, by which a"
+        " share of them is drawn from the prior."
     )
 
 
