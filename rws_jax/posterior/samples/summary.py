@@ -25,7 +25,8 @@ def summary(weighted: "WeightedSamples") -> str:
     num, shape = len(log_weights), log_weights.shape[1:]
     units = _units(weighted.units, shape)
     if _of_steps(weighted):
-        units = f"each step, by the data up to it: {units}"
+        units = f"each of {_counted(shape[-1], 'step')}, by the data up to it"
+        units += f", in each of {math.prod(shape[:-1]):,} data" if len(shape) > 1 else ""
     head = f"WeightedSamples: {_counted(num, 'particle')} of {units}"
     lines = {"latents": ", ".join(f"{name} {entry(value)}" for name, value in weighted.samples.items()) or "none"}
     if not math.prod(shape):
