@@ -16,9 +16,10 @@ from jax.scipy.special import logsumexp
 import rws_jax
 from rws_jax.estimators import score
 from rws_jax.estimators.bound import theta_loss
-from rws_jax.estimators.nested import NestedParticle
+from rws_jax.estimators.nested import NestedParticle, NestedScored
 from rws_jax.estimators.wake import WakeParticle
 from rws_jax.execution.vectorized import Vectorized
+from rws_jax.programs.program import Index
 from rws_jax.programs.run import Draws
 from tests.estimators import nested_cases
 from tests.estimators.nested_cases import CASES, PARAMS
@@ -68,3 +69,208 @@ def test_losses_and_gradients_are_those_of_formulas_by_hand(name):
             trained, other = (0, 1) if kind == "theta" else (1, 0)
             chex.assert_trees_all_close(of_found[trained], of_hand[trained], rtol=2e-4, atol=2e-5)
             assert all(jnp.all(leaf == 0.0) for leaf in jax.tree.leaves(of_found[other]))
+
+
+# Two levels of binary latents, K = L = 2: the sum over all draws
+
+K = L = 2
+DATA = jnp.array([1.0, 0.0])
+DISCRETE_THETA = {"p": jnp.array(-0.3), "t": jnp.array([-0.6, 0.9]), "tx": jnp.array([[-1.2, 0.4], [0.8, 1.5]])}
+LOCAL = {"dependent": jnp.array([[0.4, -0.7], [-1.1, 0.8]]), "mean-field": jnp.array([0.4, -0.7])}
+
+
+def discrete_model(x):
+    p, t, tx = (numpyro.param(name, DISCRETE_THETA[name]) for name in ("p", "t", "tx"))
+    g = numpyro.sample("g", dist.Bernoulli(logits=p))
+    numpyro.sample("y", dist.Normal(g, 1.0), obs=0.8)
+    with numpyro.plate("elements", 2):
+        z = numpyro.sample("z", dist.Bernoulli(logits=t[g]))
+        numpyro.sample("x", dist.Bernoulli(logits=tx[g, z]), obs=x)
+
+
+def discrete_guide(x):
+    a, b = numpyro.param("a", 0.7), numpyro.param("b", LOCAL["dependent"])
+    g = numpyro.sample("g", dist.Bernoulli(logits=a))
+    with numpyro.plate("elements", 2):
+        numpyro.sample("z", dist.Bernoulli(logits=b[g] if b.ndim == 2 else b))
+
+
+def discrete_log_p(theta, g, z, x):
+    """Of the global with its datum, and of each element."""
+    of_global = log_bernoulli(theta["p"], g) - 0.5 * (0.8 - g) ** 2 - 0.5 * jnp.log(2 * jnp.pi)
+    return of_global, log_bernoulli(theta["t"][g], z) + log_bernoulli(theta["tx"][g, z], x)
+
+
+def local_logits(phi, g):
+    """Logits of both elements for an array of globals, elements last."""
+    return phi["b"][g] if phi["b"].ndim == 2 else jnp.broadcast_to(phi["b"], (*g.shape, 2))
+
+
+def discrete_log_evidence(theta):
+    """By enumeration of the global, and of each element given it."""
+    g, z = jnp.arange(2)[:, None, None], jnp.arange(2)[None, :, None]
+    of_global, of_elements = discrete_log_p(theta, g, z, DATA)
+    return logsumexp(of_global[:, 0, 0] + logsumexp(of_elements, axis=1).sum(-1))
+
+
+def all_draws(log_q_g, q_z, numbers):
+    """Globals (draws, K) and locals (draws, K, L, elements), and the probability of each.
+
+    Common numbers push one uniform through the inverse distribution functions of all globals: of the cells between the
+    probabilities of a one, those to the right of a global's own are its zeros.
+
+    Args:
+      log_q_g: log probability of each global.
+      q_z: probability of a one, shape (globals, elements).
+      numbers: as option `local_numbers`.
+    """
+    globals_ = jnp.array(list(itertools.product(range(len(log_q_g)), repeat=K)))
+    probs_g = jnp.exp(log_q_g[globals_].sum(-1))
+    if numbers == "independent":
+        z = jnp.array(list(itertools.product(range(2), repeat=K * L * 2))).reshape(-1, K, L, 2)
+        q = q_z[globals_][:, None, :, None]
+        probs = jnp.where(z == 1, q, 1 - q).prod((2, 3, 4))
+        z = jnp.broadcast_to(z, (len(globals_), *z.shape))
+    else:
+        cells = jnp.array(list(itertools.product(range(len(log_q_g) + 1), repeat=L * 2))).reshape(-1, L, 2)
+        borders = jnp.sort(q_z, axis=0)
+        of_cell = jnp.diff(borders, axis=0, prepend=0.0, append=1.0)
+        probs = of_cell[cells, jnp.arange(2)].prod((1, 2))[None]
+        rank = jnp.argsort(jnp.argsort(q_z, axis=0), axis=0)[globals_]  # (draws, K, element)
+        z = (cells[None, :, None] <= rank[:, None, :, None]).astype(int)
+    probs = probs_g[:, None] * probs
+    g = jnp.broadcast_to(globals_[:, None], (*probs.shape, K))
+    return g.reshape(-1, K), z.reshape(-1, K, L, 2), probs.ravel()
+
+
+@dataclass(frozen=True)
+class Given(WakeParticle):
+    """A particle that draws what it is given: arrays with axes of particles of the globals, and of local ones."""
+
+    latents: Any = None
+
+    def draw(self, programs, index):
+        at = (index.particle, *(index.local.numbers if index.local else (0,)))
+        return Draws({"g": self.latents[0][at[:1]], "z": self.latents[1][at]}, {})
+
+
+def expectations(package, params, draws, probs):
+    """Of values, and of gradients by theta and phi, of all losses."""
+    values = jax.vmap(package, (None, None, 0))(*params, draws)
+    grads = jax.vmap(jax.jacrev(package, argnums=(0, 1)), (None, None, 0))(*params, draws)
+    return jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), (values, grads))
+
+
+NUMBERS = list(itertools.product(["independent", "common"], ["dependent", "mean-field"]))
+
+
+@pytest.mark.parametrize(("numbers", "local"), NUMBERS)
+def test_expectations_equal_enumeration(numbers, local):
+    """All draws of two globals and of two locals of two elements for each: the bias of finite K and L is part of it.
+
+    The mean weight is the evidence; the control variate's expected gradient is zero.
+    """
+    params = DISCRETE_THETA, {"a": jnp.array(0.7), "b": LOCAL[local]}
+
+    def package(theta, phi, draws):
+        particle = NestedParticle(Given(latents=draws), L, common=numbers == "common")
+        scored = Vectorized()(particle, programs_of(discrete_model, discrete_guide, theta, phi, DATA), K)
+        control_variate = score.phi_loss(scored) - score.plain_phi_loss(scored)
+        evidence = jnp.mean(jnp.exp(scored.log_weights))
+        return theta_loss(scored), score.plain_phi_loss(scored), control_variate, evidence
+
+    def by_hand(theta, phi, draws):
+        g, z = draws
+        p_g, p_z = discrete_log_p(theta, g[:, None, None], z, DATA)
+        q_g, q_z = log_bernoulli(phi["a"], g), log_bernoulli(local_logits(phi, g)[:, None], z)
+        own = p_z - jax.lax.stop_gradient(q_z)
+        log_w = p_g[:, 0, 0] - jax.lax.stop_gradient(q_g) + (logsumexp(own, axis=1) - jnp.log(L)).sum(-1)
+        w = jax.lax.stop_gradient(jax.nn.softmax(log_w))
+        w_z = w[:, None, None] * jax.lax.stop_gradient(jax.nn.softmax(own, axis=1))
+        theta_loss = -(logsumexp(log_w) - jnp.log(K))
+        return theta_loss, -jnp.sum(w * q_g) - jnp.sum(w_z * q_z), jnp.zeros(()), jnp.mean(jnp.exp(log_w))
+
+    @jax.jit
+    def run():
+        log_q_g, q_z = log_bernoulli(params[1]["a"], jnp.arange(2)), local_logits(params[1], jnp.arange(2))
+        *draws, probs = all_draws(log_q_g, jax.nn.sigmoid(q_z), numbers)
+        return probs.sum(), *(expectations(losses, params, tuple(draws), probs) for losses in (package, by_hand))
+
+    total, found, expected = run()
+    assert total == pytest.approx(1.0, abs=1e-5)
+    evidence = jnp.exp(discrete_log_evidence(params[0]))
+    assert found[0][3] == pytest.approx(float(evidence), rel=3e-6)
+    chex.assert_trees_all_close(found[0][:2], expected[0][:2], rtol=1e-5)
+    of_theta, of_phi = found[1][0][0], found[1][1][1]
+    chex.assert_trees_all_close(of_theta, expected[1][0][0], atol=3e-6)
+    chex.assert_trees_all_close(of_phi, expected[1][1][1], atol=3e-6)
+    assert all(jnp.all(jnp.abs(leaf) > 1e-4) for leaf in jax.tree.leaves((of_theta, of_phi)))
+    chex.assert_trees_all_close(found[1][2][1], jax.tree.map(jnp.zeros_like, params[1]), atol=1e-6)
+    for loss, other in ((0, 1), (1, 0), (2, 0)):  # what a loss does not train
+        assert all(jnp.all(leaf == 0.0) for leaf in jax.tree.leaves(found[1][loss][other]))
+
+
+# Impossible draws: of a global, of a local whatever the global, and of a local given one of the globals
+ALIVE_G = jnp.array([0.3, 0.0, 0.2])
+ALIVE_Z = jnp.array([[[0.4, 0.7], [0.1, 0.2]], [[0.5, 0.5], [0.5, 0.5]], [[0.3, 0.0], [0.0, 0.6]]])  # (g, z, element)
+TABLES = {"a": jnp.array([0.1, 0.9, -0.5]), "b": jnp.array([[0.4, -0.7], [0.2, 0.3], [-1.1, 0.8]])}
+
+
+def nested_levels():
+    """The levels of programs with one plate of two elements."""
+    programs_ = programs_of(discrete_model, discrete_guide, {}, {"a": jnp.array(0.7), "b": LOCAL["dependent"]}, DATA)
+    programs_ = programs_.with_params((DISCRETE_THETA, programs_.params[1]))
+    return NestedParticle(WakeParticle(), L, common=True).levels(programs_, Index(0))
+
+
+@pytest.mark.parametrize(("numbers", "local"), NUMBERS)
+def test_expectations_where_particles_can_die(numbers, local):
+    """Of whole draws, of one global alone and of elements below it: dead units train nothing."""
+    phi = TABLES if local == "dependent" else TABLES | {"b": jnp.broadcast_to(TABLES["b"][0], (3, 2))}
+    levels = nested_levels()
+
+    def log_densities(theta, phi, draws):
+        g, z = draws
+        table_g, table_z = ALIVE_G * jnp.exp(theta), ALIVE_Z * jnp.exp(theta * jnp.array([0.5, -1.0]))[:, None]
+        log_of = lambda p: jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)
+        log_p = log_of(table_g[g])[:, None], log_of(table_z[g[:, None, None], z, jnp.arange(2)])
+        return log_p, (jax.nn.log_softmax(phi["a"])[g][:, None], log_bernoulli(phi["b"][g][:, None], z))
+
+    def package(theta, phi, draws):
+        log_p, log_q = log_densities(theta, phi, draws)
+        scored = NestedScored(list(log_p), list(log_q), levels)
+        control_variate = score.phi_loss(scored) - score.plain_phi_loss(scored)
+        losses = jnp.where(jnp.isfinite(theta_loss(scored)), theta_loss(scored), 0.0), score.plain_phi_loss(scored)
+        return *losses, control_variate, jnp.mean(jnp.exp(scored.log_weights))
+
+    def by_hand(theta, phi, draws):
+        """In probabilities, where nothing is infinite."""
+        (p_g, p_z), (q_g, q_z) = log_densities(theta, phi, draws)
+        own = jnp.exp(p_z) / jax.lax.stop_gradient(jnp.exp(q_z))
+        weight = (jnp.exp(p_g) / jax.lax.stop_gradient(jnp.exp(q_g)))[:, 0] * own.mean(1).prod(-1)
+        share = lambda x, axis: x / jnp.where(x.sum(axis, keepdims=True) > 0, x.sum(axis, keepdims=True), 1.0)
+        w = jax.lax.stop_gradient(share(weight, 0))
+        w_z = w[:, None, None] * jax.lax.stop_gradient(share(own, 1))
+        alive = weight.sum() > 0
+        theta_loss = -jnp.where(alive, jnp.log(jnp.where(alive, weight.mean(), 1.0)), 0.0)
+        return theta_loss, -jnp.sum(w[:, None] * q_g) - jnp.sum(w_z * q_z), jnp.zeros(()), weight.mean()
+
+    @jax.jit
+    def run():
+        *draws, probs = all_draws(jax.nn.log_softmax(phi["a"]), jax.nn.sigmoid(phi["b"]), numbers)
+        both = [expectations(losses, (jnp.array(0.0), phi), tuple(draws), probs) for losses in (package, by_hand)]
+        gradients = jax.vmap(jax.jacrev(package, argnums=(0, 1)), (None, None, 0))(jnp.array(0.0), phi, tuple(draws))
+        dead = jax.vmap(lambda draws: by_hand(jnp.array(0.0), phi, draws)[3] == 0.0)(tuple(draws))
+        return probs, dead, gradients, both
+
+    probs, dead, gradients, (found, expected) = run()
+    assert probs.sum() == pytest.approx(1.0, abs=1e-5)
+    assert 0.05 < probs[dead].sum() < 0.95
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    assert not any(jnp.any(leaf[dead]) for leaf in jax.tree.leaves(gradients[:3]))
+    assert found[0][3] == pytest.approx(float((ALIVE_G * ALIVE_Z.sum(1).prod(-1)).sum()), rel=3e-6)
+    chex.assert_trees_all_close(found[1][0][0], expected[1][0][0], atol=3e-6)
+    chex.assert_trees_all_close(found[1][1][1], expected[1][1][1], atol=3e-6)
+    chex.assert_trees_all_close(found[1][2][1], jax.tree.map(jnp.zeros_like, phi), atol=1e-6)
+    of_control_variate = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(gradients[2][1])])
+    assert jnp.max(of_control_variate) > 0.1  # there is one
