@@ -382,15 +382,12 @@ def draws_of(case, params, num, num_local, common):
     def of_one(programs, index):
         levels = particle.levels(programs, index)
 
-        def run(own):
-            draws = particle.wake.draw(programs, own)
-            of_level = lambda level: {n: v for n, v in draws.latents.items() if n in level.sites}
-            return [(of_level(level), draws.plates) for level in levels.all]
+        def of_levels(runs, draws):
+            return [{n: v for n, v in draws.latents.items() if n in level.sites} for level in levels.all]
 
-        return particle.mapped(run, levels, index)
+        return particle.mapped(of_levels, levels, programs, index)
 
-    of_levels = Vectorized(Data(case.data_axes))(of_one, programs_of(case.model, case.guide, *params, case.x), num)
-    return [latents for latents, _ in of_levels]
+    return Vectorized(Data(case.data_axes))(of_one, programs_of(case.model, case.guide, *params, case.x), num)
 
 
 def chain(levels, number):
