@@ -66,12 +66,12 @@ def cell(values, digits):
 
 def table_learned(args):
     """The scale of a hierarchy, in equal time."""
-    counts = lognormal.draw()
-    tau, error = lognormal.best_tau(counts)
-    print(f"learned: best tau {tau:.4f}, standard error {error:.4f}")
-    print(f"{'':<12}{'steps':>8}{'tau':>8}{'errors':>8}{'gap':>16}{'scale / exact':>15}", flush=True)
-    for way, options in ways(100).items():
-        train(way, options, counts, tau, error, args)
+    print(f"{'learned':<12}{'steps':>8}{'tau':>8}{'best':>8}{'errors':>8}{'gap':>16}{'scale / exact':>15}", flush=True)
+    for seed in args.data_seeds:
+        counts = lognormal.draw(seed)
+        tau, error = lognormal.best_tau(counts)
+        for way, options in ways(100).items():
+            train(way, options, counts, tau, error, args)
 
 
 def train(way, options, counts, tau, error, args):
@@ -86,7 +86,7 @@ def train(way, options, counts, tau, error, args):
     gaps = log_evidence + np.array([info.wake_theta_loss for info in infos])
     learned, ratio = float(params["tau"]), float(params["scale"]) / scale
     errors = (learned - tau) / error
-    print(f"{way:<12}{num_steps:>8}{learned:>8.3f}{errors:>8.2f}{cell(gaps, 2):>16}{ratio:>15.2f}", flush=True)
+    print(f"{way:<12}{num_steps:>8}{learned:>8.3f}{tau:>8.3f}{errors:>8.2f}{cell(gaps, 2):>16}{ratio:>15.2f}", flush=True)
 
 
 def steps_of(problem, options, data, num_steps, learning_rate=2e-2):
@@ -110,7 +110,7 @@ def time_of(steps, num):
 def table_cost(args):
     """Time, memory and operations of a compiled step."""
     print(f"{'cost':<12}{'':<12}{'particles':>10}{'ms':>10}{'ratio':>8}{'MiB':>8}{'Mflop':>8}", flush=True)
-    data = {two_level: (two_level.draw(1000),), lognormal: (lognormal.draw(),)}
+    data = {two_level: (two_level.draw(1000),), lognormal: (lognormal.draw(0),)}
     for problem, num_particles in ((two_level, 900), (lognormal, 100)):
         rows = ways(num_particles)
         costs(problem.__name__.split(".")[-1], problem, rows, num_particles, data[problem], args.rounds)
@@ -146,6 +146,7 @@ def main():
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000], help="numbers of data of two_level")
     parser.add_argument("--sets", type=int, default=100, help="of particles, that a mean is taken over")
+    parser.add_argument("--data-seeds", type=int, nargs="+", default=[0, 1, 2], help="of the counts of learned")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each row of learned")
     parser.add_argument("--rounds", type=int, default=21, help="of cost")
     args = parser.parse_args()
