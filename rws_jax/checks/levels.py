@@ -45,9 +45,15 @@ def fail_branching() -> NoReturn:
     )
 
 
-def fail_depends(error: Exception) -> NoReturn:
-    """What is outside of a plate has a single value for all local particles of its elements."""
-    raise error
+def fail_depends(role: str, name: str, plates: list[str]) -> NoReturn:
+    """Elements of a plate are independent given what is outside, which they have to leave alone."""
+    fail(
+        ValueError,
+        f"site {name!r} of the {role} depends on latents in {_plates(plates)}, and is outside of it",
+        expected=f"with {_OPTION}, sites that depend on latents of their own plates, and of those around these",
+        found=f"a log density that is another one for each local particle of {_plates(plates)}",
+        hint=f"leave out {_OPTION}; or draw these latents outside of the plate, by to_event()",
+    )
 
 
 def _plates(names: list[str]) -> str:

@@ -40,6 +40,16 @@ def dependence(jaxpr: ClosedJaxpr) -> list[set[int]]:
     return [{i for i in range(num) if output >> i & 1} for output in outputs]
 
 
+def without_unused(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """The same function without the operations that none of its outputs needs."""
+    needed, kept = {var for var in jaxpr.jaxpr.outvars if not isinstance(var, Literal)}, []
+    for eqn in reversed(jaxpr.jaxpr.eqns):
+        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+            kept.append(eqn)
+            needed.update(var for var in eqn.invars if not isinstance(var, Literal))
+    return ClosedJaxpr(jaxpr.jaxpr.replace(eqns=kept[::-1]), jaxpr.consts)
+
+
 def _outputs(jaxpr: Jaxpr, inputs: list[int]) -> list[int]:
     """Sets of inputs as the bits of integers: those of each output, from those that each variable depends on."""
     reached = dict(zip(jaxpr.invars, inputs, strict=True))

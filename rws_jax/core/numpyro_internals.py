@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger, plate
 
 __all__ = ["SUBSTITUTE_STACK", "ActivePlate", "Messenger", "active_plates", "comes_out_of_control_flow", "is_cond"]
 __all__ += ["is_conditioned"]
-__all__ += ["mask_of", "own_validation", "value_in_cond", "value_in_scan"]
+__all__ += ["mask_of", "own_validation", "scanned", "value_in_cond", "value_in_scan"]
 
 # The argument by which scan and cond pass the handlers of `condition` and `substitute` on into their bodies.
 SUBSTITUTE_STACK = "substitute_stack"
@@ -40,6 +40,12 @@ def is_cond(site: dict[str, Any]) -> bool:
 def comes_out_of_control_flow(site: dict[str, Any]) -> bool:
     """Whether a site was run in the body of scan or cond, and is sent once more for handlers outside of it."""
     return bool(site.get("_control_flow_done"))
+
+
+def scanned(site: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The last carry of a scan, whose message this is, and the sites of its body; leading axes are steps."""
+    (_, _, carry), (sites, _) = site["value"]
+    return carry, sites.trace
 
 
 def mask_of(fn: MaskedDistribution) -> Any:

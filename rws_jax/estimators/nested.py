@@ -19,18 +19,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rws_jax.checks.levels import fail_branching
-from rws_jax.core.layers import MutableState
+from rws_jax.checks.levels import fail_branching, fail_depends
+from rws_jax.core.dependence import dependence
+from rws_jax.core.errors import is_own
 from rws_jax.core.sites import Trace, sample_sites
 from rws_jax.estimators import weights
+from rws_jax.estimators.nested_choice import chosen
 from rws_jax.estimators.nested_weights import NestedWeights, nested_weights, totals
 from rws_jax.estimators.scored import Term
-from rws_jax.estimators.wake import WakeParticle, WakeRuns
+from rws_jax.estimators.wake import WakeParticle, WakeRuns, WeighedDraw
 from rws_jax.estimators.weights import PerParticle, WeightSummary
 from rws_jax.programs.density import ProposalDists, dists_of, own_dists
 from rws_jax.programs.levels import Level, Levels
 from rws_jax.programs.program import Index, LocalIndex, Programs
 from rws_jax.programs.run import Draws
+
+_CHOICE_KEY = 0x6C6F6361  # folded into the guide's key, for the choice of local particles
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_p", "log_q"], meta_fields=["levels"])
@@ -48,15 +52,20 @@ class NestedScored:
         return self.levels.units.scale
 
     @property
+    def own_log_weights(self) -> list[jax.Array]:
+        """Log-weights of each level's own sites; the bound does not train the guide, through log q."""
+        return [weights.log_weights(p, lax.stop_gradient(q)) for p, q in zip(self.log_p, self.log_q, strict=True)]
+
+    @property
     def log_weights(self) -> PerParticle:
         """Of the outermost particles, shape ``(particles, *units)``: constant in the guide's parameters."""
-        log_w = totals(self._own, self.levels.all, self.levels.num_dims)[0]
+        log_w = totals(self.own_log_weights, self.levels.all, self.levels.num_dims)[0]
         return self._of_units(log_w)
 
     @property
     def nested_weights(self) -> NestedWeights:
         """Weights of all particles, as constants: they train neither theta nor phi."""
-        return nested_weights(lax.stop_gradient(self._own), self.levels.all, self.levels.num_dims)
+        return nested_weights(lax.stop_gradient(self.own_log_weights), self.levels.all, self.levels.num_dims)
 
     @property
     def terms(self) -> list[Term]:
@@ -68,11 +77,6 @@ class NestedScored:
     def summary(self) -> WeightSummary:
         """How the weights of each unit are spread over the outermost particles."""
         return weights.summarise(lax.stop_gradient(self.log_weights))  # reported, and trains nothing
-
-    @property
-    def _own(self) -> list[jax.Array]:
-        """Log-weights of each level's own sites; the bound does not train the guide, through log q."""
-        return [weights.log_weights(p, lax.stop_gradient(q)) for p, q in zip(self.log_p, self.log_q, strict=True)]
 
     def _of_units(self, x: jax.Array) -> jax.Array:
         leading = x.shape[: x.ndim - self.levels.num_dims]
@@ -91,12 +95,10 @@ class NestedParticle:
         """Draw and score."""
         levels = self.levels(programs, index)
 
-        def score(own: Index) -> list[tuple[jax.Array, jax.Array]]:
-            draws = self.wake.draw(programs, own)
-            runs = self.wake.run(programs, own, draws)
+        def score(runs: WakeRuns, draws: Draws) -> list[tuple[jax.Array, jax.Array]]:
             return [_log_densities(levels, level, runs, draws) for level in levels.all]
 
-        pairs = self.mapped(score, levels, index)
+        pairs = self.mapped(score, levels, programs, index)
         return NestedScored([log_p for log_p, _ in pairs], [log_q for _, log_q in pairs], levels)
 
     def levels(self, programs: Programs, index: Index) -> Levels:
@@ -110,27 +112,59 @@ class NestedParticle:
 
         return jax.eval_shape(run)
 
-    def mapped(self, run: Callable[[Index], list[Any]], levels: Levels, index: Index) -> list[Any]:
-        """Results of each level, side by side for all of its particles: an axis for each level of its chain.
+    def mapped(
+        self, score: Callable[[WakeRuns, Draws], list[Any]], levels: Levels, programs: Programs, index: Index
+    ) -> list[Any]:
+        """Scores of each level, side by side for all of its particles: an axis for each level of its chain.
 
         Each level is mapped over by itself. What is outside of its plates may not depend on its particles, which JAX
         holds it to, and is computed once.
         """
         chains = tuple((level.plates, tuple(number - 1 for number in level.chain)) for level in levels.all[1:])
 
-        def at(*numbers: jax.Array) -> list[Any]:
-            return run(index._replace(local=LocalIndex(numbers, self.num_local, self.common, chains)))
+        def run(*numbers: jax.Array) -> tuple[WakeRuns, Draws]:
+            own = index._replace(local=LocalIndex(numbers, self.num_local, self.common, chains))
+            draws = self.wake.draw(programs, own)
+            return self.wake.run(programs, own, draws), draws
 
+        mapped = lambda *numbers: score(*run(*numbers))
         for number in range(len(levels.all) - 1, 0, -1):
-            at = self._mapped_once(at, [0 if number in level.chain else None for level in levels.all])
-        return at()
+            mapped = self._mapped_once(mapped, [0 if number in level.chain else None for level in levels.all])
+        try:
+            return mapped()
+        except ValueError as error:
+            if not is_own(error):
+                _check_outside(run, levels)
+            raise
 
     def _mapped_once(self, at: Callable[..., list[Any]], out_axes: list[int | None]) -> Callable[..., list[Any]]:
         return lambda *outer: jax.vmap(lambda own: at(*outer, own), out_axes=out_axes)(jnp.arange(self.num_local))
 
-    def mutable_state(self, programs: Programs, index: Index) -> MutableState:
-        """What the mutable sites of both programs hold after the run of one particle."""
-        return self.wake.mutable_state(programs, index)
+    def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
+        """Draw and weigh, and choose for each element one of its local particles by their weights.
+
+        What is so drawn has the outermost particle's weight: averages over all of these estimate the posterior.
+        """
+        levels = self.levels(programs, index)
+
+        def score(runs: WakeRuns, draws: Draws) -> list[tuple[jax.Array, jax.Array, Draws]]:
+            pairs = [_log_densities(levels, level, runs, draws) for level in levels.all]
+            return [(*pair, _draws_of(level, draws)) for pair, level in zip(pairs, levels.all, strict=True)]
+
+        log_p, log_q, drawn = map(list, zip(*self.mapped(score, levels, programs, index), strict=True))
+        scored = NestedScored(log_p, log_q, levels)
+        rng_key = jax.random.fold_in(jax.random.fold_in(programs.guide.key_of(index), _CHOICE_KEY), index.particle)
+        log_w = totals(scored.own_log_weights, levels.all, levels.num_dims)
+        latents = chosen(rng_key, lax.stop_gradient(log_w), [draws.latents for draws in drawn], levels)
+        draws = Draws(latents, drawn[0].plates)
+        model_run = self.wake.run(programs, index, draws).model
+        return WeighedDraw(draws, scored.log_weights, levels.units, model_run)
+
+
+def _draws_of(level: Level, draws: Draws) -> Draws:
+    """What is drawn in one level; all of a unit sees one minibatch."""
+    latents = {name: value for name, value in draws.latents.items() if name in level.sites}
+    return Draws(latents, draws.plates if level.parent is None else {})
 
 
 def _log_densities(levels: Levels, level: Level, runs: WakeRuns, draws: Draws) -> tuple[jax.Array, jax.Array]:
@@ -145,3 +179,23 @@ def _log_densities(levels: Levels, level: Level, runs: WakeRuns, draws: Draws) -
 
 def _belongs(name: str, site: dict[str, Any], level: Level) -> bool:
     return name in level.sites or (level.parent is None and bool(site.get("is_constant")))
+
+
+def _check_outside(run: Callable[..., tuple[WakeRuns, Draws]], levels: Levels) -> None:
+    """Name a site that depends on what is drawn in plates that it is outside of."""
+
+    def log_densities(*numbers: jax.Array) -> dict[tuple[str, str], jax.Array]:
+        runs, draws = run(*numbers)
+        dists, found = dists_of(runs.guide), {}
+        for role, program_run in (("model", runs.model), ("guide", runs.guide)):
+            of_sites = levels.units.log_densities(sample_sites(program_run), draws.latents, dists)
+            found |= {(role, name): log_density for name, log_density in of_sites.items()}
+        return found
+
+    inner = levels.all[1:]
+    jaxpr, shapes = jax.make_jaxpr(log_densities, return_shape=True)(*[jnp.zeros((), int)] * len(inner))
+    inputs: dict[tuple[str, str], set[int]] = jax.tree.structure(shapes).unflatten(dependence(jaxpr))
+    for (role, name), numbers in inputs.items():
+        own = next((level for level in levels.all if name in level.sites), levels.all[0])
+        for number in numbers - {number - 1 for number in own.chain}:
+            fail_depends(role, name, [frame.name for frame in inner[number].plates - own.plates])

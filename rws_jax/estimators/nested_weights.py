@@ -5,7 +5,7 @@ level. Arrays of a level have shape ``(particles, *data, L, ..., L, *batch)``: o
 the level is below, itself the last, and `num_dims` axes of plates, of size one where it has no such plate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -53,7 +53,7 @@ def totals(own: Sequence[jax.Array], levels: Sequence[LevelAxes], num_dims: int)
     for number in range(len(levels) - 1, 0, -1):
         parent = levels[number].parent
         assert parent is not None
-        log_w[parent] = log_w[parent] + _summed(_over(weights.bound, log_w[number], num_dims), levels[number])
+        log_w[parent] = log_w[parent] + _summed(weights.bound(log_w[number], -(num_dims + 1)), levels[number])
     return log_w
 
 
@@ -75,14 +75,13 @@ def nested_weights(own: Sequence[jax.Array], levels: Sequence[LevelAxes], num_di
     for number, level in enumerate(levels[1:], start=1):
         parent, axis = level.parent, -(num_dims + 1)
         assert parent is not None
-        within = jnp.moveaxis(weights.normalise(jnp.moveaxis(log_w[number], axis, 0)), 0, axis)
-        w.append(jnp.expand_dims(w[parent], axis) * within)
-        is_dead = ~_over(weights.alive, log_w[number], num_dims)
-        others_alive = (dead[parent] - is_dead.astype(int) == 0) & rest_alive[parent]
-        rest_alive.append(jnp.expand_dims(others_alive, axis))
+        w.append(jnp.expand_dims(w[parent], axis) * weights.normalise(log_w[number], axis))
+        is_dead = ~weights.alive(log_w[number], axis)
+        elements_alive = (dead[parent] - is_dead.astype(int) == 0) & rest_alive[parent]
+        rest_alive.append(jnp.expand_dims(elements_alive, axis))
         share.append(share[parent] / log_w[number].shape[axis])
-        num_others = jnp.moveaxis(weights.num_others_alive(jnp.moveaxis(log_w[number], axis, 0)), 0, axis)
-        baseline.append(share[number] * (rest_alive[number] & (num_others > 0)))
+        others_alive = weights.num_others_alive(log_w[number], axis) > 0
+        baseline.append(share[number] * (rest_alive[number] & others_alive))
     return NestedWeights(log_w, w, baseline)
 
 
@@ -93,14 +92,9 @@ def _num_dead(
     count = (own[number] == -jnp.inf).astype(int)
     for child, level in enumerate(levels):
         if level.parent == number:
-            is_dead = ~_over(weights.alive, log_w[child], num_dims)
+            is_dead = ~weights.alive(log_w[child], -(num_dims + 1))
             count = count + _summed(is_dead.astype(int), level)
     return count
-
-
-def _over(reduce: Callable[[jax.Array], jax.Array], x: jax.Array, num_dims: int) -> jax.Array:
-    """Reduce the axis of a level's own particles."""
-    return reduce(jnp.moveaxis(x, -(num_dims + 1), 0))
 
 
 def _summed(x: jax.Array, level: LevelAxes) -> jax.Array:

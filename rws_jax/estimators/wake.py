@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import lax
@@ -13,8 +13,8 @@ from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators import defensive, weights
 from rws_jax.estimators.bound import theta_loss
 from rws_jax.estimators.scored import Scored, Weighed
-from rws_jax.estimators.weights import WeightSummary
-from rws_jax.execution.executor import Executor, ParticleFn
+from rws_jax.estimators.weights import OfUnits, WeightSummary
+from rws_jax.execution.executor import Executor
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.program import Index, Program, Programs
 from rws_jax.programs.run import Draws, mutable_end, replay, sample
@@ -26,6 +26,27 @@ class WakeRuns(NamedTuple):
     model: Trace
     guide: Trace
     u: Trace | None  # of the defensive proposal, if there is one
+
+
+class WeighedDraw(NamedTuple):
+    """A draw of all latents, with its log-weights: those of the draws of all particles make the posterior."""
+
+    draws: Draws
+    log_weights: OfUnits
+    units: Units
+    model_run: Trace  # at these draws
+
+
+class Weighing(Protocol):
+    """What one particle computes where its draws are weighed."""
+
+    def __call__(self, programs: Programs, index: Index) -> Weighed:
+        """Draw and score, for the losses."""
+        ...
+
+    def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
+        """Draw and weigh, for the posterior."""
+        ...
 
 
 class WakeLosses(NamedTuple):
@@ -87,6 +108,14 @@ class WakeParticle:
         u_run = defensive.run_u(programs, index, draws, guide_run, model_run) if self.delta else None
         return WakeRuns(model_run, guide_run, u_run)
 
+    def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
+        """Draw and weigh; a particle that runs alone was proposed as a whole, and is one unit."""
+        draws = self.draw(programs, index)
+        runs = self.run(programs, index, draws)
+        scored = self.scored(runs, draws)
+        scored = scored.joint() if index.alone else scored
+        return WeighedDraw(draws, scored.log_weights, scored.units, runs.model)
+
     def mutable_state(self, programs: Programs, index: Index) -> MutableState:
         """What the mutable sites of both programs hold after the run of one particle."""
         stopped = programs.map(Program.stopped)  # state is not trained
@@ -125,7 +154,7 @@ class Wake:
     """Both wake losses: of the model by the bound, of the guide by one of several estimators."""
 
     num: int  # of particles
-    particle: ParticleFn[Weighed]
+    particle: Weighing
     phi_loss: Callable[[Any], jax.Array]
 
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:

@@ -36,25 +36,26 @@ def log_weights(log_p: PerParticle, log_q: PerParticle) -> PerParticle:
     return jnp.where(dead, -jnp.inf, log_p - log_q)
 
 
-def alive(log_w: PerParticle) -> OfUnits:
+def alive(log_w: PerParticle, axis: int = 0) -> OfUnits:
     """Which units have at least one particle of non-zero weight; shape ``units``."""
-    return jnp.any(log_w != -jnp.inf, axis=0)
+    return jnp.any(log_w != -jnp.inf, axis=axis)
 
 
-def bound(log_w: PerParticle) -> OfUnits:
+def bound(log_w: PerParticle, axis: int = 0) -> OfUnits:
     """The importance-weighted bound on log p(x), ``logsumexp_k log_w - log K``, in nats.
 
     ``-inf``, with zero gradient, for a dead unit (Burda et al. 2016, arXiv 1509.00519).
 
     Args:
       log_w: shape ``(particles, *units)``.
+      axis: that of particles, if it is another one.
 
     Returns:
       Shape ``units``.
     """
-    live = alive(log_w)
-    total = logsumexp(jnp.where(live, log_w, 0.0), axis=0)
-    return jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[0])
+    live = alive(log_w, axis)
+    total = logsumexp(jnp.where(jnp.expand_dims(live, axis), log_w, 0.0), axis=axis)
+    return jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[axis])
 
 
 class WeightSummary(NamedTuple):
@@ -75,17 +76,18 @@ def summarise(log_w: PerParticle) -> WeightSummary:
     return WeightSummary(ess, num_alive, log_w.shape[0] - num_alive)
 
 
-def normalise(log_w: PerParticle) -> PerParticle:
+def normalise(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """Self-normalised weights, which sum to one over the particles of each live unit; all zero for a dead unit.
 
     Args:
       log_w: shape ``(particles, *units)``.
+      axis: that of particles, if it is another one.
 
     Returns:
       Shape ``(particles, *units)``.
     """
-    live, w = alive(log_w)[None], _relative(log_w)
-    return jnp.where(live, w / jnp.where(live, jnp.sum(w, axis=0)[None], 1.0), 0.0)
+    live, w = jnp.expand_dims(alive(log_w, axis), axis), _relative(log_w, axis)
+    return jnp.where(live, w / jnp.where(live, jnp.sum(w, axis=axis, keepdims=True), 1.0), 0.0)
 
 
 def log_mixture(log_q: PerParticle, log_u: PerParticle, delta: float) -> PerParticle:
@@ -99,14 +101,14 @@ def log_mixture(log_q: PerParticle, log_u: PerParticle, delta: float) -> PerPart
     return jnp.logaddexp(jnp.log1p(-delta) + log_q, jnp.log(delta) + log_u)
 
 
-def num_others_alive(log_w: PerParticle) -> PerParticle:
+def num_others_alive(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """How many of the other particles of its unit are alive, for each particle; shape ``(particles, *units)``.
 
     It does not depend on the particle itself, as the coefficient of a baseline must not.
     """
     live = log_w != -jnp.inf
     live = live.astype(int)
-    return jnp.sum(live, axis=0)[None] - live
+    return jnp.sum(live, axis=axis, keepdims=True) - live
 
 
 def score_baseline(log_w: PerParticle, log_ratio: PerParticle) -> PerParticle:
@@ -138,7 +140,7 @@ def gradient_only(x: jax.Array) -> jax.Array:
     return x - lax.stop_gradient(x)  # takes away the value and leaves the gradient
 
 
-def _relative(log_w: PerParticle) -> PerParticle:
+def _relative(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
-    log_max = jnp.max(log_w, axis=0)
-    return jnp.exp(log_w - jnp.where(log_max == -jnp.inf, 0.0, log_max)[None])
+    log_max = jnp.max(log_w, axis=axis, keepdims=True)
+    return jnp.exp(log_w - jnp.where(log_max == -jnp.inf, 0.0, log_max))

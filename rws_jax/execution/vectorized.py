@@ -20,6 +20,8 @@ from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Arguments, Index, Programs
 
 T = TypeVar("T")
+# The axis of particles by name: those that run together may exchange results, by `jax.lax.all_gather`.
+PARTICLES = "rws_jax.particles"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Vectorized(Executor):
             with no_branching():
                 num_data = self.data.count(programs)
                 if num_data is None:
-                    return jax.vmap(lambda number: particle(programs, Index(number)))(numbers)
+                    of_all = jax.vmap(lambda number: particle(programs, Index(number)), axis_name=PARTICLES)
+                    return of_all(numbers)
                 (args, kwargs), (axes, by_keyword) = programs.arguments, self.data.in_axes(programs.arguments)
                 mapped = {name: kwargs[name] for name, axis in by_keyword.items() if axis is not None}
 
@@ -50,7 +53,7 @@ class Vectorized(Executor):
                     own = programs.with_arguments(Arguments(args, kwargs | mapped))
                     return particle(own, Index(number, datum))
 
-                of_datum = jax.vmap(of_one, in_axes=(0, None, None, None))
+                of_datum = jax.vmap(of_one, in_axes=(0, None, None, None), axis_name=PARTICLES)
                 of_all = jax.vmap(of_datum, in_axes=(None, 0, axes, 0), out_axes=1)
                 return of_all(numbers, jnp.arange(num_data), args, mapped)
         except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values

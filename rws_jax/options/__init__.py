@@ -150,9 +150,6 @@ class SamplingOptions(RunOptions):
     num_local_particles: int = field(
         default=1, metadata={"help": "L, particles of latents in inner plates for each particle; see `wake_phi_loss`."}
     )
-    local_numbers: str = field(
-        default="independent", metadata={"help": '``"independent"`` random numbers of these, or ``"common"`` ones.'}
-    )
     resample: str | None = field(
         default=None, metadata={"help": '``"systematic"`` to resample along a scan; see `wake_phi_loss`.'}
     )
@@ -178,8 +175,8 @@ class SamplingOptions(RunOptions):
     @property
     def wake(self) -> WakeOptions:
         """How they are drawn."""
-        of_structure = (getattr(self, option.name) for option in fields(StructureOptions))
-        structure = StructureOptions(*of_structure)
+        # Standard errors are those of particles that share no random numbers.
+        structure = StructureOptions(self.num_local_particles, "independent", self.resample, self.resample_below)
         return WakeOptions(self.num_particles, True, self.defensive, self.defensive_guide, structure=structure)
 
 

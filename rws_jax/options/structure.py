@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from rws_jax.checks import structure as checks
 from rws_jax.checks.arguments import check_int
 from rws_jax.estimators.nested import NestedParticle
-from rws_jax.estimators.wake import WakeParticle
+from rws_jax.estimators.resampled import ResampledParticle
+from rws_jax.estimators.wake import WakeParticle, Weighing
 from rws_jax.options.execution import ExecutionOptions
 
 
@@ -46,8 +47,8 @@ class StructureOptions:
             checks.check_vectorized(self.name, execution.one_by_one)
             checks.check_not_chunked(self.name, execution.chunk_size if self.resample else None)
 
-    def of(self, particle: WakeParticle) -> WakeParticle | NestedParticle:
+    def of(self, particle: WakeParticle) -> Weighing:
         """What one particle computes, of one run of the programs or of many."""
         if self.num_local_particles > 1:
             return NestedParticle(particle, self.num_local_particles, self.local_numbers == "common")
-        return particle
+        return ResampledParticle(particle, self.resample_below) if self.resample else particle

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 
 from rws_jax.core.sites import Site, Trace
 from rws_jax.core.supports import mask_of_values
-from rws_jax.estimators.scored import Scored
-from rws_jax.estimators.wake import WakeParticle, WakeRuns
+from rws_jax.estimators.wake import WeighedDraw, Weighing
 from rws_jax.estimators.weights import OfUnits
 from rws_jax.programs.density import Units
 from rws_jax.programs.program import Index, Programs
-from rws_jax.programs.run import Draws
 
 
 @dataclass(frozen=True)
@@ -22,21 +20,18 @@ class EvidenceParticle:
     For training NaN lies outside of every support, and such a unit is dead. Its evidence is not zero, but unknown.
     """
 
-    wake: WakeParticle
+    wake: Weighing
 
     def __call__(self, programs: Programs, index: Index) -> OfUnits:
         """Draw and weigh."""
-        draws = self.wake.draw(programs, index)
-        return weighed(self.wake, self.wake.run(programs, index, draws), draws, index)[0]
+        return weighed(self.wake, programs, index).log_weights
 
 
-def weighed(wake: WakeParticle, runs: WakeRuns, draws: Draws, index: Index) -> tuple[OfUnits, Units]:
-    """Log-weights of a draw, NaN where data are, and the units that they are of."""
-    scored: Scored = wake.scored(runs, draws)
-    has_nan = _has_nan(runs.model, scored.units)
-    if index.alone:  # before weights are taken: a particle alone was proposed as a whole
-        scored, has_nan = scored.joint(), jnp.any(has_nan)
-    return jnp.where(has_nan, jnp.nan, scored.log_weights), scored.units
+def weighed(wake: Weighing, programs: Programs, index: Index) -> WeighedDraw:
+    """A draw with its log-weights, NaN where data are."""
+    draw = wake.weighed_draw(programs, index)
+    has_nan = _has_nan(draw.model_run, draw.units)
+    return draw._replace(log_weights=jnp.where(has_nan, jnp.nan, draw.log_weights))
 
 
 def _has_nan(model_run: Trace, units: Units) -> jax.Array:

@@ -1,6 +1,6 @@
 """The handlers that a run of a program is made of: its parameters, one particle's randomness, and given values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -127,7 +127,7 @@ class randomness(Messenger):
     there is one: also in the bodies of scan and cond, by `given_values`.
     """
 
-    def __init__(self, fn: ProgramFn, role: str, index: Index) -> None:
+    def __init__(self, fn: ProgramFn | None, role: str, index: Index) -> None:
         self.role, self.index = role, index
         super().__init__(fn)
 
@@ -206,12 +206,10 @@ class given_values(Messenger):
         stack, kinds = msg["kwargs"][SUBSTITUTE_STACK], ("condition", "substitute")
         inner = [entry for entry in stack if entry[0] in kinds]
         msg["kwargs"][SUBSTITUTE_STACK] = [entry for entry in stack if entry[0] not in kinds]
+        msg["as_written"] = msg["args"], inner  # for handlers further out that run the bodies themselves
 
         def inside(body: ProgramFn, steps: tuple, at_site: Callable) -> ProgramFn:
-            for kind, values in inner:
-                given = partial(at_site, values)
-                body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, None, given)
-            handler = given_values(body, self.role, self.index, self.value_of, steps)
+            handler = in_body(body, self.role, self.index, self.value_of, steps, inner, at_site)
             handler.conditioned = self.conditioned
             return handler
 
@@ -230,3 +228,29 @@ class given_values(Messenger):
             return inside(body, (*steps, step), at_step)(carry, x)
 
         msg["args"] = (counted_body, carry, (xs, jnp.arange(length)), length, reverse)
+
+
+def in_body(
+    body: ProgramFn,
+    role: str,
+    index: Index,
+    value_of: Callable[[Site, tuple], Any],
+    steps: tuple,
+    inner: Iterable[tuple[str, Any]],
+    at_site: Callable,
+) -> given_values:
+    """The body of a scan or cond with its sites set to ``value_of(site, steps)``.
+
+    Args:
+      body: as the program has it.
+      role: of the program.
+      index: which particle.
+      value_of: as in `given_values`.
+      steps: positions, in the data, of the scans that the body is in.
+      inner: what `condition` and `substitute` within the program give: kind and values of each.
+      at_site: takes these values to the one of a site.
+    """
+    for kind, values in inner:
+        given = partial(at_site, values)
+        body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, None, given)
+    return given_values(body, role, index, value_of, steps)

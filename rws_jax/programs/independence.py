@@ -6,7 +6,7 @@ its own latents.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -31,7 +31,13 @@ class SiteOf(NamedTuple):
     name: str
 
 
-def check_independent(units: Units, runs: Runs, draw: Callable[[int], Trace], run_at: Callable[[Draws], Runs]) -> None:
+def check_independent(
+    units: Units,
+    runs: Runs,
+    draw: Callable[[int], Trace],
+    run_at: Callable[[Draws], Runs],
+    sites: Collection[str] | None = None,
+) -> None:
     """What is drawn for one element of a plate must not change the log density of another.
 
     Args:
@@ -39,7 +45,15 @@ def check_independent(units: Units, runs: Runs, draw: Callable[[int], Trace], ru
       runs: traces of model and guide, at what one particle has drawn.
       draw: runs the guide as the particle of a number.
       run_at: runs both programs at given draws.
+      sites: those in the plates of these elements; None for all.
     """
+    if sites is not None:
+        return check_independent(
+            units,
+            _of_sites(runs, sites),
+            draw,
+            lambda draws: _of_sites(run_at(draws._replace(latents=Draws.of(runs[1]).latents | draws.latents)), sites),
+        )
     mine, guide_run, num = Draws.of(runs[1]), runs[1], math.prod(units.shape)
     others = Draws.of(draw(1))
     if not is_known((mine, others)):
@@ -57,6 +71,12 @@ def check_independent(units: Units, runs: Runs, draw: Callable[[int], Trace], ru
             kept = np.where(exchanged, found, before[site])
             if not np.allclose(found, kept, rtol=1e-4, atol=1e-3, equal_nan=True):
                 _fail_dependent(site, units)
+
+
+def _of_sites(runs: Runs, sites: Collection[str]) -> Runs:
+    """Traces of some sites alone."""
+    model_run, guide_run = ({name: site for name, site in run.items() if name in sites} for run in runs)
+    return model_run, guide_run
 
 
 # All by numpy, as JAX would compile each operation, but for log densities, each of which is compiled as a whole.

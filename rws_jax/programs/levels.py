@@ -35,6 +35,7 @@ class Levels:
 
     units: Units
     all: tuple[Level, ...]
+    event_dims: tuple[tuple[str, int], ...]  # of each latent site
 
     @classmethod
     def of(cls, units: Units, model_run: Trace, guide_run: Trace) -> "Levels":
@@ -68,12 +69,17 @@ class Levels:
             )
         for name, within in plates_of.items():
             _check_chain(name, within, sets)
-        return cls(units, tuple(levels))
+        event_dims = tuple((name, site["fn"].event_dim) for name, site in latent_sites(guide_run).items())
+        return cls(units, tuple(levels), event_dims)
 
     @property
     def num_dims(self) -> int:
         """How many dims from the right the arrays of all levels have."""
         return max(len(level.units.batch_shape) for level in self.all)
+
+    def sites_within(self, level: Level) -> frozenset[str]:
+        """The sites in the plates of a level."""
+        return frozenset().union(*(other.sites for other in self.all if other.plates >= level.plates))
 
     def laid(self, level: Level, of_elements: jax.Array) -> jax.Array:
         """An array of the shape of a level's units, with each plate at its own dim and ones between them."""

@@ -81,10 +81,7 @@ def replay(
             return observed(site, steps)
         if site["is_observed"]:
             return None
-        matching.check_drawn(program.role, site, draws.latents)
-        value = _at(draws.latents[site["name"]], steps)
-        matching.check_shape(program.role, site, jnp.shape(value))
-        return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
+        return drawn_before(program.role, site, steps, draws.latents, proposal_dists)
 
     def observed(site: Site, steps: tuple) -> Any:
         if not steps:
@@ -152,6 +149,20 @@ def _at(value: Any, steps: tuple) -> Any:
     for step in steps:
         value = value[step]
     return value
+
+
+def drawn_before(
+    role: str,
+    site: Site,
+    steps: tuple,
+    latents: dict[str, jax.Array],
+    proposal_dists: Callable[[Site], Distribution | None] | None,
+) -> Any:
+    """The value of a latent site that is replayed, at these positions of scans; arguments are those of `replay`."""
+    matching.check_drawn(role, site, latents)
+    value = _at(latents[site["name"]], steps)
+    matching.check_shape(role, site, jnp.shape(value))
+    return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
 
 
 def drawn_inside(site: Site) -> Any:

@@ -19,6 +19,7 @@ from rws_jax.core.sites import (
     constant_sites,
     data_sites,
     factor_sites,
+    latent_sites,
     mutable_sites,
     num_elements,
     sample_sites,
@@ -103,6 +104,10 @@ def _wake(found: Found) -> Lines:
         num = sum(num_elements(site) for site in data_sites(found.runs[0].model).values())
         what = f"all {num} data" if num > 1 else "all that is drawn"
         yield "units", f"1, {_why_one(found.runs[0], alone)}: a particle has a single weight for {what}"
+    inner = {} if alone else _inner_plates(found.runs[0], units)
+    if inner:
+        sizes = listed(f"{name!r} ({size})" for name, size in inner.items())
+        yield "inner plates", f"{sizes}: num_local_particles=10, say, gives their elements particles of their own"
 
 
 def _unit_plates(runs: PilotRuns) -> dict[str, int]:
@@ -110,6 +115,12 @@ def _unit_plates(runs: PilotRuns) -> dict[str, int]:
     sites = [s for run in runs for s in sample_sites(run).values() if not s.get("is_constant")]
     common = set.intersection(*(set(site["cond_indep_stack"]) for site in sites)) if sites else set()
     return {frame.name: frame.size for frame in sorted(common, key=lambda frame: frame.dim)}
+
+
+def _inner_plates(runs: PilotRuns, units: Units) -> dict[str, int]:
+    """Names and sizes of the plates that latents are in, and other sites are not."""
+    frames = {frame for site in latent_sites(runs.guide).values() for frame in site["cond_indep_stack"]}
+    return {frame.name: frame.size for frame in sorted(frames - units.frames, key=lambda frame: frame.dim)}
 
 
 def _why_one(runs: PilotRuns, alone: bool) -> str:

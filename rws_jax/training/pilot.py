@@ -20,10 +20,12 @@ from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_known, is_traced, trainable
+from rws_jax.execution.vectorized import Vectorized
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import Units
 from rws_jax.programs.independence import check_independent
 from rws_jax.programs.leaks import check_no_real_data, reads_data
+from rws_jax.programs.levels import Levels
 from rws_jax.programs.program import Arguments, Index, Programs
 from rws_jax.programs.run import Draws, mutable_start, param_values, replay, sample
 from rws_jax.training.step_loss import StepLoss
@@ -93,6 +95,9 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
     of_guide.units_of(runs)
     if check_moves:
         _check_fixed_support(programs, index(), runs.guide)
+    if options.structure.name is not None:  # its own checks are made as it is traced
+        whole = options.estimator.particle
+        jax.eval_shape(lambda: whole(programs, index()) if index().alone else Vectorized()(whole, programs, 2))
     sites.warn_of_auxiliary(runs.guide, runs.model)
     if index().datum is None:
         warn_of_one_unit(runs.model, runs.guide)
@@ -115,10 +120,15 @@ def check_elements(
     mutable_state: MutableState | None,
 ) -> None:
     """Check that elements of plates do not depend on one another, where wake runs and gives each of them a weight."""
-    units = Units.of(*pilot_runs)
-    if math.prod(units.shape) < 2:
-        return  # there is nothing beside an element
     options, executor = loss.options, loss.executor
+    units = Units.of(*pilot_runs)
+    of_elements: list[tuple[Units, frozenset[str] | None]] = [(units, None)]
+    if options.wake.structure.num_local_particles > 1:
+        levels = Levels.of(units, *pilot_runs)
+        of_elements += [(level.units, levels.sites_within(level)) for level in levels.all[1:]]
+    of_elements = [pair for pair in of_elements if math.prod(pair[0].shape) > 1]
+    if not of_elements:
+        return  # there is nothing beside an element
     rng_keys = jax.random.split(jax.random.clone(rng_key), 3)
     programs = loss.programs(params, tuple(rng_keys), arguments, mutable_state)
     if not is_known(programs):
@@ -130,9 +140,9 @@ def check_elements(
         return  # all is one unit
     programs = executor.data.take(programs, datum)
     draw = lambda number: sample(programs.guide, programs.arguments, index._replace(particle=number))
-    check_independent(
-        units, (pilot_runs.model, pilot_runs.guide), draw, lambda draws: particle.run(programs, index, draws)[:2]
-    )
+    run_at = lambda draws: particle.run(programs, index, draws)[:2]
+    for elements, names in of_elements:
+        check_independent(elements, (pilot_runs.model, pilot_runs.guide), draw, run_at, names)
 
 
 def _check_fixed_support(programs: Programs, index: Index, run: Trace) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rws_jax.estimators import weights
+from rws_jax.estimators.resampling import at_positions
 from rws_jax.estimators.weights import PerParticle
 
 
@@ -30,23 +30,13 @@ def systematic(rng_key: jax.Array, log_w: PerParticle, num: int) -> jax.Array:
     offset_key, order_key = jax.random.split(rng_key)
     offsets = jax.random.uniform(offset_key, (1, log_w.shape[1]))
     order = jnp.argsort(jax.random.bits(order_key, (log_w.shape[1], num)), axis=1).T  # contiguous
-    return _at((order + offsets) / num, log_w)
+    return at_positions((order + offsets) / num, log_w)
 
 
 @partial(jax.jit, static_argnums=2)
 def multinomial(rng_key: jax.Array, log_w: PerParticle, num: int) -> jax.Array:
     """Draw particles of each unit independently of one another; arguments and result as those of `systematic`."""
-    return _at(jax.random.uniform(rng_key, (num, log_w.shape[1])), log_w)
-
-
-def _at(positions: jax.Array, log_w: PerParticle) -> jax.Array:
-    """The particles at which cumulative weight passes these shares of the total, each of shape ``(n, units)``."""
-    w = weights.normalise(log_w)
-    cumulative = jnp.cumsum(w, axis=0)
-    find = lambda cumulative, positions: jnp.searchsorted(cumulative, positions, side="right")
-    indices = jax.vmap(find, in_axes=1, out_axes=1)(cumulative, positions * cumulative[-1:])
-    last_alive = len(w) - 1 - jnp.argmax(w[::-1] > 0, axis=0)  # where a position is rounded up to the total
-    return jnp.minimum(indices, last_alive[None])
+    return at_positions(jax.random.uniform(rng_key, (num, log_w.shape[1])), log_w)
 
 
 METHODS: dict[str, Callable[[jax.Array, PerParticle, int], jax.Array]] = {

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.core.sites import Site, Trace, latent_sites
-from rws_jax.estimators.wake import WakeParticle
+from rws_jax.estimators.wake import Weighing
 from rws_jax.estimators.weights import PerParticle
 from rws_jax.execution.ragged import Ragged
 from rws_jax.posterior.evidence_particle import weighed
@@ -34,16 +34,14 @@ class WeightedDraw:
 class WeightedDrawParticle:
     """Draw the guide, or a defensive mixture, and weigh the draw by the model."""
 
-    wake: WakeParticle
+    wake: Weighing
 
     def __call__(self, programs: Programs, index: Index) -> WeightedDraw:
         """Draw and weigh."""
-        draws = self.wake.draw(programs, index)
-        runs = self.wake.run(programs, index, draws)
-        log_weights, units = weighed(self.wake, runs, draws, index)
-        sites = {name: site for name, site in latent_sites(runs.model).items() if name in draws.latents}
+        draws, log_weights, units, model_run = weighed(self.wake, programs, index)
+        sites = {name: site for name, site in latent_sites(model_run).items() if name in draws.latents}
         latents = Ragged.of({name: jnp.asarray(draws.latents[name]) for name in sites}, dims_of(sites))
-        return WeightedDraw(log_weights, latents, _names_of(units, runs.model), units.scale)
+        return WeightedDraw(log_weights, latents, _names_of(units, model_run), units.scale)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+r"""Particles that are resampled in time: both programs scan, and run in lockstep.
+
+.. math:: \log w_{t,k} = \log w_{t-1,k} + \log \frac{p_\theta(z_{t,k}, x_t \mid \cdot)}{q_\phi(z_{t,k} \mid \cdot)}
+
+After a step whose effective sample size has fallen below a share of the particles, these are drawn again in proportion
+to their weights, with all that they carry, and have equal weights from then on. The evidence stays unbiased.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rws_jax.checks import lockstep as checks
+from rws_jax.estimators import weights
+from rws_jax.estimators.resampling import systematic_ancestors
+from rws_jax.estimators.scored import Term
+from rws_jax.estimators.wake import WakeParticle, WeighedDraw
+from rws_jax.estimators.weights import PerParticle, WeightSummary
+from rws_jax.execution.vectorized import PARTICLES
+from rws_jax.programs.lockstep import Lockstep, Runs, State, lockstep
+from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.run import Draws
+
+_ANCESTORS_KEY = 0xFFFFFFFE  # a number for the key of resampling that no particle has
+
+
+class Recorded(NamedTuple):
+    """What is kept of each step, before it resamples: leaves ``(time, *value)``."""
+
+    log_w: jax.Array
+    log_q: jax.Array  # of what the step draws
+    latents: dict[str, jax.Array]
+    ancestor: jax.Array  # the particle that goes on from here in the place of this one, after resampling
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["log_weights", "log_w", "log_q"], meta_fields=["scale"])
+@dataclass(frozen=True)
+class ScoredSteps:
+    """Log-weights of particles at the end, and at each step before it resamples; leaves ``(particles, *data, time)``.
+
+    The last axis is that of the data: a reversed scan begins at its end.
+    """
+
+    log_weights: PerParticle  # at the end, (particles, *data); their bound estimates the log evidence
+    log_w: jax.Array  # after each step, of what was resampled before it
+    log_q: jax.Array  # log density of what each step draws; what comes before the scan counts with the first one
+    scale: float = 1.0
+
+    @property
+    def terms(self) -> list[Term]:
+        r"""What the guide learns from: each step's draws, by the weights after it, :math:`\bar w_{t,k}`.
+
+        The weights are those of the data up to then (Gu et al. 2015, arXiv 1506.03338).
+        """
+        log_w = lax.stop_gradient(self.log_w)  # weights and baseline train neither theta nor the proposals
+        w, baseline = weights.normalise(log_w), weights.score_baseline(log_w, jnp.zeros_like(log_w))
+        return [Term(self.log_q, w, baseline)]
+
+    @property
+    def summary(self) -> WeightSummary:
+        """How weights are spread: the mean over steps of the effective sample size, and who is dead at the end."""
+        at_end = weights.summarise(lax.stop_gradient(self.log_weights))  # reported, and trains nothing
+        of_steps = weights.summarise(lax.stop_gradient(self.log_w))
+        return at_end._replace(effective_sample_size=jnp.mean(of_steps.effective_sample_size, axis=-1))
+
+
+@dataclass(frozen=True)
+class ResampledParticle:
+    """What one particle computes: draw and score step by step, and exchange particles on the way.
+
+    It is one of all particles that run together, which are an axis of `jax.vmap`.
+    """
+
+    wake: WakeParticle
+    below: float  # share of the particles; they are resampled when the effective sample size is below it
+
+    def __call__(self, programs: Programs, index: Index) -> ScoredSteps:
+        """Draw, score and resample."""
+        steps = self.lockstep(programs, index)
+        log_weights, recorded = self.run(steps, programs, index)
+        log_q = recorded.log_q.at[steps.first].add(steps.before.log_q)
+        return ScoredSteps(log_weights, recorded.log_w, log_q)
+
+    def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
+        """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
+        path, log_weight = self.path(programs, index)
+        runs = self.wake.run(programs, index, path)
+        return WeighedDraw(path, log_weight, self.wake.units_of(runs), runs.model)
+
+    def path(self, programs: Programs, index: Index) -> tuple[Draws, jax.Array]:
+        """The same as latents and log-weight."""
+        steps = self.lockstep(programs, index)
+        log_weight, recorded = self.run(steps, programs, index)
+
+        def back(number: jax.Array, step: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
+            latents, ancestor = step
+            number = _taken(ancestor, number)
+            return number, jax.tree.map(lambda leaf: _taken(leaf, number), latents)
+
+        own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
+        number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
+        before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
+        return Draws(before | path, {}), log_weight
+
+    def lockstep(self, programs: Programs, index: Index) -> Lockstep:
+        """Both programs as one sequence of steps."""
+        if index.alone:
+            checks.fail_alone()
+
+        def run(index: Index, draws: Draws) -> Runs:
+            runs = self.wake.run(programs, index, draws)
+            self.wake.units_of(runs)  # which checks them
+            return Runs(runs.model, runs.guide)
+
+        return lockstep(partial(self.wake.draw, programs), run, index)
+
+    def run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Recorded]:
+        """Log-weight at the end, and what was recorded of each step."""
+        rng_key = jax.random.fold_in(programs.guide.key_of(index), _ANCESTORS_KEY)  # the same for all particles
+        last = 0 if steps.reverse else steps.length - 1
+
+        def step(carry: tuple[State, jax.Array], x_and_position: tuple) -> tuple[tuple[State, jax.Array], Recorded]:
+            (state, log_w), (x, position) = carry, x_and_position
+            state, scored = steps.step(state, x, position)
+            log_w = log_w + _log_weight(scored.log_p, scored.log_q)
+            all_log_w = lax.all_gather(log_w, PARTICLES)
+            num, own = len(all_log_w), lax.axis_index(PARTICLES)
+            ess = weights.summarise(lax.stop_gradient(all_log_w)).effective_sample_size  # decides, and trains nothing
+            resamples = weights.alive(all_log_w) & (ess < self.below * num) & (position != last)
+            # Ancestors are constants: the gradient of which particles are kept is left out.
+            ancestors = systematic_ancestors(jax.random.fold_in(rng_key, position), lax.stop_gradient(all_log_w))
+            ancestor = jnp.where(resamples, ancestors[own], own)
+            state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])
+            after = jnp.where(resamples, weights.bound(all_log_w), log_w)
+            return (state, after), Recorded(log_w, scored.log_q, scored.latents, ancestor)
+
+        log_w = _log_weight(steps.before.log_p, steps.before.log_q)
+        xs = steps.xs, jnp.arange(steps.length)
+        (_, log_w), recorded = lax.scan(step, (steps.start, log_w), xs, steps.length, steps.reverse)
+        return log_w, recorded
+
+
+def _taken(leaf: jax.Array, number: jax.Array) -> jax.Array:
+    """What the particle of this number has; keys are exchanged by their data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        taken = _taken(jax.random.key_data(leaf), number)
+        return jax.random.wrap_key_data(taken, impl=jax.random.key_impl(leaf))
+    return lax.all_gather(leaf, PARTICLES)[number]
+
+
+def _log_weight(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    return weights.log_weights(log_p, lax.stop_gradient(log_q))  # the bound does not train the guide

@@ -1,0 +1,283 @@
+"""Particles that are resampled in time, against exact evidence and a particle filter written out by hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.special import logsumexp
+from jax.scipy.stats import norm
+from numpyro.contrib.control_flow import scan
+
+from rws_jax.estimators import score, weights
+from rws_jax.estimators.bound import theta_loss
+from rws_jax.estimators.resampled import ResampledParticle
+from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.data import Data
+from rws_jax.execution.vectorized import Vectorized
+from rws_jax.programs.program import Arguments, Program, Programs
+from tests import models
+
+ALWAYS, HALF, NEVER = 1.1, 0.5, 0.0
+ORDINARY = WakeParticle()
+
+
+class Weighed:
+    """The paths of a particle, with what was recorded of them."""
+
+    def __init__(self, below):
+        self.particle = ResampledParticle(ORDINARY, below)
+
+    def __call__(self, programs, index):
+        return self.particle.weighed_draw(programs, index)
+
+
+def programs_of(model, guide, theta, phi, rng_key, *args):
+    keys = jax.random.split(rng_key)
+    of = lambda fn, role, key, params: Program(fn, role, key, params, mutable_state={})
+    both = of(model, "model", keys[0], theta), of(guide, "guide", keys[1], phi)
+    return Programs(*both, None, Arguments.of(args, {}))
+
+
+def run(particle, model, guide, theta, phi, num, *args, seed=0, data=None):
+    rng_key = jax.random.key(seed) if isinstance(seed, int) else seed
+    return Vectorized(data or Data())(particle, programs_of(model, guide, theta, phi, rng_key, *args), num)
+
+
+def resampled(below, *args, **kwargs):
+    return run(ResampledParticle(ORDINARY, below), *args, **kwargs)
+
+
+# ---- no resampling: the ordinary particles
+
+X = jnp.array([0.4, -0.3, 1.1, 0.6, -0.8])
+
+
+def walk_model(x):
+    """A scale and a start before the scan, a carry that is a dict and starts from numbers, two latents a step."""
+    mu = numpyro.param("mu", 0.2)
+    scale = numpyro.sample("scale", dist.Gamma(2.0, 2.0))
+    start = numpyro.sample("start", dist.Normal(mu, 1.0))
+    numpyro.sample("first", dist.Normal(start, scale), obs=0.3)
+
+    def step(carry, x):
+        z = numpyro.sample("z", dist.Normal(0.8 * carry["z"] + mu, scale).expand((2,)).to_event(1))
+        kind = numpyro.sample("kind", dist.Bernoulli(0.3))
+        z = z + kind[None]
+        numpyro.sample("x", dist.Normal(z.sum(), jnp.exp(0.1 * carry["t"])), obs=x)
+        return {"z": z, "t": carry["t"] + 1}, z
+
+    scan(step, {"z": jnp.full(2, start), "t": 0}, x)
+
+
+def walk_guide(x):
+    a, c = numpyro.param("a", 0.5), numpyro.param("c", 0.7)
+    scale = numpyro.sample("scale", dist.LogNormal(c - 1.0, 0.5))
+    start = numpyro.sample("start", dist.Normal(a, 1.0))
+
+    def step(carry, x):
+        z = numpyro.sample("z", dist.Normal(c * carry + a * x, 0.7 + scale).expand((2,)).to_event(1))
+        numpyro.sample("kind", dist.Bernoulli(logits=a * z.sum() + start))
+        return z.sum(), None
+
+    scan(step, start, x)
+
+
+def backward_model(x):
+    mu = numpyro.param("mu", 0.2)
+
+    def step(z, x):
+        z = numpyro.sample("z", dist.Normal(0.8 * z + mu, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        return z, None
+
+    scan(step, 0.0, x, reverse=True)
+
+
+THETA, PHI = {"mu": 0.3}, {"a": 0.4, "c": 0.6}
+CASES = {
+    "scan": (models.scan_model, models.scan_guide),
+    "reversed": (backward_model, models.reversed_guide),
+    "cond in scan": (models.switching_model, models.switching_guide),
+    "before the scan": (walk_model, walk_guide),
+    "scaled": (numpyro.handlers.scale(models.scan_model, 0.5), models.scan_guide),
+    "conditioned": (
+        numpyro.handlers.condition(partial(models.scan_model, observed=False), data={"x": X}),
+        models.scan_guide,
+    ),
+}
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+@pytest.mark.parametrize("case", CASES)
+def test_without_resampling_draws_and_weights_are_those_of_ordinary_particles(case):
+    model, guide = CASES[case]
+
+    def of(particle, theta):
+        found = run(particle, model, guide, theta, PHI, 6, X)
+        if isinstance(particle, WakeParticle):
+            return theta_loss(found), found.log_weights
+        return -weights.bound(found.log_weight), found.log_weight
+
+    @jax.jit
+    def both(theta):
+        gradients = [
+            jax.value_and_grad(partial(of, which), has_aux=True)(theta) for which in (ORDINARY, Weighed(NEVER))
+        ]
+        draws = run(lambda programs, index: ORDINARY.draw(programs, index), model, guide, theta, PHI, 6, X)
+        return gradients, draws.latents, run(Weighed(NEVER), model, guide, theta, PHI, 6, X).latents
+
+    ((loss, log_w), slope), ((own_loss, own_log_w), own_slope) = (gradients := both(THETA))[0]
+    np.testing.assert_allclose(own_log_w, log_w, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(own_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(own_slope["mu"], slope["mu"], rtol=1e-4, atol=1e-5)
+    for name, value in gradients[1].items():
+        np.testing.assert_allclose(gradients[2][name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+# ---- exact evidence: a hidden Markov model whose tables depend on a latent before the scan
+
+Y = jnp.array([0, 2, 1, 1, 2])
+START = jnp.array([0.5, 0.3, 0.2])
+MOVES = jnp.array(
+    [[[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], [[0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.5, 0.4, 0.1]]]
+)
+SHOWS = jnp.array(
+    [[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]], [[0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]]
+)
+
+
+def hidden_model(y):
+    regime = numpyro.sample("regime", dist.Bernoulli(0.4))
+    moves, shows = MOVES[regime], SHOWS[regime]  # closed over, and of a particle
+
+    def step(carry, y):
+        state, is_first = carry
+        state = numpyro.sample("state", dist.Categorical(jnp.where(is_first, START, moves[state])))
+        numpyro.sample("y", dist.Categorical(shows[state]), obs=y)
+        return (state, False), None
+
+    scan(step, (0, True), y)
+
+
+def hidden_guide(y):
+    regime = numpyro.sample("regime", dist.Bernoulli(0.5))
+
+    def step(state, y):
+        logits = jnp.where(regime == 1, 0.3, 1.0) * jnp.arange(3.0) * jnp.where(y == 2, 1.0, -0.5) + 0.2 * state
+        return numpyro.sample("state", dist.Categorical(logits=logits)), None
+
+    scan(step, 0, y)
+
+
+def forward(y):
+    """Evidence, and the posterior of the regime and of the last state: by the forward algorithm, for each regime."""
+    joint = []
+    for prior, moves, shows in zip((0.6, 0.4), np.asarray(MOVES), np.asarray(SHOWS), strict=True):
+        alpha = prior * np.asarray(START) * shows[:, y[0]]
+        for shown in y[1:]:
+            alpha = (alpha @ moves) * shows[:, shown]
+        joint.append(alpha)
+    joint = np.stack(joint)
+    return joint.sum(), joint.sum(axis=1)[1] / joint.sum(), joint.sum(axis=0) / joint.sum()
+
+
+@pytest.mark.parametrize(("below", "num"), [(ALWAYS, 2), (0.7, 5)])
+def test_evidence_is_unbiased_and_paths_are_properly_weighted(below, num):
+    """Within 5 standard errors; what particles close over moves with them, or the evidence is another one."""
+    evidence, regime, last = forward(np.asarray(Y))
+
+    def of(rng_key):
+        weighed = run(Weighed(below), hidden_model, hidden_guide, {}, {}, num, Y, seed=rng_key)
+        w = jnp.exp(weighed.log_weight) / num
+        state = weighed.latents["state"]
+        return w.sum(), (w * weighed.latents["regime"]).sum(), (w * (state[:, -1] == 2)).sum()
+
+    found = np.stack(jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(1), 20_000)))
+    errors = found.std(axis=1) / np.sqrt(found.shape[1])
+    exact = evidence * np.array([1.0, regime, last[2]])
+    assert (np.abs(found.mean(axis=1) - exact) < 5 * errors).all(), (found.mean(axis=1), exact, errors)
+    assert (errors < 0.05 * exact).all()
+
+
+# ---- a particle filter written out by hand, from the same draws
+
+AT = jnp.array([0.5, 2.0, -1.0, 0.3, 4.0, 3.0])
+
+
+def linear_model(x):
+    a, start = numpyro.param("a", 0.9), numpyro.param("start", 0.1)
+
+    def step(z, x):
+        z = numpyro.sample("z", dist.Normal(a * z, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        return z, None
+
+    scan(step, start, x)
+
+
+def linear_guide(x):
+    b, c = numpyro.param("b", 0.5), numpyro.param("c", 0.3)
+
+    def step(carry, x):
+        z, h = carry
+        h = jnp.tanh(c * h + 0.1 * z)  # recurrent, so that gradients pass through the carry
+        z = numpyro.sample("z", dist.Normal(b * x + h, 1.0))
+        return (z, h), None
+
+    scan(step, (0.0, 0.0), x)
+
+
+def by_hand(theta, phi, z, x, uniforms, below):
+    """Both losses of given draws, ``(time, particles)``, and the ancestors; phi's with and without control variate."""
+    num = z.shape[1]
+    previous, guide_previous, h, log_w = jnp.full(num, theta["start"]), jnp.zeros(num), jnp.zeros(num), jnp.zeros(num)
+    phi_loss, control, all_ancestors = 0.0, 0.0, []
+    for t in range(len(z)):
+        h = jnp.tanh(phi["c"] * h + 0.1 * guide_previous)
+        log_q = norm.logpdf(z[t], phi["b"] * x[t] + h, 1.0)
+        log_p = norm.logpdf(z[t], theta["a"] * previous, 1.0) + norm.logpdf(x[t], z[t], 0.5)
+        log_w = log_w + log_p - jax.lax.stop_gradient(log_q)
+        w = jax.lax.stop_gradient(jax.nn.softmax(log_w))
+        phi_loss, control = phi_loss - (w * log_q).sum(), control - ((w - 1 / num) * log_q).sum()
+        ancestors = np.arange(num)
+        if t < len(z) - 1 and 1 / (w**2).sum() < below * num:
+            shares = np.cumsum(np.asarray(w, np.float64))
+            ancestors = np.array([np.argmax(shares > (k + float(uniforms[t])) / num) for k in range(num)])
+            log_w = jnp.full(num, logsumexp(log_w) - jnp.log(num))
+        previous, guide_previous, h = z[t][ancestors], z[t][ancestors], h[ancestors]
+        all_ancestors.append(ancestors)
+    return -(logsumexp(log_w) - jnp.log(num)), phi_loss, control, np.stack(all_ancestors)
+
+
+@pytest.mark.parametrize("below", [ALWAYS, HALF])
+def test_losses_and_gradients_are_those_of_a_particle_filter_by_hand(below):
+    theta, phi, num = {"a": 0.8, "start": 0.4}, {"b": 0.6, "c": 0.9}, 7
+    programs = programs_of(linear_model, linear_guide, theta, phi, jax.random.key(3), AT)
+    resampling_key = jax.random.fold_in(programs.guide.rng_key, 0xFFFFFFFE)
+    uniforms = [jax.random.uniform(jax.random.fold_in(resampling_key, t)) for t in range(len(AT))]
+
+    def losses(theta, phi):
+        scored = resampled(below, linear_model, linear_guide, theta, phi, num, AT, seed=3)
+        return theta_loss(scored), score.plain_phi_loss(scored), score.phi_loss(scored)
+
+    found, gradients = jax.jit(lambda *params: (losses(*params), jax.jacrev(losses, argnums=(0, 1))(*params)))(
+        theta, phi
+    )
+    recorded = jax.jit(lambda: run(Weighed(below), linear_model, linear_guide, theta, phi, num, AT, seed=3))().recorded
+    hand = partial(by_hand, z=recorded.latents["z"].T, x=AT, uniforms=uniforms, below=below)
+    *expected, ancestors = hand(theta, phi)
+    np.testing.assert_array_equal(recorded.ancestor.T, ancestors)
+    assert (ancestors != np.arange(num)).any()
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=1e-5)
+    slopes = [jax.grad(lambda *params, n=n: hand(*params)[n], argnums=(0, 1))(theta, phi) for n in range(3)]
+    for (of_theta, of_phi), (slope_theta, slope_phi), owner in zip(gradients, slopes, "tpp", strict=True):
+        for own, exact, others in ((of_theta, slope_theta, owner == "p"), (of_phi, slope_phi, owner == "t")):
+            for name in own:  # what a loss does not train has a gradient of exactly zero
+                expected_slope = 0.0 if others else exact[name]
+                np.testing.assert_allclose(
+                    own[name], expected_slope, rtol=0 if others else 2e-4, atol=0 if others else 1e-5
+                )
