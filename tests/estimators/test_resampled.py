@@ -39,7 +39,7 @@ class Weighed:
         self.particle = ResampledParticle(ORDINARY, below)
 
     def __call__(self, programs, index):
-        draws, log_weight = self.particle.path(programs, index)
+        draws, log_weight, *_ = self.particle.weighed_draw(programs, index)
         _, recorded = self.particle.run(self.particle.lockstep(programs, index), programs, index)
         return Path(draws.latents, log_weight, recorded)
 
