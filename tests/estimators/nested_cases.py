@@ -15,10 +15,10 @@ from jax.scipy.special import logsumexp
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask, scale, scope, substitute, trace
 
-from rws_jax.execution.data import Data
-from rws_jax.execution.vectorized import Vectorized
 from rws_jax.estimators.nested import NestedParticle
 from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.data import Data
+from rws_jax.execution.vectorized import Vectorized
 from tests.oracles import programs_of
 
 
@@ -367,11 +367,13 @@ CASES = {
         1,
     ),
     "scope": Case(scoped(schools_model), scoped(schools_guide), SCHOOLS_X, SCOPED, 1),
-    "scope in scan": Case(scoped_steps("model"), scoped_steps("guide"), SCAN_X, IN_SCOPE, 1, scanned=("top.z", "top.x")),
+    "scope in scan": Case(
+        scoped_steps("model"), scoped_steps("guide"), SCAN_X, IN_SCOPE, 1, scanned=("top.z", "top.x")
+    ),
 }
 THETA = {"m": jnp.array(0.2)}
 PHI = {"a": jnp.array(0.5), "b": jnp.array(0.3)}
-PARAMS = {name: (THETA, PHI) for name in CASES}
+PARAMS = dict.fromkeys(CASES, (THETA, PHI))
 PARAMS["scope"] = tuple({f"top.{k}": v for k, v in p.items()} for p in (THETA, PHI))
 
 

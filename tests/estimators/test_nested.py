@@ -14,6 +14,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
+from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
 
 import rws_jax
@@ -162,8 +163,6 @@ def expectations(package, params, draws, probs):
     values = jax.vmap(package, (None, None, 0))(*params, draws)
     grads = jax.vmap(jax.jacrev(package, argnums=(0, 1)), (None, None, 0))(*params, draws)
     return jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), (values, grads))
-
-
 
 
 def combinations(fast):
@@ -315,6 +314,31 @@ def test_which_draws_are_the_same():
             chex.assert_trees_all_equal(z, jnp.broadcast_to(z[:1, :1], z.shape))
 
 
+def test_which_draws_are_the_same_in_a_scan():
+    """Sites in its body fold the numbers of their own plates, at each step."""
+
+    def guide(x):
+        numpyro.sample("g", dist.Normal(0.0, 1.0))
+
+        def step(carry, x):
+            numpyro.sample("h", dist.Normal(0.0, 1.0))
+            with numpyro.plate("schools", 3):
+                numpyro.sample("z", dist.Normal(0.0, 1.0))
+            return carry, None
+
+        scan(step, None, x)
+
+    case, params = CASES["scan"]._replace(guide=guide), (nested_cases.THETA, {})
+    of_all = jax.jit(lambda common: nested_cases.draws_of(case, params, 4, 5, common), static_argnums=0)
+    num_of = lambda values: len(set(values.ravel().tolist()))
+    for common in (True, False):
+        of_globals, of_locals = of_all(common)
+        assert of_globals["h"].shape == (4, 2)
+        assert of_locals["z"].shape == (4, 5, 2, 3)
+        assert num_of(of_globals["h"]) == 4 * 2
+        assert num_of(of_locals["z"]) == 5 * 2 * 3 * (1 if common else 4)
+
+
 def test_a_draw_depends_on_its_own_numbers_alone():
     """Not on how many particles there are; independent local numbers do depend on how many are local."""
     case, params = CASES["one plate"], PARAMS["one plate"]
@@ -421,6 +445,7 @@ def test_an_exact_guide_of_a_hundred_elements_has_weights_that_are_all_the_evide
     chex.assert_trees_all_close(gradient, jax.tree.map(jnp.zeros_like, gradient), atol=0.02)
 
 
+@pytest.mark.slow
 def test_gradients_of_many_particles_are_those_of_evidence_and_divergence():
     """Of 100 elements, with a guide that is wrong in all its parameters; 40 seeds, within 5 standard errors.
 
@@ -440,8 +465,7 @@ def test_gradients_of_many_particles_are_those_of_evidence_and_divergence():
         )
 
     def gradients(key):
-        of_theta, of_phi = jax.jacrev(losses, argnums=(0, 1))({"m": m}, phi, key), None
-        (of_theta, _), (_, of_phi) = of_theta
+        (of_theta, _), (_, of_phi) = jax.jacrev(losses, argnums=(0, 1))({"m": m}, phi, key)
         return {**of_theta, **of_phi}
 
     found = jax.jit(lambda keys: jax.lax.map(gradients, keys))(jax.random.split(jax.random.key(1), num_seeds))

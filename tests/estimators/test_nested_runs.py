@@ -85,7 +85,10 @@ def test_nested_particles_with_one_local_each_are_ordinary_particles(name):
 
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("units on the left", "common"), *slow(("three levels", "independent"), ("scan", "common"), ("data axis", "common"))],
+    [
+        ("units on the left", "common"),
+        *slow(("three levels", "independent"), ("scan", "common"), ("data axis", "common")),
+    ],
 )
 def test_numbers_do_not_depend_on_chunks_or_devices(name, numbers):
     """Chunks of 3 and 1; two particles on each of two devices."""
@@ -166,7 +169,9 @@ def test_seeds_can_be_mapped_over():
 
     def of_seed(key):
         programs_ = seed(case.model, key), seed(case.guide, jax.random.fold_in(key, 1))
-        return jax.value_and_grad(lambda phi: rws_jax.wake_phi_loss(THETA, phi, *programs_, case.x, **NESTED))(params[1])
+        return jax.value_and_grad(lambda phi: rws_jax.wake_phi_loss(THETA, phi, *programs_, case.x, **NESTED))(
+            params[1]
+        )
 
     keys = jax.random.split(jax.random.key(0), 3)
     one_by_one = [jax.jit(of_seed)(key) for key in keys]

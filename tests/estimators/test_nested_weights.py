@@ -105,7 +105,9 @@ def test_baselines_do_not_depend_on_the_particle_itself_and_are_zero_in_dead_uni
     of_all = jax.jit(jax.vmap(lambda own: nested_weights(own, levels, num_dims)))
     own = [x[0] for x in random_weights(levels, plates, 0.4)]
     baselines = nested_weights(own, levels, num_dims).baseline
-    cases = [(number, where) for number, x in enumerate(own) for where in list(np.ndindex(*x.shape))[:: 1 + x.size // 40]]
+    cases = [
+        (number, where) for number, x in enumerate(own) for where in list(np.ndindex(*x.shape))[:: 1 + x.size // 40]
+    ]
 
     def changed(value):
         stacks = [np.repeat(x[None], len(cases), axis=0) for x in own]
