@@ -373,7 +373,7 @@ def log_evidence(case):
     return of_datum(case.x) if case.data_axes is None else sum(of_datum(x) for x in case.x)
 
 
-# A draw that the guide alone has makes the mean infinite; densities of masked latents, and of minibatches, are no joint.
+# A draw that the guide alone has makes the mean infinite; densities of masked latents and of minibatches are no joint.
 UNBIASED = [name for name in CASES if name not in ("auxiliary", "masked", "minibatch of units", "scope")]
 
 
