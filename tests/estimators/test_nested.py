@@ -36,10 +36,8 @@ LOSSES = theta_loss, score.plain_phi_loss, score.phi_loss
 
 # Formulas by hand, on the same draws
 
-FAST = ["three levels"]
 
-
-@pytest.mark.parametrize("name", rows(CASES, fast=FAST))
+@pytest.mark.parametrize("name", rows(CASES, fast=[]))
 def test_losses_and_gradients_are_those_of_formulas_by_hand(name):
     """With common and with independent numbers; of log densities that NumPyro computes in its own traces."""
     case, params = CASES[name], PARAMS[name]
@@ -231,7 +229,7 @@ def nested_levels():
     return NestedParticle(WakeParticle(), L, common=True).levels(programs_, Index(0))
 
 
-@pytest.mark.parametrize(("numbers", "local"), combinations(fast=("independent", "dependent")))
+@pytest.mark.parametrize(("numbers", "local"), combinations(fast=None))
 def test_expectations_where_particles_can_die(numbers, local):
     """Of whole draws, of one global alone and of elements below it: dead units train nothing."""
     phi = TABLES if local == "dependent" else TABLES | {"b": jnp.broadcast_to(TABLES["b"][0], (3, 2))}
@@ -484,6 +482,7 @@ def test_gradients_of_many_particles_are_those_of_evidence_and_divergence():
         assert error < 0.05 * abs(expected[name]) + 0.05, name
 
 
+@pytest.mark.slow
 def test_an_exact_guide_of_a_discrete_model_gives_the_gradient_of_the_evidence():
     """By enumeration at K = L = 2: with equal weights it has no bias; and the guide's gradient is zero."""
     g, z = jnp.arange(2), jnp.arange(2)

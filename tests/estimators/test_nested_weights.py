@@ -78,7 +78,7 @@ def normalised(own, levels, plates):
     return w
 
 
-FAST = ["siblings", "units to the left"]
+FAST = ["siblings"]
 
 
 @pytest.mark.parametrize("name", rows(TREES, fast=FAST))

@@ -15,6 +15,7 @@ from rws_jax.programs.program import Index
 from tests.estimators.nested_cases import CASES, PARAMS, chain
 from tests.estimators.nested_cases import schools_guide as guide
 from tests.estimators.nested_cases import schools_model as model
+from tests.models import rows
 from tests.oracles import programs_of
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
@@ -165,7 +166,7 @@ def refusal(call):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", rows(REFUSED, fast=["only units", "crossed", "sibling"]))
 def test_plates_that_cannot_have_local_particles_are_refused_by_init_and_losses(name):
     bad_model, bad_guide, words = REFUSED[name]
     options = {"num_particles": 2, "num_local_particles": 2}
