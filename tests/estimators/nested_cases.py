@@ -15,10 +15,10 @@ from jax.scipy.special import logsumexp
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask, scale, scope, substitute, trace
 
-from rws_jax.execution.data import Data
-from rws_jax.execution.vectorized import Vectorized
 from rws_jax.estimators.nested import NestedParticle
 from rws_jax.estimators.wake import WakeParticle
+from rws_jax.execution.data import Data
+from rws_jax.execution.vectorized import Vectorized
 from tests.oracles import programs_of
 
 
@@ -295,7 +295,7 @@ def scoped(program):
     return run
 
 
-def scoped_steps(program):
+def scoped_steps():
     """Scope inside of the body of a scan, around a plate and within it."""
 
     def model(x):
@@ -319,7 +319,7 @@ def scoped_steps(program):
 
         scan(step, jnp.zeros(3), x)
 
-    return {"model": model, "guide": guide}[program]
+    return model, guide
 
 
 SCOPED = [Of(None, ("top.g",), ("top.y",), ()), Of(0, ("top.z",), ("top.x",), (-1,), (-1,))]
@@ -367,11 +367,11 @@ CASES = {
         1,
     ),
     "scope": Case(scoped(schools_model), scoped(schools_guide), SCHOOLS_X, SCOPED, 1),
-    "scope in scan": Case(scoped_steps("model"), scoped_steps("guide"), SCAN_X, IN_SCOPE, 1, scanned=("top.z", "top.x")),
+    "scope in scan": Case(*scoped_steps(), SCAN_X, IN_SCOPE, 1, scanned=("top.z", "top.x")),
 }
 THETA = {"m": jnp.array(0.2)}
 PHI = {"a": jnp.array(0.5), "b": jnp.array(0.3)}
-PARAMS = {name: (THETA, PHI) for name in CASES}
+PARAMS = dict.fromkeys(CASES, (THETA, PHI))
 PARAMS["scope"] = tuple({f"top.{k}": v for k, v in p.items()} for p in (THETA, PHI))
 
 
@@ -416,7 +416,7 @@ def log_densities(case, params, draws, x):
     for n in range(axes, 0, -1):
         inner = of_one
         of_one = lambda k, numbers, inner=inner, n=n: jax.vmap(
-            lambda l: inner(k, [*numbers[: n - 1], l, *numbers[n:]])
+            lambda own: inner(k, [*numbers[: n - 1], own, *numbers[n:]])
         )(jnp.arange(num_local))
     of_all = jax.vmap(lambda k: of_one(k, [0] * axes))(jnp.arange(num))
 

@@ -14,6 +14,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
+from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
 
 import rws_jax
@@ -35,10 +36,8 @@ LOSSES = theta_loss, score.plain_phi_loss, score.phi_loss
 
 # Formulas by hand, on the same draws
 
-FAST = ["three levels"]
 
-
-@pytest.mark.parametrize("name", rows(CASES, fast=FAST))
+@pytest.mark.parametrize("name", rows(CASES, fast=[]))
 def test_losses_and_gradients_are_those_of_formulas_by_hand(name):
     """With common and with independent numbers; of log densities that NumPyro computes in its own traces."""
     case, params = CASES[name], PARAMS[name]
@@ -164,8 +163,6 @@ def expectations(package, params, draws, probs):
     return jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, 1), (values, grads))
 
 
-
-
 def combinations(fast):
     """Which random numbers local particles have, and whether their guide depends on the global."""
     slow = lambda row: () if row == fast else (pytest.mark.slow,)
@@ -232,7 +229,7 @@ def nested_levels():
     return NestedParticle(WakeParticle(), L, common=True).levels(programs_, Index(0))
 
 
-@pytest.mark.parametrize(("numbers", "local"), combinations(fast=("independent", "dependent")))
+@pytest.mark.parametrize(("numbers", "local"), combinations(fast=None))
 def test_expectations_where_particles_can_die(numbers, local):
     """Of whole draws, of one global alone and of elements below it: dead units train nothing."""
     phi = TABLES if local == "dependent" else TABLES | {"b": jnp.broadcast_to(TABLES["b"][0], (3, 2))}
@@ -315,6 +312,31 @@ def test_which_draws_are_the_same():
             chex.assert_trees_all_equal(z, jnp.broadcast_to(z[:1, :1], z.shape))
 
 
+def test_which_draws_are_the_same_in_a_scan():
+    """Sites in its body fold the numbers of their own plates, at each step."""
+
+    def guide(x):
+        numpyro.sample("g", dist.Normal(0.0, 1.0))
+
+        def step(carry, x):
+            numpyro.sample("h", dist.Normal(0.0, 1.0))
+            with numpyro.plate("schools", 3):
+                numpyro.sample("z", dist.Normal(0.0, 1.0))
+            return carry, None
+
+        scan(step, None, x)
+
+    case, params = CASES["scan"]._replace(guide=guide), (nested_cases.THETA, {})
+    of_all = jax.jit(lambda common: nested_cases.draws_of(case, params, 4, 5, common), static_argnums=0)
+    num_of = lambda values: len(set(values.ravel().tolist()))
+    for common in (True, False):
+        of_globals, of_locals = of_all(common)
+        assert of_globals["h"].shape == (4, 2)
+        assert of_locals["z"].shape == (4, 5, 2, 3)
+        assert num_of(of_globals["h"]) == 4 * 2
+        assert num_of(of_locals["z"]) == 5 * 2 * 3 * (1 if common else 4)
+
+
 def test_a_draw_depends_on_its_own_numbers_alone():
     """Not on how many particles there are; independent local numbers do depend on how many are local."""
     case, params = CASES["one plate"], PARAMS["one plate"]
@@ -349,7 +371,7 @@ def log_evidence(case):
     return of_datum(case.x) if case.data_axes is None else sum(of_datum(x) for x in case.x)
 
 
-# A draw that the guide alone has makes the mean infinite; densities of masked latents, and of minibatches, are no joint.
+# A draw that the guide alone has makes the mean infinite; densities of masked latents and of minibatches are no joint.
 UNBIASED = [name for name in CASES if name not in ("auxiliary", "masked", "minibatch of units", "scope")]
 
 
@@ -421,6 +443,7 @@ def test_an_exact_guide_of_a_hundred_elements_has_weights_that_are_all_the_evide
     chex.assert_trees_all_close(gradient, jax.tree.map(jnp.zeros_like, gradient), atol=0.02)
 
 
+@pytest.mark.slow
 def test_gradients_of_many_particles_are_those_of_evidence_and_divergence():
     """Of 100 elements, with a guide that is wrong in all its parameters; 40 seeds, within 5 standard errors.
 
@@ -440,8 +463,7 @@ def test_gradients_of_many_particles_are_those_of_evidence_and_divergence():
         )
 
     def gradients(key):
-        of_theta, of_phi = jax.jacrev(losses, argnums=(0, 1))({"m": m}, phi, key), None
-        (of_theta, _), (_, of_phi) = of_theta
+        (of_theta, _), (_, of_phi) = jax.jacrev(losses, argnums=(0, 1))({"m": m}, phi, key)
         return {**of_theta, **of_phi}
 
     found = jax.jit(lambda keys: jax.lax.map(gradients, keys))(jax.random.split(jax.random.key(1), num_seeds))
@@ -460,6 +482,7 @@ def test_gradients_of_many_particles_are_those_of_evidence_and_divergence():
         assert error < 0.05 * abs(expected[name]) + 0.05, name
 
 
+@pytest.mark.slow
 def test_an_exact_guide_of_a_discrete_model_gives_the_gradient_of_the_evidence():
     """By enumeration at K = L = 2: with equal weights it has no bias; and the guide's gradient is zero."""
     g, z = jnp.arange(2), jnp.arange(2)

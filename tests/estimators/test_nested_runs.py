@@ -85,7 +85,14 @@ def test_nested_particles_with_one_local_each_are_ordinary_particles(name):
 
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("units on the left", "common"), *slow(("three levels", "independent"), ("scan", "common"), ("data axis", "common"))],
+    [
+        *slow(
+            ("units on the left", "common"),
+            ("three levels", "independent"),
+            ("scan", "common"),
+            ("data axis", "common"),
+        ),
+    ],
 )
 def test_numbers_do_not_depend_on_chunks_or_devices(name, numbers):
     """Chunks of 3 and 1; two particles on each of two devices."""
@@ -166,7 +173,9 @@ def test_seeds_can_be_mapped_over():
 
     def of_seed(key):
         programs_ = seed(case.model, key), seed(case.guide, jax.random.fold_in(key, 1))
-        return jax.value_and_grad(lambda phi: rws_jax.wake_phi_loss(THETA, phi, *programs_, case.x, **NESTED))(params[1])
+        return jax.value_and_grad(lambda phi: rws_jax.wake_phi_loss(THETA, phi, *programs_, case.x, **NESTED))(
+            params[1]
+        )
 
     keys = jax.random.split(jax.random.key(0), 3)
     one_by_one = [jax.jit(of_seed)(key) for key in keys]
@@ -213,7 +222,7 @@ def costly(*, in_global, in_local):
     return model, guide
 
 
-@pytest.mark.parametrize("numbers", ["common", "independent"])
+@pytest.mark.parametrize("numbers", models.rows(["common", "independent"], fast=["common"]))
 def test_what_is_outside_of_a_plate_is_computed_once_for_its_particle(numbers):
     """The cost of the global's part grows with K and not with L."""
     programs_ = costly(in_global=True, in_local=False)
@@ -222,6 +231,7 @@ def test_what_is_outside_of_a_plate_is_computed_once_for_its_particle(numbers):
     assert many < 1.1 * few
 
 
+@pytest.mark.slow
 def test_a_mean_field_guide_of_locals_is_run_once_for_all_globals():
     """With common numbers its cost grows with L and not with K; with independent ones it does with both."""
     programs_ = costly(in_global=False, in_local=True)
