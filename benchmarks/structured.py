@@ -11,8 +11,8 @@ Tables:
     learned     the scale of a hierarchy of counts, learned with 100 particles of each datum in equal time
     series      a linear Gaussian series of 100 particles, with the prior and the optimal proposal as guides: effective
                 sample size over the number of particles (of resampled ones the mean over steps), gap as above
-    trained     model and guide of such a series, trained with 50 particles; parameters beside those of the highest
-                evidence, and the optimal proposal for these
+    trained     model and guide of such series, 1,000 steps of them in all, trained with 50 particles; parameters beside
+                those of the highest evidence, and the optimal proposal for these
     cost        a compiled step: milliseconds, their ratio to those of joint weights (both in turns, median of the
                 ratios within each round), temporary memory in MiB and operations by XLA's analyses
 
@@ -103,7 +103,7 @@ def table_series(args):
     """Gaps and effective sample sizes of guides that are given."""
     print(f"{'series':<12}{'steps':>6}{'guide':>10}{'ESS / K':>18}{'gap':>18}", flush=True)
     for num_steps in args.lengths:
-        x = linear_gaussian.draw(num_steps)
+        x = linear_gaussian.draw(num_steps, 1)[0]
         exact = linear_gaussian.log_evidence(x, **linear_gaussian.TRUTH)
         for kind in (linear_gaussian.prior, linear_gaussian.optimum):
             guide = linear_gaussian.guide_from(**kind(**linear_gaussian.TRUTH))
@@ -122,15 +122,18 @@ def table_trained(args):
         f"{'trained':<12}{'steps':>6}{'ESS / K':>18}{'gap':>18}" + "".join(f"{name:>7}" for name in names), flush=True
     )
     for num_steps in args.trained_lengths:
-        x = linear_gaussian.draw(num_steps)
+        x = linear_gaussian.draw(num_steps, 1000 // num_steps)
         for way, options in WAYS_IN_TIME.items():
-            rws, state, _ = steps_of(linear_gaussian, {"num_particles": 50, **options}, (x,), args.steps)
+            rws, state, _ = steps_of(
+                linear_gaussian, {"num_particles": 50, "data_axes": 0, **options}, (x,), args.steps
+            )
             state, _ = rws_jax.fit(rws.step, state, args.steps, x, progress_bar=False)
             params = {name: np.asarray(value) for name, value in rws.get_params(state, x).items()}
             ess, losses = evaluated(rws, state, x, args.sets)
             exact = linear_gaussian.log_evidence(x, **{name: params[name] for name in linear_gaussian.TRUTH})
+            gaps = exact.mean() + losses / len(x)
             numbers = *(params[name] for name in names[:3]), *params["weights"], params["scale"]
-            cells = f"{cell(ess / 50, 3):>18}{cell(exact + losses, 2):>18}"
+            cells = f"{cell(ess / 50, 3):>18}{cell(gaps, 2):>18}"
             print(f"{way:<12}{num_steps:>6}{cells}" + "".join(f"{number:>7.3f}" for number in numbers), flush=True)
         best = linear_gaussian.best(x)
         optimum = linear_gaussian.optimum(**best)
@@ -169,7 +172,7 @@ def table_cost(args):
     in_time = {way: {"num_particles": 50, **options} for way, options in WAYS_IN_TIME.items()}
     costs(two_level, ways(900), 900, two_level.draw(1000), args.rounds)
     costs(lognormal, ways(100), 100, lognormal.draw(0), args.rounds)
-    costs(linear_gaussian, in_time, 50, linear_gaussian.draw(100), args.rounds)
+    costs(linear_gaussian, in_time, 50, linear_gaussian.draw(100, 1)[0], args.rounds)
 
 
 def costs(problem, rows, num_particles, x, num_rounds):

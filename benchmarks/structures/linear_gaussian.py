@@ -64,31 +64,31 @@ def prior(decay, drift, noise):
     return {"weights": (decay, 0.0), "scale": drift}
 
 
-def draw(num_steps):
-    """A series by a fixed seed."""
+def draw(num_steps, num_series):
+    """Series by a fixed seed, shape ``(series, steps)``."""
 
     def step(z, rng_key):
         keys = jax.random.split(rng_key)
-        z = TRUTH["decay"] * z + TRUTH["drift"] * jax.random.normal(keys[0])
-        return z, z + TRUTH["noise"] * jax.random.normal(keys[1])
+        z = TRUTH["decay"] * z + TRUTH["drift"] * jax.random.normal(keys[0], (num_series,))
+        return z, z + TRUTH["noise"] * jax.random.normal(keys[1], (num_series,))
 
-    return jax.lax.scan(step, 0.0, jax.random.split(jax.random.key(0), num_steps))[1]
+    return jax.lax.scan(step, jnp.zeros(num_series), jax.random.split(jax.random.key(0), num_steps))[1].T
 
 
 def log_evidence(x, decay, drift, noise):
-    """By Kalman's filter."""
+    """Of each series, by Kalman's filter."""
     mean, variance, total = 0.0, 0.0, 0.0
-    for value in np.asarray(x, float):
+    for value in np.asarray(x, float).T:
         mean, variance = decay * mean, decay**2 * variance + drift**2
         of_value = variance + noise**2
-        total -= ((value - mean) ** 2 / of_value + np.log(2 * np.pi * of_value)) / 2
+        total = total - ((value - mean) ** 2 / of_value + np.log(2 * np.pi * of_value)) / 2
         mean, variance = mean + variance / of_value * (value - mean), variance * noise**2 / of_value
     return total
 
 
 def best(x):
-    """The parameters of the highest evidence, by direct search."""
+    """The parameters of the highest evidence of all series, by direct search."""
     unpack = lambda values: {"decay": values[0], "drift": np.exp(values[1]), "noise": np.exp(values[2])}
     start = [TRUTH["decay"], np.log(TRUTH["drift"]), np.log(TRUTH["noise"])]
-    found = minimize(lambda values: -log_evidence(x, **unpack(values)), start, method="Nelder-Mead", tol=1e-6)
+    found = minimize(lambda values: -log_evidence(x, **unpack(values)).sum(), start, method="Nelder-Mead", tol=1e-6)
     return unpack(found.x)
