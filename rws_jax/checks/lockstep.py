@@ -90,7 +90,7 @@ def _check_around(role: str, name: str, inside: Site, outside: Site) -> None:
     if inside["cond_indep_stack"] != outside["cond_indep_stack"]:
         _fail_around(role, name, "its plates", "plate")
     if jnp.ndim(1.0 if outside["scale"] is None else outside["scale"]):
-        _fail_around(role, name, "its scale, by more than one number", "scale")
+        _fail_around(role, name, "its scale, which has more than one number,", "scale")
 
 
 def _num_masks(fn: Any) -> int:

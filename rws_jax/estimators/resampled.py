@@ -18,7 +18,7 @@ from rws_jax.checks import lockstep as checks
 from rws_jax.estimators import weights
 from rws_jax.estimators.resampling import systematic_ancestors
 from rws_jax.estimators.scored import Term
-from rws_jax.estimators.wake import WakeParticle, WeighedDraw
+from rws_jax.estimators.wake import WakeParticle, WeighedDraw, WeighedSteps
 from rws_jax.estimators.weights import PerParticle, WeightSummary
 from rws_jax.execution.vectorized import PARTICLES
 from rws_jax.programs.lockstep import Lockstep, Runs, State, lockstep
@@ -87,24 +87,12 @@ class ResampledParticle:
 
     def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
         """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
-        path, log_weight = self.path(programs, index)
-        runs = self.wake.run(programs, index, path)
-        return WeighedDraw(path, log_weight, self.wake.units_of(runs), runs.model)
-
-    def path(self, programs: Programs, index: Index) -> tuple[Draws, jax.Array]:
-        """The same as latents and log-weight."""
         steps = self.lockstep(programs, index)
         log_weight, recorded = self.run(steps, programs, index)
-
-        def back(number: jax.Array, step: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
-            latents, ancestor = step
-            number = _taken(ancestor, number)
-            return number, jax.tree.map(lambda leaf: _taken(leaf, number), latents)
-
-        own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
-        number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
-        before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
-        return Draws(before | path, {}), log_weight
+        draws = Draws(_path(steps, recorded), {})
+        runs = self.wake.run(programs, index, draws)
+        units, of_steps = self.wake.units_of(runs), WeighedSteps(recorded.latents, recorded.log_w)
+        return WeighedDraw(draws, log_weight.reshape(units.shape), units, runs.model, of_steps)
 
     def lockstep(self, programs: Programs, index: Index) -> Lockstep:
         """Both programs as one sequence of steps."""
@@ -142,6 +130,20 @@ class ResampledParticle:
         xs = steps.xs, jnp.arange(steps.length)
         (_, log_w), recorded = lax.scan(step, (steps.start, log_w), xs, steps.length, steps.reverse)
         return log_w, recorded
+
+
+def _path(steps: Lockstep, recorded: Recorded) -> dict[str, jax.Array]:
+    """Latents of a whole sequence, those before the scan among them, that led to a particle at the end."""
+
+    def back(number: jax.Array, step: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
+        latents, ancestor = step
+        number = _taken(ancestor, number)
+        return number, jax.tree.map(lambda leaf: _taken(leaf, number), latents)
+
+    own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
+    number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
+    before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
+    return before | path
 
 
 def _taken(leaf: jax.Array, number: jax.Array) -> jax.Array:

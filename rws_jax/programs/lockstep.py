@@ -17,7 +17,6 @@ from numpyro.handlers import block, seed, trace
 
 from rws_jax.checks import lockstep as checks
 from rws_jax.core.dependence import dependence, without_unused
-from rws_jax.core.draws import stopped
 from rws_jax.core.numpyro_internals import value_in_scan
 from rws_jax.core.sites import Site, Trace, latent_sites
 from rws_jax.programs.density import Units, dists_of, own_dists
@@ -102,7 +101,7 @@ def lockstep(draw: Callable[[Index], Draws], run: Callable[[Index, Draws], Runs]
             x = jax.eval_shape(lambda xs: jax.tree.map(lambda leaf: leaf[0], xs), xs)
             step = _joint(pair, runs, scale, index)
             jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(carry, start, x, jnp.arange(1)[0])
-        known.update(model=model, jaxpr=jaxpr.jaxpr, result=jax.tree.structure(shapes))
+        known.update(jaxpr=jaxpr.jaxpr, result=jax.tree.structure(shapes), steps=(model.length, model.reverse))
         return _Start(carry, start, xs, jaxpr.consts, _before(pair, runs, draws, scale))
 
     traced, shapes = jax.make_jaxpr(start_of, return_shape=True)(jnp.asarray(index.particle))
@@ -113,7 +112,7 @@ def lockstep(draw: Callable[[Index], Draws], run: Callable[[Index, Draws], Runs]
         if any(jax.tree.leaves(xs)):
             checks.fail_xs(role)
     state, step = _with_state(known["jaxpr"], known["result"], start, depends)
-    return Lockstep(state, start.before, start.xs, step, known["model"].length, known["model"].reverse)
+    return Lockstep(state, start.before, start.xs, step, *known["steps"])
 
 
 def _checked(found: scans, runs: Runs) -> tuple[Scan, Scan]:
@@ -148,7 +147,7 @@ def _joint(pair: tuple[Scan, Scan], runs: Runs, scale: float, index: Index) -> C
     def drawn(site: Site, steps: tuple) -> Any:
         if site["type"] != "sample":
             return None
-        constant = site | {"fn": stopped(site["fn"])}  # so that no way of drawing is differentiated
+        constant = site | {"fn": lax.stop_gradient(site["fn"])}  # so that no way of drawing is differentiated
         value = draw_site(constant, site["kwargs"]["rng_key"]) if site["value"] is None else site["value"]
         return lax.stop_gradient(value)  # removes the gradient of a value that is given, by substitute, say
 
@@ -188,7 +187,7 @@ def _run(
     body = in_body(scan.body, scan.role, index, value_of, (position,), scan.inner, at_step)
     # NumPyro hides the sites of a body from handlers further out, but for the keys that it asks for.
     with randomness(None, scan.role, index), block(), trace() as run:
-        seeded: Callable = seed(body, rng_key)
+        seeded: Any = seed(body, rng_key)
         carry, _ = seeded(carry, x)
     return _like_last(scan, carry), run
 

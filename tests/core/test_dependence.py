@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 
-from rws_jax.core.dependence import dependence, in_part
+from rws_jax.core.dependence import dependence, in_part, without_unused
 
 X = jnp.array([1.0, 2.0, 3.0])
 
@@ -102,3 +103,16 @@ def test_what_moves_depends(name):
     moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
     if name != "part":  # which is there to count as not depending on what it leaves
         assert all(depends or not moves for depends, moves in zip(of_x, moved, strict=True))
+
+
+def test_what_no_output_needs_is_left_out():
+    def function(x, y):
+        unused = jax.lax.scan(lambda carry, x: (carry * x, None), y, x)[0]
+        return jnp.sin(x) + y, (unused, jnp.cos(x))[1]
+
+    whole = jax.make_jaxpr(function)(jnp.ones(3), 2.0)
+    needed = without_unused(whole)
+    assert "scan" in str(whole)
+    assert "scan" not in str(needed)
+    for own, expected in zip(jaxpr_as_fun(needed)(jnp.ones(3), 2.0), function(jnp.ones(3), 2.0), strict=True):
+        assert (own == expected).all()

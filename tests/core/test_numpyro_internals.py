@@ -50,6 +50,28 @@ def test_scan_and_cond_send_a_message_with_the_handlers_of_their_bodies():
         assert [kind for kind, _ in message["kwargs"][internals.SUBSTITUTE_STACK]] == ["condition"]
 
 
+class Finished(Recorded):
+    """The same, once messages have their values."""
+
+    def process_message(self, msg):
+        pass
+
+    def postprocess_message(self, msg):
+        self.messages.append(dict(msg))
+
+
+def test_a_scan_that_has_run_gives_its_last_carry_and_the_sites_of_its_body():
+    finished = Finished(
+        seed(lambda: scan(lambda z, _: (numpyro.sample("y", dist.Normal(z, 1.0)), None), 0, None, 3), 0)
+    )
+    finished()
+    (message,) = (msg for msg in finished.messages if msg["type"] == "control_flow")
+    carry, sites = internals.scanned(message)
+    assert carry == sites["y"]["value"][-1]
+    assert list(sites) == ["y"]
+    assert sites["y"]["value"].shape == (3,)
+
+
 @pytest.mark.usefixtures("allow_key_reuse")
 def test_sites_of_bodies_are_sent_once_more_and_say_so():
     (site,) = messages_of(scanned, "sample")

@@ -1,6 +1,7 @@
 """Particles that are resampled in time, against exact evidence and a particle filter written out by hand."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,12 @@ ALWAYS, HALF, NEVER = 1.1, 0.5, 0.0
 ORDINARY = WakeParticle()
 
 
+class Path(NamedTuple):
+    latents: dict
+    log_weight: jax.Array
+    recorded: Any
+
+
 class Weighed:
     """The paths of a particle, with what was recorded of them."""
 
@@ -32,7 +39,9 @@ class Weighed:
         self.particle = ResampledParticle(ORDINARY, below)
 
     def __call__(self, programs, index):
-        return self.particle.weighed_draw(programs, index)
+        draws, log_weight = self.particle.path(programs, index)
+        _, recorded = self.particle.run(self.particle.lockstep(programs, index), programs, index)
+        return Path(draws.latents, log_weight, recorded)
 
 
 def programs_of(model, guide, theta, phi, rng_key, *args):
@@ -281,3 +290,93 @@ def test_losses_and_gradients_are_those_of_a_particle_filter_by_hand(below):
                 np.testing.assert_allclose(
                     own[name], expected_slope, rtol=0 if others else 2e-4, atol=0 if others else 1e-5
                 )
+
+
+# ---- dead particles and units, many sequences, many devices
+
+
+def bounded_model(x):
+    """Latents that increase, by less than one at a step: a wider guide leaves the support."""
+    mu = numpyro.param("mu", 0.2)
+
+    def step(z, x):
+        z = numpyro.sample("z", dist.Uniform(z, z + 1.0))
+        numpyro.sample("x", dist.Normal(z + mu, 0.5), obs=x)
+        return z, None
+
+    scan(step, 0.0, x)
+
+
+def wide_guide(x):
+    a, shift = numpyro.param("a", 0.5), numpyro.param("c", 0.0)
+
+    def step(z, x):
+        z = numpyro.sample("z", dist.Normal(z + a, 0.5 + shift**2))
+        return z, None
+
+    scan(step, 0.0, x)
+
+
+def losses_of(scored):
+    return {"theta": theta_loss(scored), "plain": score.plain_phi_loss(scored), "phi": score.phi_loss(scored)}
+
+
+def slopes_of(found, losses=losses_of):
+    return jax.jit(jax.jacrev(lambda theta, phi: losses(found(theta, phi)), argnums=(0, 1)))
+
+
+def test_dead_particles_are_replaced_and_dead_units_train_nothing():
+    x = jnp.stack([0.5 * jnp.arange(1.0, 7.0), jnp.full(6, jnp.inf)])  # outside of every support: a dead unit
+    found = partial(resampled, HALF, bounded_model, wide_guide)
+    at = lambda x: lambda theta, phi: found(theta, phi, 20, x, data=Data(0))
+    scored = jax.jit(at(x))(THETA, PHI)
+    assert scored.log_weights.shape == (20, 2)
+    assert scored.log_w.shape == scored.log_q.shape == (20, 2, 6)
+    dead = np.asarray(scored.log_w) == -np.inf
+    assert dead[:, 0].any()
+    assert not dead[:, 0].all(axis=0).any()
+    assert dead[:, 1].all()
+    np.testing.assert_array_equal(scored.summary.num_alive, (~dead[:, :, -1]).sum(axis=0))
+    assert scored.summary.effective_sample_size[1] == 0.0
+    (term,) = scored.terms
+    w = np.asarray(term.w)
+    np.testing.assert_allclose(w.sum(axis=0), np.array([[1.0], [0.0]]) * np.ones(6), rtol=1e-5)
+    assert (w[dead] == 0).all()
+    assert (np.asarray(term.baseline)[:, 1] == 0).all()
+    both, alone = slopes_of(at(x))(THETA, PHI), slopes_of(at(x[:1]))(THETA, PHI)
+    for own, expected in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
+        assert np.isfinite(own)
+        np.testing.assert_allclose(own, expected, rtol=1e-5)
+
+
+def test_each_of_many_sequences_is_resampled_by_itself():
+    """A datum's numbers are those that it has alone, under its own index."""
+    x = jnp.stack([AT, 2.0 * AT, -AT])
+    theta, phi = {"a": 0.8, "start": 0.4}, {"b": 0.6, "c": 0.9}
+    found = partial(resampled, HALF, linear_model, linear_guide, theta, phi, 7)
+    both = jax.jit(lambda x: (found(x, data=Data(0)), found(x[:1], data=Data(0)), found(x[1:2], data=Data(0))))
+    together, first, second = both(x)
+    np.testing.assert_allclose(together.log_w[:, :1], first.log_w, rtol=1e-5)
+    assert (np.abs(together.log_w[:, 1:2] - second.log_w) > 1e-3).any()  # there it has another index
+    assert together.log_weights.shape == (7, 3)
+    assert together.summary.effective_sample_size.shape == (3,)
+    assert len(set(np.asarray(weights.bound(together.log_weights)).tolist())) == 3
+
+
+def test_devices_divide_the_particles():
+    mesh = jax.make_mesh((8,), ("particles",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("particles"))
+    theta, phi = {"a": 0.8, "start": 0.4}, {"b": 0.6, "c": 0.9}
+
+    def of(executor):
+        def losses(theta, phi):
+            programs = programs_of(linear_model, linear_guide, theta, phi, jax.random.key(3), AT)
+            scored = executor(ResampledParticle(ORDINARY, HALF), programs, 16)
+            return losses_of(scored), scored.log_w
+
+        return jax.jit(lambda *params: (losses(*params), jax.jacrev(losses, argnums=(0, 1))(*params)[0]))(theta, phi)
+
+    one, many = of(Vectorized()), of(Vectorized(particle_sharding=sharding))
+    assert len(many[0][1].sharding.device_set) == 8
+    for own, expected in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)

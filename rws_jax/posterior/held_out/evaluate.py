@@ -97,12 +97,14 @@ def evaluate(
         what, hint = "evaluate is called inside of jit, scan or vmap", "minus rws_jax.wake_theta_loss is a bound there"
         fail(TypeError, what, expected="a call from Python", found="a traced argument", hint=hint)
     particle = EvidenceParticle(options.wake.estimator.particle)
-    sizes = evidence.sizes_up_to(options.num)
+    # Particles that were resampled do not come in independent groups.
+    sizes = evidence.sizes_up_to(options.num) if options.resample is None else (options.num,)
 
     def summary_of(number: int, batch: Any) -> EvidenceSummary:
         own_key, own_args = jax.random.fold_in(rng_key, number), (*arguments_of(batch), *args)
         programs = trained_programs_of(evaluate, options, own_key, params, model, guide, own_args, kwargs)
-        return evidence.summarise(run(particle, programs, options.num, options.execution), sizes)
+        summary = evidence.summarise(run(particle, programs, options.num, options.execution), sizes)
+        return summary if options.resample is None else summary.without_errors
 
     summaries = (summary_of(number, batch) for number, batch in enumerate(batches))
     return _collected(summaries, sizes, getattr(batches, "__len__", lambda: None)(), progress_bar)

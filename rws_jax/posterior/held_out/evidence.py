@@ -23,6 +23,11 @@ class EvidenceSummary(NamedTuple):
     standard_errors: PerSize
     effective_sample_size: OfUnits
 
+    @property
+    def without_errors(self) -> "EvidenceSummary":
+        """The same, of unknown standard errors: those of particles that were resampled."""
+        return self._replace(standard_errors=jnp.full_like(self.standard_errors, jnp.nan))
+
 
 def sizes_up_to(num: int) -> tuple[int, ...]:
     """The powers of ten below a number of particles, and this number."""

@@ -17,11 +17,16 @@ from rws_jax.execution.ragged import missing
 class Estimate(NamedTuple):
     """An estimate from particles, and its Monte Carlo standard error: trees of arrays of the same shapes.
 
-    The standard error is NaN for a single particle, from which none can be known.
+    The standard error is NaN for a single particle, or for particles that were resampled, from which none can be known.
     """
 
     value: Any
     standard_error: Any
+
+    @property
+    def without_error(self) -> "Estimate":
+        """The same, of an unknown standard error."""
+        return Estimate(self.value, jax.tree.map(lambda error: jnp.full_like(error, jnp.nan), self.standard_error))
 
     def __repr__(self) -> str:
         values, errors = jax.tree.leaves(self.value), jax.tree.leaves(self.standard_error)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws_jax.core.summaries import entry
+from rws_jax.core.text import listed
 from rws_jax.posterior.samples.psis import is_available, pareto_smoothed
 
 if TYPE_CHECKING:
@@ -22,12 +23,23 @@ def summary(weighted: "WeightedSamples") -> str:
     """Units, evidence, effective sample size, share of units with k-hat above 0.7, and what to do about it."""
     log_weights = np.asarray(weighted.log_weights)
     num, shape = len(log_weights), log_weights.shape[1:]
-    head = f"WeightedSamples: {_counted(num, 'particle')} of {_units(weighted.units, shape)}"
+    units = _units(weighted.units, shape)
+    if _of_steps(weighted):
+        units = f"each of {_counted(shape[-1], 'step')}, by the data up to it"
+        units += f", in each of {math.prod(shape[:-1]):,} data" if len(shape) > 1 else ""
+    head = f"WeightedSamples: {_counted(num, 'particle')} of {units}"
     lines = {"latents": ", ".join(f"{name} {entry(value)}" for name, value in weighted.samples.items()) or "none"}
     if not math.prod(shape):
         return _written(head, lines, [])
     sentences, trusted = _of_numbers(log_weights), True
-    if not is_available():
+    if weighted.resampled:
+        tail = "not known of particles that were resampled"
+        sentences.append(
+            "Particles were resampled along the scan, and share ancestors. No standard error is known, and the"
+            " effective sample size is that of the last weights alone: draw by other keys to see how far estimates"
+            " move."
+        )
+    elif not is_available():
         tail = 'not known without ArviZ: pip install "rws_jax[arviz]"'
     elif math.prod(shape) > _MAX_UNITS:
         tail = "of so many units by weighted.pareto_k()"
@@ -40,7 +52,10 @@ def summary(weighted: "WeightedSamples") -> str:
         tail = f"above {THRESHOLD} in {np.sum(k > THRESHOLD):,} of {_counted(k.size, 'unit')}"
         if k.size == 1:
             tail = "none, as the weights have no tail" if np.all(k == -np.inf) else f"{k.item():.2f}"
-    lines |= _estimates(weighted, trusted) | {"Pareto k-hat": tail}
+    estimates = _estimates(weighted, trusted)
+    if _of_steps(weighted):
+        estimates.pop("log evidence")  # of data that contain one another there is no sum
+    lines |= estimates | {"Pareto k-hat": tail}
     return _written(head, lines, sentences)
 
 
@@ -56,10 +71,19 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     return (
         f"Pareto k-hat is above {THRESHOLD}{which}: the weights have so heavy a tail that evidence, expectations and"
         f" their errors may rest on a few particles (effective sample size there: {ess})."
-        f"{'' if weighted.units else joint} Train the guide for longer, also on dreams (insomnia below 1), or give it"
-        " wider tails; draw more particles; or pass defensive=0.2, or more, by which a share of them is drawn from the"
-        " prior."
+        f"{_structure(weighted) or ('' if weighted.units else joint)} Train the guide for longer, also on dreams"
+        " (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, or more, by which a"
+        " share of them is drawn from the prior."
     )
+
+
+def _structure(weighted: "WeightedSamples") -> str:
+    """What to do where latents are in plates that not all sites are in."""
+    inner = {plate for _, dims in weighted.dims for plate in dims if plate is not None} - set(weighted.units)
+    plates = listed(map(repr, sorted(inner)))
+    what = "its elements" if len(inner) == 1 else "their elements"
+    pass_on = f"num_local_particles=10, say, gives {what} particles and weights of their own."
+    return f" A particle has one weight for all of plate{'s' * (len(inner) > 1)} {plates}: {pass_on}" if inner else ""
 
 
 def _is_bad(weighted: "WeightedSamples", k: np.ndarray) -> np.ndarray:
@@ -144,6 +168,11 @@ def _units(units: tuple[str, ...], shape: tuple[int, ...]) -> str:
     if math.prod(shape) == 1:
         return f"one unit, the element of {plates}"
     return f"each of {_counted(math.prod(shape), 'unit')}, the elements of {plates}"
+
+
+def _of_steps(weighted: "WeightedSamples") -> bool:
+    """Whether these are the draws of single steps, each with weights by the data up to it."""
+    return weighted.resampled and weighted.filtering is None
 
 
 def _at(position: Any, shape: tuple[int, ...]) -> str:

@@ -25,8 +25,8 @@ from rws_jax.posterior.samples.weighted_draw import Dims
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["samples", "log_weights", "present"],
-    meta_fields=["dims", "units", "scale"],
+    data_fields=["samples", "log_weights", "present", "filtering"],
+    meta_fields=["dims", "units", "scale", "resampled"],
 )
 @dataclass(frozen=True, repr=False)
 class WeightedSamples:
@@ -46,6 +46,11 @@ class WeightedSamples:
       dims: the name of the plate of each axis of each site, without that of particles, as pairs of site and names.
       units: the name of the plate of each axis of `log_weights`, but that of particles; ``"datum"`` for `data_axes`.
       scale: size / subsample size, where units are a minibatch: a sum over units times it estimates that over all data.
+      resampled: whether particles were resampled along a scan, and share ancestors. No standard errors are known then
+        (NaN) and no k-hat, and effective sample sizes are those of the weights at the end.
+      filtering: of particles that were resampled, the draws of each step of the scan, with weights by the data up to
+        it: weighted samples whose units are steps, and whose evidence is that of these data. Samples themselves are
+        paths of the whole scan, with weights by all data. None for other particles.
     """
 
     samples: dict[str, jax.Array]
@@ -54,6 +59,8 @@ class WeightedSamples:
     dims: tuple[tuple[str, Dims], ...]
     units: tuple[str, ...]
     scale: float = 1.0
+    resampled: bool = False
+    filtering: "WeightedSamples | None" = None
 
     @property
     def num_particles(self) -> int:
@@ -67,7 +74,7 @@ class WeightedSamples:
 
     def log_evidence(self) -> Estimate:
         """The log evidence log p(x) of each unit in nats, shape ``units``, with its standard error."""
-        return estimate.log_evidence(self._single.log_weights)
+        return self._known(estimate.log_evidence(self._single.log_weights))
 
     def effective_sample_size(self) -> jax.Array:
         """Kish's effective sample size of each unit, from 1 to the number of particles; shape ``units``."""
@@ -211,11 +218,16 @@ class WeightedSamples:
 
     def _mean_of(self, name: str) -> Estimate:
         mean = estimate.weighted_mean(self._weights_of(name), self._by_unit(name, self.samples[name]))
-        return Estimate(*(self._in_place(name, x, 0) for x in mean))
+        return self._known(Estimate(*(self._in_place(name, x, 0) for x in mean)))
 
     def _mean_of_each_unit(self, values: jax.Array) -> Estimate:
         w = layout.beside(weights.normalise(self._flat_log_weights), values)
-        return Estimate(*(x.reshape(*self._unit_shape, *x.shape[1:]) for x in estimate.weighted_mean(w, values)))
+        mean = estimate.weighted_mean(w, values)
+        return self._known(Estimate(*(x.reshape(*self._unit_shape, *x.shape[1:]) for x in mean)))
+
+    def _known(self, found: Estimate) -> Estimate:
+        """An estimate whose error is unknown where particles are not independent."""
+        return found.without_error if self.resampled else found
 
     def _smooth(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         if is_traced(self.log_weights):
@@ -224,6 +236,8 @@ class WeightedSamples:
                 "call it on what a compiled function returns",
             )
             fail(TypeError, what, expected="a call from Python", found="traced log-weights", hint=hint)
+        if self.resampled:
+            return np.asarray(self.log_weights), np.full(self.log_weights.shape[1:], np.nan)
         smoothed, k = pareto_smoothed(np.asarray(self.log_weights))
         text = advice(self, k)
         if text:
