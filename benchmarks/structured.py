@@ -9,6 +9,10 @@ Tables:
     two_level   a guide that is wrong on purpose, 900 particles of each datum: effective sample size of the global
                 latent, and the gap from the exact log evidence to the bound in nats, means over sets of particles
     learned     the scale of a hierarchy of counts, learned with 100 particles of each datum in equal time
+    series      a linear Gaussian series of 100 particles, with the prior and the optimal proposal as guides: effective
+                sample size over the number of particles (of resampled ones the mean over steps), gap as above
+    trained     model and guide of such series, 1,000 steps of them in all, trained with 50 particles; parameters beside
+                those of the highest evidence, and the optimal proposal for these
     cost        a compiled step: milliseconds, their ratio to those of joint weights (both in turns, median of the
                 ratios within each round), temporary memory in MiB and operations by XLA's analyses
 
@@ -17,6 +21,8 @@ Ways to weigh, by the number of particles of what is global, and of the local la
     joint         one weight for a particle of all latents
     common        `num_local_particles`, with the same random numbers of local particles for all global ones
     independent   the same with `local_numbers="independent"`
+    resampled     `resample="systematic"`, in time
+    every step    the same with `resample_below=1.0`
 """
 
 import argparse
@@ -26,9 +32,15 @@ import time
 import jax
 import numpy as np
 import optax
-from structures import lognormal, two_level
+from structures import linear_gaussian, lognormal, two_level
 
 import rws_jax
+
+WAYS_IN_TIME = {
+    "joint": {},
+    "resampled": {"resample": "systematic"},
+    "every step": {"resample": "systematic", "resample_below": 1.0},
+}
 
 
 def ways(num_particles):
@@ -51,12 +63,11 @@ def table_two_level(args):
         for way, options in ways(900).items():
             rws = rws_jax.make_step(two_level.model, two_level.guide, model_has_params=False, **options)
             state = rws.init(jax.random.key(0), x)
-            keys = jax.random.split(jax.random.key(1), args.sets)
-            infos = [rws.evaluate(state._replace(rng_key=key), x) for key in keys]
-            ess = np.array([info.ess_mean for info in infos])
-            gaps = exact + np.array([info.wake_theta_loss for info in infos])
-            numbers = " x ".join(str(options[key]) for key in ("num_particles", "num_local_particles") if key in options)
-            print(f"{way:<12}{num_data:>6}{numbers:>12}{cell(ess, 1):>12}{cell(gaps, 2):>16}", flush=True)
+            ess, losses = evaluated(rws, state, x, args.sets)
+            numbers = " x ".join(
+                str(options[key]) for key in ("num_particles", "num_local_particles") if key in options
+            )
+            print(f"{way:<12}{num_data:>6}{numbers:>12}{cell(ess, 1):>12}{cell(exact + losses, 2):>16}", flush=True)
 
 
 def cell(values, digits):
@@ -81,12 +92,60 @@ def train(way, options, counts, tau, error, args):
     rws, state, _ = steps_of(lognormal, options, (counts,), num_steps)
     state, _ = rws_jax.fit(rws.step, state, num_steps, counts, progress_bar=False)
     params = rws.get_params(state, counts)
-    infos = [rws.evaluate(state._replace(rng_key=key), counts) for key in jax.random.split(jax.random.key(1), args.sets)]
+    _, losses = evaluated(rws, state, counts, args.sets)
     log_evidence, _, scale = lognormal.posterior(counts, float(params["tau"]))
-    gaps = log_evidence + np.array([info.wake_theta_loss for info in infos])
     learned, ratio = float(params["tau"]), float(params["scale"]) / scale
-    errors = (learned - tau) / error
-    print(f"{way:<12}{num_steps:>8}{learned:>8.3f}{tau:>8.3f}{errors:>8.2f}{cell(gaps, 2):>16}{ratio:>15.2f}", flush=True)
+    row = f"{learned:>8.3f}{tau:>8.3f}{(learned - tau) / error:>8.2f}{cell(log_evidence + losses, 2):>16}"
+    print(f"{way:<12}{num_steps:>8}{row}{ratio:>15.2f}", flush=True)
+
+
+def table_series(args):
+    """Gaps and effective sample sizes of guides that are given."""
+    print(f"{'series':<12}{'steps':>6}{'guide':>10}{'ESS / K':>18}{'gap':>18}", flush=True)
+    for num_steps in args.lengths:
+        x = linear_gaussian.draw(num_steps, 1)[0]
+        exact = linear_gaussian.log_evidence(x, **linear_gaussian.TRUTH)
+        for kind in (linear_gaussian.prior, linear_gaussian.optimum):
+            guide = linear_gaussian.guide_from(**kind(**linear_gaussian.TRUTH))
+            for way, options in WAYS_IN_TIME.items():
+                options = {"num_particles": 100, "model_has_params": False, **options}
+                rws = rws_jax.make_step(linear_gaussian.true_model, guide, **options)
+                ess, losses = evaluated(rws, rws.init(jax.random.key(0), x), x, args.sets)
+                row = f"{cell(ess / 100, 3):>18}{cell(exact + losses, 2):>18}"
+                print(f"{way:<12}{num_steps:>6}{kind.__name__:>10}{row}", flush=True)
+
+
+def table_trained(args):
+    """Guide and model of a series, trained by the same number of steps; and what they could be."""
+    names = "decay", "drift", "noise", "on z", "on x", "scale"
+    print(
+        f"{'trained':<12}{'steps':>6}{'ESS / K':>18}{'gap':>18}" + "".join(f"{name:>7}" for name in names), flush=True
+    )
+    for num_steps in args.trained_lengths:
+        x = linear_gaussian.draw(num_steps, 1000 // num_steps)
+        for way, options in WAYS_IN_TIME.items():
+            rws, state, _ = steps_of(
+                linear_gaussian, {"num_particles": 50, "data_axes": 0, **options}, (x,), args.steps
+            )
+            state, _ = rws_jax.fit(rws.step, state, args.steps, x, progress_bar=False)
+            params = {name: np.asarray(value) for name, value in rws.get_params(state, x).items()}
+            ess, losses = evaluated(rws, state, x, args.sets)
+            exact = linear_gaussian.log_evidence(x, **{name: params[name] for name in linear_gaussian.TRUTH})
+            gaps = exact.mean() + losses / len(x)
+            numbers = *(params[name] for name in names[:3]), *params["weights"], params["scale"]
+            cells = f"{cell(ess / 50, 3):>18}{cell(gaps, 2):>18}"
+            print(f"{way:<12}{num_steps:>6}{cells}" + "".join(f"{number:>7.3f}" for number in numbers), flush=True)
+        best = linear_gaussian.best(x)
+        optimum = linear_gaussian.optimum(**best)
+        numbers = *best.values(), *optimum["weights"], optimum["scale"]
+        print(f"{'optimum':<12}{num_steps:>6}{'':>36}" + "".join(f"{number:>7.3f}" for number in numbers), flush=True)
+
+
+def evaluated(rws, state, x, num_sets):
+    """Effective sample sizes and losses of wake-theta, for sets of particles."""
+    keys = jax.random.split(jax.random.key(1), num_sets)
+    infos = [rws.evaluate(state._replace(rng_key=key), x) for key in keys]
+    return (np.array([getattr(info, name) for info in infos]) for name in ("ess_mean", "wake_theta_loss"))
 
 
 def steps_of(problem, options, data, num_steps, learning_rate=2e-2):
@@ -109,15 +168,16 @@ def time_of(steps, num):
 
 def table_cost(args):
     """Time, memory and operations of a compiled step."""
-    print(f"{'cost':<12}{'':<12}{'particles':>10}{'ms':>10}{'ratio':>8}{'MiB':>8}{'Mflop':>8}", flush=True)
-    data = {two_level: (two_level.draw(1000),), lognormal: (lognormal.draw(0),)}
-    for problem, num_particles in ((two_level, 900), (lognormal, 100)):
-        rows = ways(num_particles)
-        costs(problem.__name__.split(".")[-1], problem, rows, num_particles, data[problem], args.rounds)
+    print(f"{'cost':<16}{'':<12}{'particles':>10}{'ms':>10}{'ratio':>8}{'MiB':>8}{'Mflop':>8}", flush=True)
+    in_time = {way: {"num_particles": 50, **options} for way, options in WAYS_IN_TIME.items()}
+    costs(two_level, ways(900), 900, two_level.draw(1000), args.rounds)
+    costs(lognormal, ways(100), 100, lognormal.draw(0), args.rounds)
+    costs(linear_gaussian, in_time, 50, linear_gaussian.draw(100, 1)[0], args.rounds)
 
 
-def costs(name, problem, rows, num_particles, data, num_rounds):
+def costs(problem, rows, num_particles, x, num_rounds):
     """The rows of one problem, the first of which the others are compared to."""
+    data, name = (x,), problem.__name__.split(".")[-1]
     compiled = {}
     for way, options in rows.items():
         rws, state, _ = steps_of(problem, options, data, 1000)
@@ -134,10 +194,16 @@ def costs(name, problem, rows, num_particles, data, num_rounds):
         ratio = statistics.median(own / other for own, other in zip(seconds[way], seconds[first], strict=True))
         memory = step.memory_analysis().temp_size_in_bytes / 2**20
         flops = step.cost_analysis()["flops"] / 1e6
-        print(f"{name:<12}{way:<12}{num_particles:>10}{ms:>10.2f}{ratio:>8.2f}{memory:>8.1f}{flops:>8.1f}", flush=True)
+        print(f"{name:<16}{way:<12}{num_particles:>10}{ms:>10.2f}{ratio:>8.2f}{memory:>8.1f}{flops:>8.1f}", flush=True)
 
 
-TABLES = {"two_level": table_two_level, "learned": table_learned, "cost": table_cost}
+TABLES = {
+    "two_level": table_two_level,
+    "learned": table_learned,
+    "series": table_series,
+    "trained": table_trained,
+    "cost": table_cost,
+}
 
 
 def main():
@@ -148,6 +214,9 @@ def main():
     parser.add_argument("--sets", type=int, default=100, help="of particles, that a mean is taken over")
     parser.add_argument("--data-seeds", type=int, nargs="+", default=[0, 1, 2], help="of the counts of learned")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each row of learned")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[50, 200], help="of series")
+    parser.add_argument("--trained-lengths", type=int, nargs="+", default=[10, 100], help="of the series of trained")
+    parser.add_argument("--steps", type=int, default=3000, help="of trained")
     parser.add_argument("--rounds", type=int, default=21, help="of cost")
     args = parser.parse_args()
     for name in args.tables:
