@@ -4,6 +4,14 @@ r"""Particles that are resampled in time: both programs scan, and run in lockste
 
 After a step whose effective sample size has fallen below a share of the particles, these are drawn again in proportion
 to their weights, with all that they carry, and have equal weights from then on. The evidence stays unbiased.
+
+The gradient of the bound is that of the paths which are left at the end,
+
+.. math:: \sum_k \bar w_{T,k} \nabla_\theta \log p_\theta(z_{1:T,k}, x_{1:T})
+
+by Fisher's identity that of log evidence as the number of particles grows. The gradient of the estimate's own logarithm,
+ancestors constant (FIVO, Maddison et al. 2017, arXiv 1705.09279), is that of a filter: what follows a step does not bear
+upon it, and it is biased for any number of particles.
 """
 
 from dataclasses import dataclass
@@ -119,11 +127,13 @@ class ResampledParticle:
             num, own = len(all_log_w), lax.axis_index(PARTICLES)
             ess = weights.summarise(lax.stop_gradient(all_log_w)).effective_sample_size  # decides, and trains nothing
             resamples = weights.alive(all_log_w) & (ess < self.below * num) & (position != last)
-            # Ancestors are constants: the gradient of which particles are kept is left out.
             ancestors = systematic_ancestors(jax.random.fold_in(rng_key, position), lax.stop_gradient(all_log_w))
             ancestor = jnp.where(resamples, ancestors[own], own)
             state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])
-            after = jnp.where(resamples, weights.bound(all_log_w), log_w)
+            # All are of equal weight from here on; the gradient is that of the path that has led to each of them.
+            path = jnp.where(resamples, all_log_w[ancestor], 0.0)
+            equal = lax.stop_gradient(weights.bound(all_log_w)) + weights.gradient_only(path)
+            after = jnp.where(resamples, equal, log_w)
             return (state, after), Recorded(log_w, scored.log_q, scored.latents, ancestor)
 
         log_w = _log_weight(steps.before.log_p, steps.before.log_q)
