@@ -9,9 +9,9 @@ The gradient of the bound is that of the paths which are left at the end,
 
 .. math:: \sum_k \bar w_{T,k} \nabla_\theta \log p_\theta(z_{1:T,k}, x_{1:T})
 
-by Fisher's identity that of log evidence as the number of particles grows. The gradient of the estimate's own logarithm,
-ancestors constant (FIVO, Maddison et al. 2017, arXiv 1705.09279), is that of a filter: what follows a step does not bear
-upon it, and it is biased for any number of particles.
+by Fisher's identity that of log evidence as the number of particles grows. The gradient of the estimate's own
+logarithm, ancestors constant (FIVO, Maddison et al. 2017, arXiv 1705.09279), is that of a filter: what follows a step
+does not bear upon it, and it is biased for any number of particles.
 """
 
 from dataclasses import dataclass
