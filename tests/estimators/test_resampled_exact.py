@@ -1,0 +1,217 @@
+"""Particles that are resampled in time, against answers that are exact: by enumeration, and by Kalman filters."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.nn import log_sigmoid
+from numpyro.contrib.control_flow import scan
+
+from rws_jax.estimators import score, weights
+from rws_jax.estimators.bound import theta_loss
+from tests.estimators.test_resampled import Weighed, resampled, run
+
+# ---- two particles and two steps: all that can happen, with its probability
+
+SEEN = jnp.array([1, 0])
+THETA, PHI = {"stays": 0.6, "shows": 0.9}, {"start": -0.4, "moves": 0.7, "reads": 0.5}
+
+
+def log_bernoulli(logits, value):
+    return log_sigmoid(jnp.where(value == 1, logits, -logits))
+
+
+def chain_model(y, cannot=None):
+    """Two states; in the state `cannot` nothing is ever seen at the first step."""
+    stays, shows = numpyro.param("stays", 0.6), numpyro.param("shows", 0.9)
+
+    def step(carry, y):
+        z, t = carry
+        z = numpyro.sample("z", dist.Bernoulli(logits=stays * (2.0 * z - 1.0)))
+        numpyro.sample("y", dist.Bernoulli(logits=shows * (2.0 * z - 1.0)), obs=y)
+        if cannot is not None:
+            numpyro.factor("cannot", jnp.where((z == cannot) & (t == 0), -jnp.inf, 0.0))
+        return (z, t + 1), None
+
+    scan(step, (0, 0), y)
+
+
+def chain_guide(y, cannot=None):
+    start, moves, reads = (numpyro.param(name, value) for name, value in PHI.items())
+    step = lambda z, y: (numpyro.sample("z", dist.Bernoulli(logits=start + moves * z + reads * y)), None)
+    scan(step, 0, y)
+
+
+def densities(theta, phi, previous, z, t, cannot):
+    """Log p(z_t, y_t | z_{t-1}) and log q(z_t | z_{t-1}, y)."""
+    log_p = log_bernoulli(theta["stays"] * (2.0 * previous - 1.0), z)
+    log_p = log_p + log_bernoulli(theta["shows"] * (2.0 * z - 1.0), SEEN[t])
+    log_p = jnp.where((z == cannot) & (t == 0), -jnp.inf, log_p)
+    return log_p, log_bernoulli(phi["start"] + phi["moves"] * previous + phi["reads"] * SEEN[t], z)
+
+
+def by_hand(theta, phi, z, ancestors, resamples, cannot):
+    """Both losses of one outcome, ``z[t, k]``, whose gradients hold weights, draws and ancestors constant."""
+    log_p, log_q = densities(theta, phi, jnp.zeros(2, int), z[0], 0, cannot)
+    first, stop = jnp.exp(log_p - jax.lax.stop_gradient(log_q)), jax.lax.stop_gradient
+    log_p, last_log_q = densities(theta, phi, z[0][ancestors], z[1], 1, cannot)
+    before = jnp.where(resamples, first.sum() / 2, first)
+    last = before * jnp.exp(log_p - stop(last_log_q))
+    w = [stop(weight / jnp.maximum(weight.sum(), 1e-30)) for weight in (first, last)]
+    log_evidence = jnp.log(jnp.where(last.sum() > 0, last.sum() / 2, 1.0))
+    return -log_evidence, -(w[0] * log_q).sum() - (w[1] * last_log_q).sum(), last.sum() / 2
+
+
+def outcomes(theta, phi, below, cannot):
+    """Draws, ancestors and probability of all that can happen; the uniform number of ancestors is integrated over."""
+    for z in product((0, 1), repeat=4):
+        z = np.array(z).reshape(2, 2)
+        log_p, log_q = densities(theta, phi, np.zeros(2, int), jnp.asarray(z[0]), 0, cannot)
+        w, probability = np.exp(np.float64(log_p) - np.float64(log_q)), np.exp(np.float64(log_q).sum())
+        resamples = w.sum() > 0 and w.sum() ** 2 / (w**2).sum() < 2 * below
+        # The positions are u / 2 and (1 + u) / 2: the second may have ancestor 0 as well, or the first ancestor 1.
+        share = w[0] / w.sum() if resamples else 0.5
+        if share >= 0.5:
+            cells = {(0, 0): 2 * share - 1, (0, 1): 2 - 2 * share}
+        else:
+            cells = {(0, 1): 2 * share, (1, 1): 1 - 2 * share}
+        for ancestors, length in cells.items():
+            _, last_log_q = densities(theta, phi, z[0][list(ancestors)], jnp.asarray(z[1]), 1, cannot)
+            total = probability * length * np.exp(np.float64(last_log_q).sum())
+            if total > 0:
+                yield z, ancestors, resamples, total
+
+
+def exact_evidence(theta, cannot):
+    total = 0.0
+    for first, last in product((0, 1), repeat=2):
+        of = lambda previous, z, t: densities(theta, PHI, jnp.array(previous), jnp.array(z), t, cannot)[0]
+        total += np.exp(float(of(0, first, 0) + of(first, last, 1)))
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("allow_key_reuse")  # one key for losses and for what was drawn
+@pytest.mark.parametrize(
+    ("below", "cannot"),
+    [
+        pytest.param(0.9, None, id="resampled now and then"),
+        pytest.param(1.0, None, id="resampled always"),
+        pytest.param(0.5, None, id="resampled never"),
+        pytest.param(0.9, 1, id="dead particles"),
+    ],
+)
+def test_expected_evidence_and_gradients_equal_enumeration(below, cannot):
+    """Whole runs of many seeds, of which each possible outcome counts once, by its exact probability."""
+    model, guide = partial(chain_model, cannot=cannot), partial(chain_guide, cannot=cannot)
+
+    def of(rng_key):
+        def losses(theta, phi):
+            scored = resampled(below, model, guide, theta, phi, 2, SEEN, seed=rng_key)
+            return theta_loss(scored), score.plain_phi_loss(scored), score.phi_loss(scored)
+
+        of_bound, plain, of_phi = jax.jacrev(losses, argnums=(0, 1))(THETA, PHI)
+        found = run(Weighed(below), model, guide, THETA, PHI, 2, SEEN, seed=rng_key)
+        recorded = found.recorded
+        evidence = jnp.exp(weights.bound(found.log_weight))
+        return recorded.latents["z"].T, recorded.ancestor[:, 0], evidence, of_bound[0], plain[1], of_phi[1]
+
+    ran = jax.tree.map(np.asarray, jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(0), 4000)))
+    seen = {(tuple(z.ravel()), tuple(a)): i for i, (z, a) in enumerate(zip(*ran[:2], strict=True))}
+    possible = list(outcomes(THETA, PHI, below, cannot))
+    np.testing.assert_allclose(sum(probability for *_, probability in possible), 1.0, rtol=1e-6)
+    slopes = jax.jit(
+        lambda *outcome: (
+            by_hand(THETA, PHI, *outcome, cannot)[2],
+            jax.grad(lambda theta: by_hand(theta, PHI, *outcome, cannot)[0])(THETA),
+            jax.grad(lambda phi: by_hand(THETA, phi, *outcome, cannot)[1])(PHI),
+        )
+    )
+    found, expected = [], []
+    for z, ancestors, resamples, probability in possible:
+        run_of = seen[tuple(z.ravel()), ancestors]  # a KeyError: it can happen, and never does
+        found.append(jax.tree.map(lambda leaf, i=run_of, p=probability: p * np.float64(leaf[i]), ran[2:]))
+        of_outcome = slopes(jnp.asarray(z), jnp.asarray(ancestors), resamples)
+        expected.append(jax.tree.map(lambda leaf, p=probability: p * np.float64(leaf), of_outcome))
+    assert len(possible) == len(seen)  # what happens can happen
+    sum_of = lambda trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)
+    (evidence, of_theta, plain, of_phi), (by_formula, slope_theta, slope_phi) = sum_of(found), sum_of(expected)
+    np.testing.assert_allclose([evidence, by_formula], exact_evidence(THETA, cannot), rtol=1e-6)
+    for own, exact in ((of_theta, slope_theta), (plain, slope_phi), (of_phi, slope_phi)):
+        for name in own:  # that of the control variate is zero, or the last two would differ
+            np.testing.assert_allclose(own[name], exact[name], atol=1e-6)
+
+
+# ---- a switch with a Gaussian state: a Kalman filter for each sequence of switches
+
+X = np.array([0.3, 1.9, -1.2, 0.4])
+SWITCHES = np.array([[0.7, 0.3], [0.4, 0.6]])
+DECAYS, NOISES, ERROR = np.array([0.95, -0.5]), np.array([0.3, 1.2]), 0.4
+
+
+def switching_model(x):
+    def step(carry, x):
+        s, z = carry
+        s = numpyro.sample("s", dist.Bernoulli(jnp.asarray(SWITCHES)[s, 1]))
+        z = numpyro.sample("z", dist.Normal(jnp.asarray(DECAYS)[s] * z, jnp.asarray(NOISES)[s]))
+        numpyro.sample("x", dist.Normal(z, ERROR), obs=x)
+        return (s, z), None
+
+    scan(step, (0, jnp.array(0.5)), x)
+
+
+def switching_guide(x):
+    def step(carry, x):
+        s = numpyro.sample("s", dist.Bernoulli(0.5))
+        h = 0.5 * carry  # a state of its own, which is not a latent
+        z = numpyro.sample("z", dist.Normal(0.7 * x + h, 0.5 + 0.3 * s))
+        return jnp.tanh(h + 0.1 * z), None
+
+    scan(step, 0.0, x)
+
+
+def filtered(x, decays, noises, error, mean=0.5, variance=0.0):
+    """Log evidence, and means and variances of the state given the data so far, by a Kalman filter."""
+    log_evidence, means, variances = 0.0, [], []
+    for seen, decay, noise in zip(x, decays, noises, strict=True):
+        mean, variance = decay * mean, decay**2 * variance + noise**2
+        spread = variance + error**2
+        log_evidence += -0.5 * ((seen - mean) ** 2 / spread + np.log(2 * np.pi * spread))
+        gain = variance / spread
+        mean, variance = mean + gain * (seen - mean), (1 - gain) * variance
+        means.append(mean)
+        variances.append(variance)
+    return log_evidence, np.array(means), np.array(variances)
+
+
+def exact_switching():
+    """Evidence, and posterior probability of the last switch and mean of the last state."""
+    evidence, last_switch, last_state = 0.0, 0.0, 0.0
+    for switches in product((0, 1), repeat=len(X)):
+        prior = np.prod([SWITCHES[a, b] for a, b in zip((0, *switches), switches, strict=False)])
+        log_evidence, means, _ = filtered(X, DECAYS[list(switches)], NOISES[list(switches)], ERROR)
+        joint = prior * np.exp(log_evidence)
+        evidence, last_switch = evidence + joint, last_switch + joint * switches[-1]
+        last_state += joint * means[-1]
+    return np.array([evidence, last_switch, last_state])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("below", [0.5, 1.0])
+def test_a_switching_model_has_the_evidence_of_kalman_filters_for_all_switches(below):
+    """Within 5 standard errors, and so are the weighted sums of the last switch and the last state."""
+
+    def of(rng_key):
+        weighed = run(Weighed(below), switching_model, switching_guide, {}, {}, 6, jnp.asarray(X), seed=rng_key)
+        w = jnp.exp(weighed.log_weight) / 6
+        return w.sum(), (w * weighed.latents["s"][:, -1]).sum(), (w * weighed.latents["z"][:, -1]).sum()
+
+    found = np.stack(jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(2), 20_000)))
+    errors, exact = found.std(axis=1) / np.sqrt(found.shape[1]), exact_switching()
+    assert (np.abs(found.mean(axis=1) - exact) < 5 * errors).all(), (found.mean(axis=1), exact, errors)
+    assert (errors < 0.05 * np.abs(exact)).all()
