@@ -122,6 +122,7 @@ class ResampledParticle:
     def run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Recorded]:
         """Log-weight at the end, and what was recorded of each step."""
         rng_key = jax.random.fold_in(programs.guide.key_of(index), _ANCESTORS_KEY)  # the same for all particles
+        own = lax.axis_index(PARTICLES)  # in the body of the scan it could be taken for a constant, to be known at once
         last = 0 if steps.reverse else steps.length - 1
 
         def step(carry: tuple[State, jax.Array], x_and_position: tuple) -> tuple[tuple[State, jax.Array], Recorded]:
@@ -129,7 +130,7 @@ class ResampledParticle:
             state, scored = steps.step(state, x, position)
             log_w = log_w + _log_weight(scored.log_p, scored.log_q)
             all_log_w = lax.all_gather(log_w, PARTICLES)
-            num, own = len(all_log_w), lax.axis_index(PARTICLES)
+            num = len(all_log_w)
             ess = weights.summarise(lax.stop_gradient(all_log_w)).effective_sample_size  # decides, and trains nothing
             resamples = weights.alive(all_log_w) & (ess < self.below * num) & (position != last)
             # Ancestors are constants: the gradient of which particles are kept is left out.
