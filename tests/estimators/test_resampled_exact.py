@@ -15,13 +15,13 @@ from numpyro.contrib.control_flow import scan
 import rws_jax
 from rws_jax.estimators import score, weights
 from rws_jax.estimators.bound import theta_loss
-from tests.estimators.test_resampled import Weighed, resampled, run
+from tests.estimators.test_resampled import ORDINARY, Weighed, resampled, run
 from tests.posterior.exact import linear
 
 # ---- two particles and two steps: all that can happen, with its probability
 
 SEEN = jnp.array([1, 0])
-THETA, PHI = {"stays": 0.6, "shows": 0.9}, {"start": -0.4, "moves": 0.7, "reads": 0.5}
+THETA, PHI = {"stays": 0.6, "shows": 0.9}, {"loud": 0.3, "start": -0.4, "moves": 0.7, "reads": 0.5}
 
 
 def log_bernoulli(logits, value):
@@ -29,13 +29,14 @@ def log_bernoulli(logits, value):
 
 
 def chain_model(y, cannot=None):
-    """Two states; in the state `cannot` nothing is ever seen at the first step."""
+    """Two states, and one more for all steps; in the state `cannot` nothing is ever seen at the first step."""
     stays, shows = numpyro.param("stays", 0.6), numpyro.param("shows", 0.9)
+    g = numpyro.sample("g", dist.Bernoulli(0.5))
 
     def step(carry, y):
         z, t = carry
         z = numpyro.sample("z", dist.Bernoulli(logits=stays * (2.0 * z - 1.0)))
-        numpyro.sample("y", dist.Bernoulli(logits=shows * (2.0 * z - 1.0)), obs=y)
+        numpyro.sample("y", dist.Bernoulli(logits=shows * (1.0 + g) * (2.0 * z - 1.0)), obs=y)
         if cannot is not None:
             numpyro.factor("cannot", jnp.where((z == cannot) & (t == 0), -jnp.inf, 0.0))
         return (z, t + 1), None
@@ -44,37 +45,47 @@ def chain_model(y, cannot=None):
 
 
 def chain_guide(y, cannot=None):
-    start, moves, reads = (numpyro.param(name, value) for name, value in PHI.items())
-    step = lambda z, y: (numpyro.sample("z", dist.Bernoulli(logits=start + moves * z + reads * y)), None)
+    loud, start, moves, reads = (numpyro.param(name, value) for name, value in PHI.items())
+    g = numpyro.sample("g", dist.Bernoulli(logits=loud))
+    step = lambda z, y: (numpyro.sample("z", dist.Bernoulli(logits=start * (1.0 - g) + moves * z + reads * y)), None)
     scan(step, 0, y)
 
 
-def densities(theta, phi, previous, z, t, cannot):
-    """Log p(z_t, y_t | z_{t-1}) and log q(z_t | z_{t-1}, y)."""
+def densities(theta, phi, g, previous, z, t, cannot):
+    """Log p(z_t, y_t | z_{t-1}, g) and log q(z_t | z_{t-1}, g, y)."""
     log_p = log_bernoulli(theta["stays"] * (2.0 * previous - 1.0), z)
-    log_p = log_p + log_bernoulli(theta["shows"] * (2.0 * z - 1.0), SEEN[t])
+    log_p = log_p + log_bernoulli(theta["shows"] * (1.0 + g) * (2.0 * z - 1.0), SEEN[t])
     log_p = jnp.where((z == cannot) & (t == 0), -jnp.inf, log_p)
-    return log_p, log_bernoulli(phi["start"] + phi["moves"] * previous + phi["reads"] * SEEN[t], z)
+    return log_p, log_bernoulli(phi["start"] * (1.0 - g) + phi["moves"] * previous + phi["reads"] * SEEN[t], z)
 
 
-def by_hand(theta, phi, z, ancestors, resamples, cannot):
+@partial(jax.jit, static_argnames="cannot")
+def first_step(theta, phi, g, z, cannot):
+    """Weights after it, and log densities of what the guide draws before and at it."""
+    log_q_before = log_bernoulli(phi["loud"], g)
+    log_p, log_q = densities(theta, phi, g, jnp.zeros(2, int), z, 0, cannot)
+    return jnp.exp(jnp.log(0.5) + log_p - jax.lax.stop_gradient(log_q_before + log_q)), log_q_before, log_q
+
+
+@partial(jax.jit, static_argnames="cannot")
+def by_hand(theta, phi, g, z, ancestors, resamples, cannot):
     """Both losses of one outcome, ``z[t, k]``, whose gradients hold weights, draws and ancestors constant."""
-    log_p, log_q = densities(theta, phi, jnp.zeros(2, int), z[0], 0, cannot)
-    first, stop = jnp.exp(log_p - jax.lax.stop_gradient(log_q)), jax.lax.stop_gradient
-    log_p, last_log_q = densities(theta, phi, z[0][ancestors], z[1], 1, cannot)
+    first, log_q_before, log_q = first_step(theta, phi, g, z[0], cannot)
+    log_p, last_log_q = densities(theta, phi, g[ancestors], z[0][ancestors], z[1], 1, cannot)
     before = jnp.where(resamples, first.sum() / 2, first)
-    last = before * jnp.exp(log_p - stop(last_log_q))
-    w = [stop(weight / jnp.maximum(weight.sum(), 1e-30)) for weight in (first, last)]
+    last = before * jnp.exp(log_p - jax.lax.stop_gradient(last_log_q))
+    w = [jax.lax.stop_gradient(weight / jnp.maximum(weight.sum(), 1e-30)) for weight in (first, last)]
     log_evidence = jnp.log(jnp.where(last.sum() > 0, last.sum() / 2, 1.0))
-    return -log_evidence, -(w[0] * log_q).sum() - (w[1] * last_log_q).sum(), last.sum() / 2
+    of_g = jnp.stack([(w[1] * (ancestors == k)).sum() for k in range(2)])  # all that comes of each
+    phi_loss = -(of_g * log_q_before).sum() - (w[0] * log_q).sum() - (w[1] * last_log_q).sum()
+    return -log_evidence, phi_loss, last.sum() / 2
 
 
 def outcomes(theta, phi, below, cannot):
     """Draws, ancestors and probability of all that can happen; the uniform number of ancestors is integrated over."""
-    for z in product((0, 1), repeat=4):
-        z = np.array(z).reshape(2, 2)
-        log_p, log_q = densities(theta, phi, np.zeros(2, int), jnp.asarray(z[0]), 0, cannot)
-        w, probability = np.exp(np.float64(log_p) - np.float64(log_q)), np.exp(np.float64(log_q).sum())
+    for drawn in product((0, 1), repeat=6):
+        g, *z = np.array(drawn).reshape(3, 2)
+        w, log_q_before, log_q = (np.asarray(x, np.float64) for x in first_step(theta, phi, g, z[0], cannot))
         resamples = w.sum() > 0 and w.sum() ** 2 / (w**2).sum() < 2 * below
         # The positions are u / 2 and (1 + u) / 2: the second may have ancestor 0 as well, or the first ancestor 1.
         share = w[0] / w.sum() if resamples else 0.5
@@ -83,18 +94,17 @@ def outcomes(theta, phi, below, cannot):
         else:
             cells = {(0, 1): 2 * share, (1, 1): 1 - 2 * share}
         for ancestors, length in cells.items():
-            _, last_log_q = densities(theta, phi, z[0][list(ancestors)], jnp.asarray(z[1]), 1, cannot)
-            total = probability * length * np.exp(np.float64(last_log_q).sum())
-            if total > 0:
-                yield z, ancestors, resamples, total
+            own = list(ancestors)
+            _, last_log_q = densities(theta, phi, g[own], z[0][own], z[1], 1, cannot)
+            probability = length * np.exp((log_q_before + log_q + np.asarray(last_log_q, np.float64)).sum())
+            if probability > 0:
+                yield drawn, ancestors, resamples, probability
 
 
 def exact_evidence(theta, cannot):
-    total = 0.0
-    for first, last in product((0, 1), repeat=2):
-        of = lambda previous, z, t: densities(theta, PHI, jnp.array(previous), jnp.array(z), t, cannot)[0]
-        total += np.exp(float(of(0, first, 0) + of(first, last, 1)))
-    return total
+    g, first, last = jnp.array(list(product((0, 1), repeat=3))).T
+    log_p = densities(theta, PHI, g, jnp.zeros(8, int), first, 0, cannot)[0]
+    return np.exp(np.asarray(log_p + densities(theta, PHI, g, first, last, 1, cannot)[0], np.float64)).sum() / 2
 
 
 @pytest.mark.slow
@@ -112,6 +122,10 @@ def test_expected_evidence_and_gradients_equal_enumeration(below, cannot):
     """Whole runs of many seeds, of which each possible outcome counts once, by its exact probability."""
     model, guide = partial(chain_model, cannot=cannot), partial(chain_guide, cannot=cannot)
 
+    def own_before(rng_key):
+        draw = lambda programs, index: ORDINARY.draw(programs, index).latents["g"]
+        return run(draw, model, guide, THETA, PHI, 2, SEEN, seed=rng_key)
+
     def of(rng_key):
         def losses(theta, phi):
             scored = resampled(below, model, guide, theta, phi, 2, SEEN, seed=rng_key)
@@ -121,10 +135,11 @@ def test_expected_evidence_and_gradients_equal_enumeration(below, cannot):
         found = run(Weighed(below), model, guide, THETA, PHI, 2, SEEN, seed=rng_key)
         recorded = found.recorded
         evidence = jnp.exp(weights.bound(found.log_weight))
-        return recorded.latents["z"].T, recorded.ancestor[:, 0], evidence, of_bound[0], plain[1], of_phi[1]
+        drawn = jnp.concatenate([own_before(rng_key), recorded.latents["z"].T.ravel()])
+        return drawn, recorded.ancestor[:, 0], evidence, of_bound[0], plain[1], of_phi[1]
 
-    ran = jax.tree.map(np.asarray, jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(0), 4000)))
-    seen = {(tuple(z.ravel()), tuple(a)): i for i, (z, a) in enumerate(zip(*ran[:2], strict=True))}
+    ran = jax.tree.map(np.asarray, jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(0), 40_000)))
+    seen = {(tuple(drawn), tuple(a)): i for i, (drawn, a) in enumerate(zip(*ran[:2], strict=True))}
     possible = list(outcomes(THETA, PHI, below, cannot))
     np.testing.assert_allclose(sum(probability for *_, probability in possible), 1.0, rtol=1e-6)
     slopes = jax.jit(
@@ -135,10 +150,11 @@ def test_expected_evidence_and_gradients_equal_enumeration(below, cannot):
         )
     )
     found, expected = [], []
-    for z, ancestors, resamples, probability in possible:
-        run_of = seen[tuple(z.ravel()), ancestors]  # a KeyError: it can happen, and never does
+    for drawn, ancestors, resamples, probability in possible:
+        run_of = seen[drawn, ancestors]  # a KeyError: it can happen, and never does
         found.append(jax.tree.map(lambda leaf, i=run_of, p=probability: p * np.float64(leaf[i]), ran[2:]))
-        of_outcome = slopes(jnp.asarray(z), jnp.asarray(ancestors), resamples)
+        g, *z = np.array(drawn).reshape(3, 2)
+        of_outcome = slopes(g, np.stack(z), np.array(ancestors), resamples)
         expected.append(jax.tree.map(lambda leaf, p=probability: p * np.float64(leaf), of_outcome))
     assert len(possible) == len(seen)  # what happens can happen
     sum_of = lambda trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)
