@@ -122,7 +122,6 @@ def test_several_series_and_several_devices():
 
 
 @pytest.mark.slow
-@pytest.mark.floors
 @pytest.mark.usefixtures("allow_key_reuse")  # by NumPyro
 def test_svi_runs_and_updates_alike():
     # SVI.run knows its data while it compiles, and what is made of these alone is computed at once.
