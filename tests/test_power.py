@@ -10,7 +10,20 @@ import pytest
 import rws_jax
 from rws_jax.checks import masks
 from rws_jax.core import draws, sites, supports
-from rws_jax.estimators import bound, defensive, dreg, score, scored, sleep, vimco, wake, weights
+from rws_jax.estimators import (
+    bound,
+    defensive,
+    dreg,
+    nested,
+    nested_weights,
+    score,
+    scored,
+    sleep,
+    vimco,
+    wake,
+    weights,
+)
+from rws_jax.estimators import resampling as estimators_resampling
 from rws_jax.execution import chunked, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.guides import arguments, axes, context, networks, proposing
@@ -19,12 +32,12 @@ from rws_jax.posterior import evidence_particle
 from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
 from rws_jax.posterior.predictive import predictive_particles
-from rws_jax.posterior.samples import estimate, layout, psis, resampling, weighted
-from rws_jax.programs import density, handlers, held, independence, predict, program
+from rws_jax.posterior.samples import estimate, layout, psis, weighted
+from rws_jax.programs import density, handlers, held, independence, levels, predict, program
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
-from tests.estimators import test_exact
+from tests.estimators import test_exact, test_nested, test_nested_weights
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one, test_ragged
 from tests.guides import test_compile_guide, test_plates, test_proposals, test_sequences
 from tests.guides import test_routes as test_routes_of_guides
@@ -39,7 +52,7 @@ from tests.posterior import (
     test_weighted,
 )
 from tests.posterior import test_evaluate as test_posterior_evaluate
-from tests.programs import test_conditioned, test_held, test_independence, test_user_programs
+from tests.programs import test_conditioned, test_held, test_independence, test_levels, test_user_programs
 from tests.training import (
     test_describe,
     test_evaluate,
@@ -119,6 +132,12 @@ def compiled_anew(test):
     return run
 
 
+nested_by_hand = lambda name: compiled_anew(
+    partial(test_nested.test_losses_and_gradients_are_those_of_formulas_by_hand, name)
+)
+nested_expected = lambda *case: compiled_anew(partial(test_nested.test_expectations_equal_enumeration, *case))
+nested_dying = lambda *case: compiled_anew(partial(test_nested.test_expectations_where_particles_can_die, *case))
+
 # name -> module, a piece of its source, what it is replaced by, a test that must then fail
 MUTATIONS = {
     "draws not detached": (
@@ -128,9 +147,9 @@ MUTATIONS = {
         closing_over(rws_jax.wake_phi_loss, {}),
     ),
     "weights not detached": (
-        score,
-        "w = weights.normalise(lax.stop_gradient(scored.log_weights))",
-        "w = weights.normalise(scored.log_weights)",
+        scored,
+        "weights.normalise(log_w), weights.score_baseline",
+        "weights.normalise(self.log_weights), weights.score_baseline",
         by_hand("one latent"),
     ),
     "proposal not detached": (scored, "lax.stop_gradient(self.log_r)", "self.log_r", by_hand("one latent")),
@@ -141,9 +160,9 @@ MUTATIONS = {
         closing_over(rws_jax.sleep_phi_loss, {}),
     ),
     "baseline not detached": (
-        score,
-        "lax.stop_gradient(weights.log_weights(scored.log_q, scored.log_r))",
-        "weights.log_weights(scored.log_q, scored.log_r)",
+        scored,
+        "lax.stop_gradient(weights.log_weights(self.log_q, self.log_r))",
+        "weights.log_weights(self.log_q, self.log_r)",
         by_hand("one latent"),
     ),
     "score left in dreg": (
@@ -215,7 +234,7 @@ MUTATIONS = {
     ),
     "1/K forgotten in the bound": (
         weights,
-        "jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[0])",
+        "jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[axis])",
         "jnp.where(live, total, -jnp.inf)",
         expected("guide"),
     ),
@@ -306,7 +325,7 @@ MUTATIONS = {
     ),
     "one draw for all particles": (
         handlers,
-        "jax.random.fold_in(rng_key, self.index.particle)",
+        'jax.random.fold_in(rng_key, self.index.number_in(msg.get("cond_indep_stack", ())))',
         "jax.random.fold_in(rng_key, 0)",
         test_losses.test_a_particle_depends_on_the_seed_and_its_index_alone,
     ),
@@ -541,7 +560,7 @@ MUTATIONS = {
         partial(test_importance.test_evidence_means_and_variances_are_the_exact_ones, "branching"),
     ),
     "particles taken whatever they weigh": (
-        resampling,
+        estimators_resampling,
         "cumulative = jnp.cumsum(w, axis=0)",
         "cumulative = jnp.cumsum(jnp.ones_like(w), axis=0)",
         compiled_anew(partial(test_weighted.test_resampling_is_unbiased, "systematic")),
@@ -560,8 +579,8 @@ MUTATIONS = {
     ),
     "evidence of NaN as of data that cannot be": (
         evidence_particle,
-        "jnp.where(has_nan, jnp.nan, scored.log_weights)",
-        "scored.log_weights",
+        "jnp.where(has_nan, jnp.nan, draw.log_weights)",
+        "draw.log_weights",
         compiled_anew(test_posterior_evaluate.test_dead_units_and_nan_are_said_and_leave_the_others_alone),
     ),
     "held parameters not detached": (
@@ -641,6 +660,121 @@ MUTATIONS = {
         "stop = lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, Tracer) else leaf",
         "stop = lambda leaf: leaf",
         test_proposals.test_no_gradient_reaches_the_prior,
+    ),
+    "local particles summed and not averaged": (
+        nested_weights,
+        "_summed(weights.bound(log_w[number], -(num_dims + 1)), levels[number])",
+        "_summed(weights.bound(log_w[number], -(num_dims + 1)) + jnp.log(log_w[number].shape[-(num_dims + 1)]),"
+        " levels[number])",
+        nested_expected("independent", "mean-field"),
+    ),
+    "a local weight without those around it": (
+        nested_weights,
+        "w.append(jnp.expand_dims(w[parent], axis) * weights.normalise(log_w[number], axis))",
+        "w.append(jnp.ones_like(jnp.expand_dims(w[parent], axis)) * weights.normalise(log_w[number], axis))",
+        nested_expected("common", "dependent"),
+    ),
+    "elements summed over the wrong plate": (
+        nested_weights,
+        "jnp.sum(x, axis=level.summed, keepdims=True)",
+        "jnp.sum(x, axis=-1, keepdims=True)",
+        partial(test_nested_weights.test_weights_are_those_of_a_recursion_over_all_particles, "units to the right"),
+    ),
+    "a local baseline of 1/K": (
+        nested_weights,
+        "share.append(share[parent] / log_w[number].shape[axis])",
+        "share.append(share[parent])",
+        test_nested_weights.test_hand_numbers_of_two_globals_and_one_element,
+    ),
+    "a local baseline that depends on its own draw": (
+        nested_weights,
+        "others_alive = weights.num_others_alive(log_w[number], axis) > 0",
+        "others_alive = jnp.expand_dims(~is_dead, axis)",
+        nested_dying("independent", "dependent"),
+    ),
+    "a local baseline in dead units": (
+        nested_weights,
+        "(dead[parent] - is_dead.astype(int) == 0) & rest_alive[parent]",
+        "(dead[parent] - is_dead.astype(int) >= 0) & rest_alive[parent]",
+        test_nested_weights.test_two_elements_multiply,
+    ),
+    "a baseline that forgets what is further out": (
+        nested_weights,
+        "== 0) & rest_alive[parent]",
+        "== 0)",
+        partial(
+            test_nested_weights.test_baselines_do_not_depend_on_the_particle_itself_and_are_zero_in_dead_units,
+            "three levels",
+        ),
+    ),
+    "dead draws of the level itself not counted": (
+        nested_weights,
+        "count = (own[number] == -jnp.inf).astype(int)",
+        "count = jnp.zeros_like(own[number], int)",
+        partial(
+            test_nested_weights.test_baselines_do_not_depend_on_the_particle_itself_and_are_zero_in_dead_units,
+            "siblings",
+        ),
+    ),
+    "nested weights not detached": (
+        nested,
+        "nested_weights(lax.stop_gradient(self.own_log_weights)",
+        "nested_weights((self.own_log_weights)",
+        nested_expected("common", "mean-field"),
+    ),
+    "nested proposals not detached": (
+        nested,
+        "weights.log_weights(p, lax.stop_gradient(q))",
+        "weights.log_weights(p, q)",
+        nested_expected("common", "mean-field"),
+    ),
+    "common local numbers in place of independent ones": (
+        program,
+        "numbers[-1] if self.common else",
+        "numbers[-1] if not self.common else",
+        compiled_anew(test_nested.test_which_draws_are_the_same),
+    ),
+    "two local particles with one number": (
+        program,
+        "outer * self.size + own",
+        "outer + own",
+        compiled_anew(test_nested.test_which_draws_are_the_same),
+    ),
+    "a local number of the wrong level": (
+        program,
+        "max(around)[1]",
+        "min(around)[1]",
+        compiled_anew(test_nested.test_which_draws_are_the_same),
+    ),
+    "a local number that is not folded in the body of a scan": (
+        handlers,
+        'self.index.number_in(msg["cond_indep_stack"])',
+        "self.index.particle",
+        compiled_anew(test_nested.test_which_draws_are_the_same_in_a_scan),
+    ),
+    "a key in the body of a scan that depends on the particle": (
+        handlers,
+        'msg["type"] == "control_flow" or msg.get("is_of_site")',
+        'msg["type"] == "control_flow"',
+        compiled_anew(test_nested.test_which_draws_are_the_same_in_a_scan),
+    ),
+    "data of inner plates outside of them": (
+        levels,
+        "_innermost(within, sets) == plates)",
+        "within == plates)",
+        nested_by_hand("three levels"),
+    ),
+    "plates of the parent summed as well": (
+        levels,
+        "summed=tuple(sorted(frame.dim for frame in plates - outer))",
+        "summed=tuple(sorted(frame.dim for frame in plates))",
+        nested_by_hand("three levels"),
+    ),
+    "crossed plates not refused": (
+        levels,
+        "if not outer < inner:",
+        "if not outer:",
+        partial(test_levels.test_plates_that_cannot_have_local_particles_are_refused_by_init_and_losses, "crossed"),
     ),
     "covariates apart from their data": (
         arguments,

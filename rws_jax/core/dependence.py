@@ -70,10 +70,15 @@ def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
     if name == "is_finite" or (name in ("eq", "ne") and eqn.invars[0] is eqn.invars[1]):  # what is a number
         return [0]
     if name == "scan":
-        split = params["num_consts"], params["num_consts"] + params["num_carry"]
+        body = _opened(params["jaxpr"])
+        # Rows are of one axis less than what is scanned over; the names of these parameters differ between releases.
+        is_row = lambda whole, inner: whole.aval.ndim != inner.aval.ndim
+        num_xs = sum(map(is_row, eqn.invars, body.invars))
+        num_carry = len(eqn.outvars) - sum(map(is_row, eqn.outvars, body.outvars))
+        split = len(into) - num_xs - num_carry, len(into) - num_xs
         carry = into[split[0] : split[1]]
         while True:
-            out = _outputs(params["jaxpr"].jaxpr, [*into[: split[0]], *carry, *into[split[1] :]])
+            out = _outputs(body, [*into[: split[0]], *carry, *into[split[1] :]])
             after = [a | b for a, b in zip(carry, out, strict=False)]
             if after == carry:
                 return [*carry, *out[len(carry) :]]
@@ -82,22 +87,26 @@ def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
         split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         carry = into[split[1] :]
         while True:
-            out = _outputs(params["body_jaxpr"].jaxpr, [*into[split[0] : split[1]], *carry])
-            again = _outputs(params["cond_jaxpr"].jaxpr, [*into[: split[0]], *carry])
+            out = _outputs(_opened(params["body_jaxpr"]), [*into[split[0] : split[1]], *carry])
+            again = _outputs(_opened(params["cond_jaxpr"]), [*into[: split[0]], *carry])
             after = [again[0] | a | b for a, b in zip(carry, out, strict=True)]
             if after == carry:
                 return carry
             carry = after
     if name == "cond":
-        branches = [_outputs(branch.jaxpr, into[1:]) for branch in params["branches"]]
+        branches = [_outputs(_opened(branch), into[1:]) for branch in params["branches"]]
         return [into[0] | _union(out) for out in zip(*branches, strict=True)]
     if name in _CALLS:
         if params.get("name") == _rws_jax_in_part.__name__:
             return [into[0] | into[1]]
         inner = [param for param in params.values() if isinstance(param, Jaxpr | ClosedJaxpr)]
         if len(inner) == 1:
-            return _outputs(inner[0].jaxpr if isinstance(inner[0], ClosedJaxpr) else inner[0], into)
+            return _outputs(_opened(inner[0]), into)
     return [_union(into)] * len(eqn.outvars)
+
+
+def _opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
 def _union(sets: Iterable[int]) -> int:

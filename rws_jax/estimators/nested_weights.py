@@ -69,19 +69,18 @@ def nested_weights(own: Sequence[jax.Array], levels: Sequence[LevelAxes], num_di
     """
     log_w = totals(own, levels, num_dims)
     w, baseline = [weights.normalise(log_w[0])], [weights.score_baseline(log_w[0], jnp.zeros_like(log_w[0]))]
-    # For each level: whether all else around a particle is alive, and the share 1/(K L ... L) of one particle.
-    rest_alive, share = [jnp.ones((), bool)], [1.0 / log_w[0].shape[0]]
-    dead = [_num_dead(number, own, log_w, levels, num_dims) for number in range(len(levels))]
+    # For each level: whether all around a particle's element is alive, and the share 1/(K L ... L) of one particle.
+    # If another particle of an element is alive, so is the element: whether it is does not depend on the particle.
+    around, share = [jnp.ones((), bool)], [1.0 / log_w[0].shape[0]]
     for number, level in enumerate(levels[1:], start=1):
         parent, axis = level.parent, -(num_dims + 1)
         assert parent is not None
         w.append(jnp.expand_dims(w[parent], axis) * weights.normalise(log_w[number], axis))
-        is_dead = ~weights.alive(log_w[number], axis)
-        elements_alive = (dead[parent] - is_dead.astype(int) == 0) & rest_alive[parent]
-        rest_alive.append(jnp.expand_dims(elements_alive, axis))
+        is_whole = _num_dead(parent, own, log_w, levels, num_dims) == 0
+        around.append(jnp.expand_dims(around[parent] & is_whole, axis))
         share.append(share[parent] / log_w[number].shape[axis])
         others_alive = weights.num_others_alive(log_w[number], axis) > 0
-        baseline.append(share[number] * (rest_alive[number] & others_alive))
+        baseline.append(share[number] * (around[number] & others_alive))
     return NestedWeights(log_w, w, baseline)
 
 

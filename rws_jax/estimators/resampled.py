@@ -4,6 +4,14 @@ r"""Particles that are resampled in time: both programs scan, and run in lockste
 
 After a step whose effective sample size has fallen below a share of the particles, these are drawn again in proportion
 to their weights, with all that they carry, and have equal weights from then on. The evidence stays unbiased.
+
+The gradient of the bound is that of the paths which are left at the end,
+
+.. math:: \sum_k \bar w_{T,k} \nabla_\theta \log p_\theta(z_{1:T,k}, x_{1:T})
+
+by Fisher's identity that of log evidence as the number of particles grows. The gradient of the estimate's own
+logarithm, ancestors constant (FIVO, Maddison et al. 2017, arXiv 1705.09279), is that of a filter: what follows a step
+does not bear upon it, and it is biased for any number of particles.
 """
 
 from dataclasses import dataclass
@@ -18,7 +26,7 @@ from rws_jax.checks import lockstep as checks
 from rws_jax.estimators import weights
 from rws_jax.estimators.resampling import systematic_ancestors
 from rws_jax.estimators.scored import Term
-from rws_jax.estimators.wake import WakeParticle, WeighedDraw
+from rws_jax.estimators.wake import WakeParticle, WeighedDraw, WeighedSteps
 from rws_jax.estimators.weights import PerParticle, WeightSummary
 from rws_jax.execution.vectorized import PARTICLES
 from rws_jax.programs.lockstep import Lockstep, Runs, State, lockstep
@@ -105,25 +113,12 @@ class ResampledParticle:
 
     def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
         """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
-        path, log_weight = self.path(programs, index)
-        runs = self.wake.run(programs, index, path)
-        units = self.wake.units_of(runs)
-        return WeighedDraw(path, log_weight.reshape(units.shape), units, runs.model)
-
-    def path(self, programs: Programs, index: Index) -> tuple[Draws, jax.Array]:
-        """The same as latents and log-weight."""
         steps = self.lockstep(programs, index)
         log_weight, recorded, _ = self.run(steps, programs, index)
-
-        def back(number: jax.Array, step: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
-            latents, ancestor = step
-            number = _taken(ancestor, number)
-            return number, jax.tree.map(lambda leaf: _taken(leaf, number), latents)
-
-        own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
-        number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
-        before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
-        return Draws(before | path, {}), log_weight
+        draws = Draws(_path(steps, recorded), {})
+        runs = self.wake.run(programs, index, draws)
+        units, of_steps = self.wake.units_of(runs), WeighedSteps(recorded.latents, recorded.log_w)
+        return WeighedDraw(draws, log_weight.reshape(units.shape), units, runs.model, of_steps)
 
     def lockstep(self, programs: Programs, index: Index) -> Lockstep:
         """Both programs as one sequence of steps."""
@@ -154,12 +149,14 @@ class ResampledParticle:
             num = len(all_log_w)
             ess = weights.summarise(lax.stop_gradient(all_log_w)).effective_sample_size  # decides, and trains nothing
             resamples = weights.alive(all_log_w) & (ess < self.below * num) & (position != last)
-            # Ancestors are constants: the gradient of which particles are kept is left out.
             ancestors = systematic_ancestors(jax.random.fold_in(rng_key, position), lax.stop_gradient(all_log_w))
             ancestor = jnp.where(resamples, ancestors[own], own)
             state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])
             origin = jax.tree.map(lambda leaf: _taken(leaf, ancestor), origin)
-            after = jnp.where(resamples, weights.bound(all_log_w), log_w)
+            # All are of equal weight from here on; the gradient is that of the path that has led to each of them.
+            path = jnp.where(resamples, all_log_w[ancestor], 0.0)
+            equal = lax.stop_gradient(weights.bound(all_log_w)) + weights.gradient_only(path)
+            after = jnp.where(resamples, equal, log_w)
             return (state, after, origin), Recorded(log_w, scored.log_q, scored.latents, ancestor)
 
         log_w = _log_weight(steps.before.log_p, steps.before.log_q)
@@ -167,6 +164,20 @@ class ResampledParticle:
         xs = steps.xs, jnp.arange(steps.length)
         (_, log_w, origin), recorded = lax.scan(step, start, xs, steps.length, steps.reverse)
         return log_w, recorded, origin
+
+
+def _path(steps: Lockstep, recorded: Recorded) -> dict[str, jax.Array]:
+    """Latents of a whole sequence, those before the scan among them, that led to a particle at the end."""
+
+    def back(number: jax.Array, step: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
+        latents, ancestor = step
+        number = _taken(ancestor, number)
+        return number, jax.tree.map(lambda leaf: _taken(leaf, number), latents)
+
+    own, xs = lax.axis_index(PARTICLES), (recorded.latents, recorded.ancestor)
+    number, path = lax.scan(back, own, xs, reverse=not steps.reverse)
+    before = jax.tree.map(lambda leaf: _taken(leaf, number), steps.before.latents)
+    return before | path
 
 
 def _taken(leaf: jax.Array, number: jax.Array) -> jax.Array:

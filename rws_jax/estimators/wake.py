@@ -35,6 +35,14 @@ class WeighedDraw(NamedTuple):
     log_weights: OfUnits
     units: Units
     model_run: Trace  # at these draws
+    steps: "WeighedSteps | None" = None  # of particles that are resampled
+
+
+class WeighedSteps(NamedTuple):
+    """What is drawn at each step of a scan, with weights by the data up to it; leaves ``(time, *value)``."""
+
+    latents: dict[str, jax.Array]
+    log_weights: jax.Array
 
 
 class Weighing(Protocol):

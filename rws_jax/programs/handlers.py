@@ -140,10 +140,8 @@ class randomness(Messenger):
             fail_unseeded(self.role, where)
         if self.index.datum is not None:
             rng_key = jax.random.fold_in(rng_key, self.index.datum)
-        in_body = (
-            msg["type"] == "control_flow" and self.index.local is not None
-        )  # whose sites fold numbers of their own
-        if msg["type"] != "plate" and not in_body:
+        in_body = msg["type"] == "control_flow" or msg.get("is_of_site")  # whose sites fold numbers of their own
+        if msg["type"] != "plate" and not (in_body and self.index.local is not None):
             rng_key = jax.random.fold_in(rng_key, self.index.number_in(msg.get("cond_indep_stack", ())))
         msg["kwargs"]["rng_key"] = rng_key
 
@@ -163,9 +161,12 @@ class given_values(Messenger):
         self.steps = steps  # None outside of control flow
         self.minibatches: list[Any] = []  # indices of all plates whose records are seen
         self.conditioned: list[str] = []  # sites whose values are given by `numpyro.handlers.condition`
+        self.takes_key = False  # whether a key is asked for on behalf of a site, which handlers further out see
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
+        if self.takes_key:
+            msg["is_of_site"] = True
         if msg["type"] == "control_flow":
             self._enter(msg)
         if self.steps is not None:
@@ -185,7 +186,9 @@ class given_values(Messenger):
                 self.conditioned.append(msg["name"])
             if self.steps is not None and msg["value"] is None:
                 # The key that a draw takes, also if the value is given: what follows must see the same randomness.
+                self.takes_key = True
                 rng_key: Any = numpyro.prng_key()
+                self.takes_key = False
                 if self.index.local is not None:
                     rng_key = jax.random.fold_in(rng_key, self.index.number_in(msg["cond_indep_stack"]))
                 msg["kwargs"]["rng_key"] = rng_key

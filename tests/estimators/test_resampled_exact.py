@@ -64,28 +64,29 @@ def first_step(theta, phi, g, z, cannot):
     """Weights after it, and log densities of what the guide draws before and at it."""
     log_q_before = log_bernoulli(phi["loud"], g)
     log_p, log_q = densities(theta, phi, g, jnp.zeros(2, int), z, 0, cannot)
-    return jnp.exp(jnp.log(0.5) + log_p - jax.lax.stop_gradient(log_q_before + log_q)), log_q_before, log_q
+    log_p = jnp.log(0.5) + log_p
+    return log_p, jnp.exp(log_p - log_q_before - log_q), log_q_before, log_q
 
 
 @partial(jax.jit, static_argnames="cannot")
 def by_hand(theta, phi, g, z, ancestors, resamples, cannot):
-    """Both losses of one outcome, ``z[t, k]``, whose gradients hold weights, draws and ancestors constant."""
-    first, log_q_before, log_q = first_step(theta, phi, g, z[0], cannot)
+    """Losses of one outcome, ``z[t, k]``, whose gradients are those of the formulas, and its evidence."""
+    first_log_p, first, log_q_before, log_q = first_step(theta, phi, g, z[0], cannot)
     log_p, last_log_q = densities(theta, phi, g[ancestors], z[0][ancestors], z[1], 1, cannot)
-    before = jnp.where(resamples, first.sum() / 2, first)
-    last = before * jnp.exp(log_p - jax.lax.stop_gradient(last_log_q))
+    last = jnp.where(resamples, first.sum() / 2, first) * jnp.exp(log_p - last_log_q)
     w = [jax.lax.stop_gradient(weight / jnp.maximum(weight.sum(), 1e-30)) for weight in (first, last)]
-    log_evidence = jnp.log(jnp.where(last.sum() > 0, last.sum() / 2, 1.0))
+    path = first_log_p[ancestors] + log_p  # of what is left at the end
     of_g = jnp.stack([(w[1] * (ancestors == k)).sum() for k in range(2)])  # all that comes of each
+    theta_loss = -jnp.where(w[1] > 0, w[1] * jnp.where(w[1] > 0, path, 0.0), 0.0).sum()
     phi_loss = -(of_g * log_q_before).sum() - (w[0] * log_q).sum() - (w[1] * last_log_q).sum()
-    return -log_evidence, phi_loss, last.sum() / 2
+    return theta_loss, phi_loss, last.sum() / 2
 
 
 def outcomes(theta, phi, below, cannot):
     """Draws, ancestors and probability of all that can happen; the uniform number of ancestors is integrated over."""
     for drawn in product((0, 1), repeat=6):
         g, *z = np.array(drawn).reshape(3, 2)
-        w, log_q_before, log_q = (np.asarray(x, np.float64) for x in first_step(theta, phi, g, z[0], cannot))
+        _, w, log_q_before, log_q = (np.asarray(x, np.float64) for x in first_step(theta, phi, g, z[0], cannot))
         resamples = w.sum() > 0 and w.sum() ** 2 / (w**2).sum() < 2 * below
         # The positions are u / 2 and (1 + u) / 2: the second may have ancestor 0 as well, or the first ancestor 1.
         share = w[0] / w.sum() if resamples else 0.5

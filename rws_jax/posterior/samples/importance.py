@@ -1,5 +1,6 @@
 """`importance_sample` and `sample_posterior`: the latents of given data, by a trained guide and the model's weights."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -8,12 +9,13 @@ import jax
 from rws_jax.arguments import trained_programs_of
 from rws_jax.checks.arguments import check_int, check_rng_key
 from rws_jax.core.layers import Params, ProgramFn
+from rws_jax.estimators.wake import WeighedSteps
 from rws_jax.execution.ragged import Ragged
 from rws_jax.options import RunOptions, SamplingOptions
 from rws_jax.options.taking import takes
 from rws_jax.posterior.running import run
 from rws_jax.posterior.samples.weighted import WeightedSamples
-from rws_jax.posterior.samples.weighted_draw import GuideDrawParticle, WeightedDrawParticle
+from rws_jax.posterior.samples.weighted_draw import Dims, GuideDrawParticle, WeightedDrawParticle
 
 
 @takes(SamplingOptions)
@@ -79,14 +81,16 @@ def importance_sample(
     drawn = run(WeightedDrawParticle(options.wake.estimator.particle), programs, options.num, options.execution)
     plates = {name for _, dims in drawn.latents.kinds if isinstance(dims, tuple) for name in dims}
     data = () if options.data.count(programs) is None else (_free_name("datum", plates),)
+    dims = {name: data + dims for name, dims in drawn.latents.kinds if isinstance(dims, tuple)}
     return WeightedSamples(
         samples=drawn.latents.values,
         log_weights=drawn.log_weights,
         present=drawn.latents.present,
-        dims=tuple((name, data + dims) for name, dims in drawn.latents.kinds if isinstance(dims, tuple)),
+        dims=tuple(dims.items()),
         units=data + drawn.units,
         scale=drawn.scale,
-        resampled=options.resample is not None,
+        resampled=drawn.steps is not None,
+        filtering=drawn.steps and _filtering(drawn.steps, dims, data),
     )
 
 
@@ -150,6 +154,15 @@ def sample_posterior(
     how = {option.name: getattr(options, option.name) for option in fields(options)}
     weighted = importance_sample(sample_key, params, model, guide, *args, num_particles=num_particles, **how, **kwargs)
     return weighted.resample(resample_key, num_samples)
+
+
+def _filtering(steps: WeighedSteps, dims: Mapping[str, Dims], data: tuple[str, ...]) -> WeightedSamples:
+    """Draws of each step, which is a unit: the first axis of a site of a scan."""
+    step = _free_name("step", {name for own in dims.values() for name in own})
+    num = len(data)
+    of_steps = {name: (*own[:num], step, *own[num + 1 :]) for name, own in dims.items() if name in steps.latents}
+    samples = {name: steps.latents[name] for name in of_steps}
+    return WeightedSamples(samples, steps.log_weights, {}, tuple(of_steps.items()), (*data, step), resampled=True)
 
 
 def _free_name(name: str, taken: set[str | None]) -> str:

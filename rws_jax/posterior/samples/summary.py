@@ -23,7 +23,11 @@ def summary(weighted: "WeightedSamples") -> str:
     """Units, evidence, effective sample size, share of units with k-hat above 0.7, and what to do about it."""
     log_weights = np.asarray(weighted.log_weights)
     num, shape = len(log_weights), log_weights.shape[1:]
-    head = f"WeightedSamples: {_counted(num, 'particle')} of {_units(weighted.units, shape)}"
+    units = _units(weighted.units, shape)
+    if _of_steps(weighted):
+        units = f"each of {_counted(shape[-1], 'step')}, by the data up to it"
+        units += f", in each of {math.prod(shape[:-1]):,} data" if len(shape) > 1 else ""
+    head = f"WeightedSamples: {_counted(num, 'particle')} of {units}"
     lines = {"latents": ", ".join(f"{name} {entry(value)}" for name, value in weighted.samples.items()) or "none"}
     if not math.prod(shape):
         return _written(head, lines, [])
@@ -32,7 +36,7 @@ def summary(weighted: "WeightedSamples") -> str:
         tail = "not known of particles that were resampled"
         sentences.append(
             "Particles were resampled along the scan, and share ancestors. No standard error is known, and the"
-            " effective sample size is that of the weights at the end: draw by other keys to see how far estimates"
+            " effective sample size is that of the last weights alone: draw by other keys to see how far estimates"
             " move."
         )
     elif not is_available():
@@ -48,7 +52,10 @@ def summary(weighted: "WeightedSamples") -> str:
         tail = f"above {THRESHOLD} in {np.sum(k > THRESHOLD):,} of {_counted(k.size, 'unit')}"
         if k.size == 1:
             tail = "none, as the weights have no tail" if np.all(k == -np.inf) else f"{k.item():.2f}"
-    lines |= _estimates(weighted, trusted) | {"Pareto k-hat": tail}
+    estimates = _estimates(weighted, trusted)
+    if _of_steps(weighted):
+        estimates.pop("log evidence")  # of data that contain one another there is no sum
+    lines |= estimates | {"Pareto k-hat": tail}
     return _written(head, lines, sentences)
 
 
@@ -161,6 +168,11 @@ def _units(units: tuple[str, ...], shape: tuple[int, ...]) -> str:
     if math.prod(shape) == 1:
         return f"one unit, the element of {plates}"
     return f"each of {_counted(math.prod(shape), 'unit')}, the elements of {plates}"
+
+
+def _of_steps(weighted: "WeightedSamples") -> bool:
+    """Whether these are the draws of single steps, each with weights by the data up to it."""
+    return weighted.resampled and weighted.filtering is None
 
 
 def _at(position: Any, shape: tuple[int, ...]) -> str:

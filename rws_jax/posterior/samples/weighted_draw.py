@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rws_jax.core.sites import Site, Trace, latent_sites
-from rws_jax.estimators.wake import Weighing
+from rws_jax.estimators.wake import WeighedSteps, Weighing
 from rws_jax.estimators.weights import PerParticle
 from rws_jax.execution.ragged import Ragged
 from rws_jax.posterior.evidence_particle import weighed
@@ -19,7 +19,9 @@ from rws_jax.programs.run import sample
 Dims = tuple[str | None, ...]  # the plate that each axis of a value belongs to
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["log_weights", "latents"], meta_fields=["units", "scale"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["log_weights", "latents", "steps"], meta_fields=["units", "scale"]
+)
 @dataclass(frozen=True)
 class WeightedDraw:
     """Latents and log-weights of one particle, or of all of them side by side."""
@@ -28,6 +30,7 @@ class WeightedDraw:
     latents: Ragged  # kinds are `Dims`
     units: tuple[str, ...]  # the plate that each axis of the log-weights of one particle belongs to
     scale: float
+    steps: WeighedSteps | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,10 @@ class WeightedDrawParticle:
 
     def __call__(self, programs: Programs, index: Index) -> WeightedDraw:
         """Draw and weigh."""
-        draws, log_weights, units, model_run = weighed(self.wake, programs, index)
+        draws, log_weights, units, model_run, steps = weighed(self.wake, programs, index)
         sites = {name: site for name, site in latent_sites(model_run).items() if name in draws.latents}
         latents = Ragged.of({name: jnp.asarray(draws.latents[name]) for name in sites}, dims_of(sites))
-        return WeightedDraw(log_weights, latents, _names_of(units, model_run), units.scale)
+        return WeightedDraw(log_weights, latents, _names_of(units, model_run), units.scale, steps)
 
 
 @dataclass(frozen=True)
