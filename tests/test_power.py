@@ -16,6 +16,7 @@ from rws_jax.estimators import (
     dreg,
     nested,
     nested_weights,
+    resampled,
     score,
     scored,
     sleep,
@@ -33,11 +34,11 @@ from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
 from rws_jax.posterior.predictive import predictive_particles
 from rws_jax.posterior.samples import estimate, layout, psis, weighted
-from rws_jax.programs import density, handlers, held, independence, levels, predict, program
+from rws_jax.programs import density, handlers, held, independence, levels, lockstep, predict, program
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
-from tests.estimators import test_exact, test_nested, test_nested_weights
+from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
 from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one, test_ragged
 from tests.guides import test_compile_guide, test_plates, test_proposals, test_sequences
 from tests.guides import test_routes as test_routes_of_guides
@@ -136,6 +137,18 @@ nested_by_hand = lambda name: compiled_anew(
     partial(test_nested.test_losses_and_gradients_are_those_of_formulas_by_hand, name)
 )
 nested_expected = lambda *case: compiled_anew(partial(test_nested.test_expectations_equal_enumeration, *case))
+filter_by_hand = compiled_anew(
+    partial(
+        test_resampled.test_losses_and_gradients_are_those_of_a_particle_filter_by_hand,
+        test_resampled.ALWAYS,
+    )
+)
+filter_expected = compiled_anew(
+    partial(test_resampled_exact.test_expected_evidence_and_gradients_equal_enumeration, 0.9, None)
+)
+smoothed = compiled_anew(
+    test_resampled_exact.test_a_long_series_has_the_evidence_of_the_kalman_filter_and_the_means_of_the_smoother
+)
 nested_dying = lambda *case: compiled_anew(partial(test_nested.test_expectations_where_particles_can_die, *case))
 
 # name -> module, a piece of its source, what it is replaced by, a test that must then fail
@@ -775,6 +788,84 @@ MUTATIONS = {
         "if not outer < inner:",
         "if not outer:",
         partial(test_levels.test_plates_that_cannot_have_local_particles_are_refused_by_init_and_losses, "crossed"),
+    ),
+    "values that bodies close over left in place": (
+        lockstep,
+        "inputs = [*own_consts, *own_carry,",
+        "own_consts = [False] * len(own_consts)\n        inputs = [*own_consts, *own_carry,",
+        filter_expected,
+    ),
+    "carries left in place by resampling": (
+        resampled,
+        "state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])",
+        "state = state._replace(own=[_taken(leaf, own) for leaf in state.own])",
+        filter_by_hand,
+    ),
+    "the mean weight lost by resampling": (
+        resampled,
+        "lax.stop_gradient(weights.bound(all_log_w)) + weights.gradient_only(path)",
+        "weights.gradient_only(path)",
+        filter_by_hand,
+    ),
+    "the gradient of the path lost by resampling": (
+        resampled,
+        "lax.stop_gradient(weights.bound(all_log_w)) + weights.gradient_only(path)",
+        "lax.stop_gradient(weights.bound(all_log_w))",
+        filter_by_hand,
+    ),
+    "the gradient of a filter in place of that of paths": (
+        resampled,
+        "lax.stop_gradient(weights.bound(all_log_w)) + weights.gradient_only(path)",
+        "weights.bound(all_log_w)",
+        filter_by_hand,
+    ),
+    "draws weighed once they are resampled": (
+        resampled,
+        "Recorded(log_w, scored.log_q, scored.latents, ancestor)",
+        "Recorded(after, scored.log_q, scored.latents, ancestor)",
+        filter_by_hand,
+    ),
+    "a number of its own for each particle that is resampled": (
+        resampled,
+        "jax.random.fold_in(rng_key, position)",
+        "jax.random.fold_in(jax.random.fold_in(rng_key, position), own)",
+        filter_by_hand,
+    ),
+    "the same number at all steps": (
+        resampled,
+        "jax.random.fold_in(rng_key, position)",
+        "jax.random.clone(rng_key)",
+        filter_by_hand,
+    ),
+    "particles of the last step resampled": (
+        resampled,
+        " & (position != last)",
+        "",
+        filter_by_hand,
+    ),
+    "latents before a scan weighed by its first step": (
+        resampled,
+        "at_end = weights.normalise(lax.stop_gradient(self.log_weights))",
+        "at_end, number = weights.normalise(log_w), jnp.indices(log_w.shape)[0]",
+        filter_expected,
+    ),
+    "latents before a scan weighed by those in their places": (
+        resampled,
+        "origin = jax.tree.map(lambda leaf: _taken(leaf, ancestor), origin)",
+        "origin = origin",
+        filter_expected,
+    ),
+    "paths without their ancestors": (
+        resampled,
+        "number = _taken(ancestor, number)",
+        "number = number",
+        smoothed,
+    ),
+    "ancestors at numbers that all are up": (
+        estimators_resampling,
+        "(jnp.arange(num) + jax.random.uniform(rng_key, dtype=log_w.dtype)) / num",
+        "(jnp.arange(num) + 0.5 + 0.5 * jax.random.uniform(rng_key, dtype=log_w.dtype)) / num",
+        filter_by_hand,
     ),
     "covariates apart from their data": (
         arguments,

@@ -16,7 +16,7 @@ does not bear upon it, and it is biased for any number of particles.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,17 @@ class Recorded(NamedTuple):
     ancestor: jax.Array  # the particle that goes on from here in the place of this one, after resampling
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["log_weights", "log_w", "log_q"], meta_fields=["scale"])
+class Origins(NamedTuple):
+    """What was drawn before the scan, and who goes on with it; leaves ``(particles, *data)``."""
+
+    log_q: jax.Array  # of what a particle has drawn itself
+    number: jax.Array  # the particle that drew what this one has at the end
+    log_w: jax.Array  # after the first step
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["log_weights", "log_w", "log_q", "origins"], meta_fields=["scale"]
+)
 @dataclass(frozen=True)
 class ScoredSteps:
     """Log-weights of particles at the end, and at each step before it resamples; leaves ``(particles, *data, time)``.
@@ -55,18 +65,26 @@ class ScoredSteps:
 
     log_weights: PerParticle  # at the end, (particles, *data); their bound estimates the log evidence
     log_w: jax.Array  # after each step, of what was resampled before it
-    log_q: jax.Array  # log density of what each step draws; what comes before the scan counts with the first one
+    log_q: jax.Array  # log density of what each step draws
+    origins: Origins | None  # None: nothing is drawn before the scan
     scale: float = 1.0
 
     @property
     def terms(self) -> list[Term]:
         r"""What the guide learns from: each step's draws, by the weights after it, :math:`\bar w_{t,k}`.
 
-        The weights are those of the data up to then (Gu et al. 2015, arXiv 1506.03338).
+        The weights are those of the data up to then (Gu et al. 2015, arXiv 1506.03338). What is drawn before the scan
+        has the weights of all data: the sum of those at the end of the particles that have come from it.
         """
         log_w = lax.stop_gradient(self.log_w)  # weights and baseline train neither theta nor the proposals
         w, baseline = weights.normalise(log_w), weights.score_baseline(log_w, jnp.zeros_like(log_w))
-        return [Term(self.log_q, w, baseline)]
+        terms = [Term(self.log_q, w, baseline)]
+        if self.origins is not None:
+            log_q, number, log_w = lax.stop_gradient(self.origins)._replace(log_q=self.origins.log_q)  # as above
+            at_end = weights.normalise(lax.stop_gradient(self.log_weights))  # as above
+            w = jnp.zeros_like(at_end).at[number, *jnp.indices(at_end.shape)[1:]].add(at_end)
+            terms.append(Term(log_q, w, weights.score_baseline(log_w, jnp.zeros_like(log_w))))
+        return terms
 
     @property
     def summary(self) -> WeightSummary:
@@ -89,14 +107,14 @@ class ResampledParticle:
     def __call__(self, programs: Programs, index: Index) -> ScoredSteps:
         """Draw, score and resample."""
         steps = self.lockstep(programs, index)
-        log_weights, recorded = self.run(steps, programs, index)
-        log_q = recorded.log_q.at[steps.first].add(steps.before.log_q)
-        return ScoredSteps(log_weights, recorded.log_w, log_q)
+        log_weights, recorded, origin = self.run(steps, programs, index)
+        origins = None if origin is None else Origins(steps.before.log_q, origin, recorded.log_w[steps.first])
+        return ScoredSteps(log_weights, recorded.log_w, recorded.log_q, origins)
 
     def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
         """The path of a particle that is there at the end, traced back through its ancestors, and its log-weight."""
         steps = self.lockstep(programs, index)
-        log_weight, recorded = self.run(steps, programs, index)
+        log_weight, recorded, _ = self.run(steps, programs, index)
         draws = Draws(_path(steps, recorded), {})
         runs = self.wake.run(programs, index, draws)
         units, of_steps = self.wake.units_of(runs), WeighedSteps(recorded.latents, recorded.log_w)
@@ -114,32 +132,38 @@ class ResampledParticle:
 
         return lockstep(partial(self.wake.draw, programs), run, index)
 
-    def run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Recorded]:
-        """Log-weight at the end, and what was recorded of each step."""
+    def run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Recorded, jax.Array | None]:
+        """Log-weight at the end, what was recorded of each step, and who drew what this one has from before the scan.
+
+        The last is None if nothing is drawn there.
+        """
         rng_key = jax.random.fold_in(programs.guide.key_of(index), _ANCESTORS_KEY)  # the same for all particles
+        own = lax.axis_index(PARTICLES)  # in the body of the scan it could be taken for a constant, to be known at once
         last = 0 if steps.reverse else steps.length - 1
 
-        def step(carry: tuple[State, jax.Array], x_and_position: tuple) -> tuple[tuple[State, jax.Array], Recorded]:
-            (state, log_w), (x, position) = carry, x_and_position
+        def step(carry: tuple[State, jax.Array, Any], x_and_position: tuple) -> tuple[tuple, Recorded]:
+            (state, log_w, origin), (x, position) = carry, x_and_position
             state, scored = steps.step(state, x, position)
             log_w = log_w + _log_weight(scored.log_p, scored.log_q)
             all_log_w = lax.all_gather(log_w, PARTICLES)
-            num, own = len(all_log_w), lax.axis_index(PARTICLES)
+            num = len(all_log_w)
             ess = weights.summarise(lax.stop_gradient(all_log_w)).effective_sample_size  # decides, and trains nothing
             resamples = weights.alive(all_log_w) & (ess < self.below * num) & (position != last)
             ancestors = systematic_ancestors(jax.random.fold_in(rng_key, position), lax.stop_gradient(all_log_w))
             ancestor = jnp.where(resamples, ancestors[own], own)
             state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])
+            origin = jax.tree.map(lambda leaf: _taken(leaf, ancestor), origin)
             # All are of equal weight from here on; the gradient is that of the path that has led to each of them.
             path = jnp.where(resamples, all_log_w[ancestor], 0.0)
             equal = lax.stop_gradient(weights.bound(all_log_w)) + weights.gradient_only(path)
             after = jnp.where(resamples, equal, log_w)
-            return (state, after), Recorded(log_w, scored.log_q, scored.latents, ancestor)
+            return (state, after, origin), Recorded(log_w, scored.log_q, scored.latents, ancestor)
 
         log_w = _log_weight(steps.before.log_p, steps.before.log_q)
+        start = steps.start, log_w, own if steps.before.latents else None
         xs = steps.xs, jnp.arange(steps.length)
-        (_, log_w), recorded = lax.scan(step, (steps.start, log_w), xs, steps.length, steps.reverse)
-        return log_w, recorded
+        (_, log_w, origin), recorded = lax.scan(step, start, xs, steps.length, steps.reverse)
+        return log_w, recorded, origin
 
 
 def _path(steps: Lockstep, recorded: Recorded) -> dict[str, jax.Array]:

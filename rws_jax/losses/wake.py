@@ -144,7 +144,8 @@ def wake_phi_loss(
       local_numbers: whether these are drawn by ``"common"`` random numbers, the same for all K, or ``"independent"``
         ones. Common ones keep the weights of the K particles even where the plate is large.
       resample: ``"systematic"`` to resample particles along the `numpyro.contrib.control_flow.scan` that both programs
-        have, in one loop; each draw is then weighed at its own step. None for one weight of all steps.
+        have, in one loop; each draw is then weighed at its own step (Gu et al. 2015), and what is drawn before the
+        scan at the end, along ancestors. None for one weight of all steps.
       resample_below: resample after steps at which the effective sample size is below this share of the particles.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted, so programs
         may branch and recurse in Python on sampled values. Where sites differ between particles, all is one unit.

@@ -20,13 +20,14 @@ from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Trace, latent_sites, param_sites, trained_sites
 from rws_jax.core.supports import bounds, count_outside
 from rws_jax.core.trees import is_known, is_traced, trainable
+from rws_jax.estimators.wake import WakeRuns
 from rws_jax.execution.vectorized import Vectorized
 from rws_jax.options import SleepOptions, WakeOptions
 from rws_jax.programs.density import Units
 from rws_jax.programs.independence import check_independent
 from rws_jax.programs.leaks import check_no_real_data, reads_data
 from rws_jax.programs.levels import Levels
-from rws_jax.programs.program import Arguments, Index, Programs
+from rws_jax.programs.program import Arguments, Index, Program, Programs
 from rws_jax.programs.run import Draws, mutable_start, param_values, replay, sample
 from rws_jax.training.step_loss import StepLoss
 
@@ -96,8 +97,8 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
     if check_moves:
         _check_fixed_support(programs, index(), runs.guide)
     if options.structure.name is not None:  # its own checks are made as it is traced
-        whole = options.estimator.particle
-        jax.eval_shape(lambda: whole(programs, index()) if index().alone else Vectorized()(whole, programs, 2))
+        whole, known = options.estimator.particle, _with_initial_values(programs, runs)
+        jax.eval_shape(lambda: whole(known, index()) if index().alone else Vectorized()(whole, known, 2))
     sites.warn_of_auxiliary(runs.guide, runs.model)
     if index().datum is None:
         warn_of_one_unit(runs.model, runs.guide)
@@ -109,6 +110,17 @@ def _run_wake(programs: Programs, index: Callable[[], Index], options: WakeOptio
             particle.run(programs, index(), draws)  # the guide's draws, too, as one of the two draws a particle
         particle(programs, index())
     return PilotRuns(runs.model, runs.guide)
+
+
+def _with_initial_values(programs: Programs, runs: WakeRuns) -> Programs:
+    """Programs whose parameters and state are those of a run, as values that all particles share."""
+
+    def with_values(program: Program) -> Program:
+        run = runs.model if program.role == "model" else runs.guide
+        start = mutable_start(run) if program.mutable_state is None else program.mutable_state
+        return replace(program, params=param_values(run), mutable_state=start)
+
+    return replace(programs, model=with_values(programs.model), own_guide=with_values(programs.own_guide))
 
 
 def check_elements(

@@ -40,7 +40,7 @@ class Weighed:
 
     def __call__(self, programs, index):
         draws, log_weight, *_ = self.particle.weighed_draw(programs, index)
-        _, recorded = self.particle.run(self.particle.lockstep(programs, index), programs, index)
+        _, recorded, _ = self.particle.run(self.particle.lockstep(programs, index), programs, index)
         return Path(draws.latents, log_weight, recorded)
 
 
@@ -121,7 +121,7 @@ CASES = {
 
 
 @pytest.mark.usefixtures("allow_key_reuse")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "scan")) for name in CASES])
 def test_without_resampling_draws_and_weights_are_those_of_ordinary_particles(case):
     model, guide = CASES[case]
 
@@ -194,7 +194,7 @@ def forward(y):
     return joint.sum(), joint.sum(axis=1)[1] / joint.sum(), joint.sum(axis=0) / joint.sum()
 
 
-@pytest.mark.parametrize(("below", "num"), [(ALWAYS, 2), (0.7, 5)])
+@pytest.mark.parametrize(("below", "num"), [(ALWAYS, 2), pytest.param(0.7, 5, marks=pytest.mark.slow)])
 def test_evidence_is_unbiased_and_paths_are_properly_weighted(below, num):
     """Within 5 standard errors; what particles close over moves with them, or the evidence is another one."""
     evidence, regime, last = forward(np.asarray(Y))
@@ -265,7 +265,8 @@ def by_hand(theta, phi, z, x, uniforms, below):
     return -(logsumexp(path + offset) - jnp.log(num)), phi_loss, control, np.stack(all_ancestors)
 
 
-@pytest.mark.parametrize("below", [ALWAYS, HALF])
+@pytest.mark.floors
+@pytest.mark.parametrize("below", [pytest.param(ALWAYS, marks=pytest.mark.slow), HALF])
 def test_losses_and_gradients_are_those_of_a_particle_filter_by_hand(below):
     theta, phi, num = {"a": 0.8, "start": 0.4}, {"b": 0.6, "c": 0.9}, 7
     programs = programs_of(linear_model, linear_guide, theta, phi, jax.random.key(3), AT)
@@ -306,7 +307,7 @@ def kalman(a, start, x):
     return total
 
 
-@pytest.mark.parametrize("below", [ALWAYS, HALF])
+@pytest.mark.parametrize("below", [pytest.param(ALWAYS, marks=pytest.mark.slow), HALF])
 def test_the_gradient_of_wake_theta_is_that_of_log_evidence(below):
     """With many particles; the gradient of the filter's own estimate would be elsewhere however many there are."""
     theta, phi, num = {"a": 0.3, "start": -2.0}, {"b": 0.6, "c": 0.9}, 300
@@ -358,6 +359,7 @@ def slopes_of(found, losses=losses_of):
     return jax.jit(jax.jacrev(lambda theta, phi: losses(found(theta, phi)), argnums=(0, 1)))
 
 
+@pytest.mark.slow
 def test_dead_particles_are_replaced_and_dead_units_train_nothing():
     x = jnp.stack([0.5 * jnp.arange(1.0, 7.0), jnp.full(6, jnp.inf)])  # outside of every support: a dead unit
     found = partial(resampled, HALF, bounded_model, wide_guide)
@@ -382,6 +384,7 @@ def test_dead_particles_are_replaced_and_dead_units_train_nothing():
         np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_of_many_sequences_is_resampled_by_itself():
     """A datum's numbers are those that it has alone, under its own index."""
     x = jnp.stack([AT, 2.0 * AT, -AT])
@@ -396,6 +399,7 @@ def test_each_of_many_sequences_is_resampled_by_itself():
     assert len(set(np.asarray(weights.bound(together.log_weights)).tolist())) == 3
 
 
+@pytest.mark.slow
 def test_devices_divide_the_particles():
     mesh = jax.make_mesh((8,), ("particles",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("particles"))

@@ -45,7 +45,8 @@ def to_arviz(
 
     - ``posterior``: latents, and deterministic sites of the model.
     - ``sample_stats``: ``log_weight``, the log-weight of the particle that each draw is a copy of, and numbers for each
-      unit, which have no draws: ``log_evidence``, ``effective_sample_size`` of the weights and ``pareto_k``.
+      unit, which have no draws: ``log_evidence``, ``effective_sample_size`` of the weights and ``pareto_k``, which is
+      NaN for particles that were resampled along a scan.
     - ``log_likelihood``: log densities of the data at each draw, for each event of each observed site, in nats, for
       `arviz.loo` and `arviz.compare`. `numpyro.factor` is no observation and not among them. What is masked, by
       `numpyro.handlers.mask` or ``obs_mask``, has zeros, which add nothing to leave-one-out but count as observations
@@ -98,7 +99,8 @@ def to_arviz(
     # One sample has all data that there are, unless it depends on samples which sites are observed.
     real = run(RealParticle(), programs, num_samples if scores.log_likelihood.present else 1, execution)
     log_weights = np.asarray(weighted.log_weights)
-    k = pareto_smoothed(log_weights)[1]
+    is_known = not weighted.resampled  # the weights of resampled particles have no tail that says anything
+    k = pareto_smoothed(log_weights)[1] if is_known else np.full(log_weights.shape[1:], np.nan)
     if text := advice(weighted, k):
         warnings.warn(text, stacklevel=3)  # past the decorator, to the caller
     of_draws = np.take_along_axis(log_weights, np.asarray(indices), axis=0)
