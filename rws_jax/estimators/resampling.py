@@ -1,5 +1,7 @@
 """From weights to which particles to keep: arrays only."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -26,7 +28,8 @@ def at_positions(positions: jax.Array, log_w: PerParticle) -> jax.Array:
     """The particles at which cumulative weight passes these shares of the total, each of shape ``(n, units)``."""
     w = weights.normalise(log_w)
     cumulative = jnp.cumsum(w, axis=0)
-    find = lambda cumulative, positions: jnp.searchsorted(cumulative, positions, side="right")
+    # Without a loop of its own, the steps of which take most of the time on an accelerator.
+    find = partial(jnp.searchsorted, side="right", method="scan_unrolled")
     indices = jax.vmap(find, in_axes=1, out_axes=1)(cumulative, positions * cumulative[-1:])
     last_alive = len(w) - 1 - jnp.argmax(w[::-1] > 0, axis=0)  # where a position is rounded up to the total
     return jnp.minimum(indices, last_alive[None])

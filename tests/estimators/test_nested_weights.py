@@ -104,28 +104,29 @@ def test_baselines_do_not_depend_on_the_particle_itself_and_are_zero_in_dead_uni
     levels, plates = TREES[name]
     num_dims = len(plates[0])
     of_all = jax.jit(jax.vmap(lambda own: nested_weights(own, levels, num_dims)))
-    own = [x[0] for x in random_weights(levels, plates, 0.4)]
-    baselines = nested_weights(own, levels, num_dims).baseline
-    cases = [
-        (number, where) for number, x in enumerate(own) for where in list(np.ndindex(*x.shape))[:: 1 + x.size // 40]
-    ]
+    several, seen = random_weights(levels, plates, 0.4, num=4), set()
+    for own in ([x[one] for x in several] for one in range(4)):
+        baselines = nested_weights(own, levels, num_dims).baseline
+        cases = [
+            (number, where) for number, x in enumerate(own) for where in list(np.ndindex(*x.shape))[:: 1 + x.size // 20]
+        ]
 
-    def changed(value):
-        stacks = [np.repeat(x[None], len(cases), axis=0) for x in own]
+        def changed(value, own=own, cases=cases):
+            stacks = [np.repeat(x[None], len(cases), axis=0) for x in own]
+            for case, (number, where) in enumerate(cases):
+                stacks[number][(case, *where)] = value
+            return jax.device_get(of_all(stacks))
+
+        without, with_it = changed(-np.inf), changed(3.0)
         for case, (number, where) in enumerate(cases):
-            stacks[number][(case, *where)] = value
-        return jax.device_get(of_all(stacks))
-
-    without, with_it, seen = changed(-np.inf), changed(3.0), set()
-    for case, (number, where) in enumerate(cases):
-        axis = len(where) - num_dims - 1
-        line = (case, *where[:axis], slice(None), *where[axis + 1 :])
-        others_weigh = bool(without.w[number][line].sum() > 0)
-        expected = others_weigh / (K * L ** len(chain(levels, number)))
-        assert without.baseline[number][(case, *where)] == pytest.approx(expected)
-        assert with_it.baseline[number][(case, *where)] == pytest.approx(expected)
-        assert baselines[number][where] == pytest.approx(expected)
-        seen.add((number > 0, others_weigh))
+            axis = len(where) - num_dims - 1
+            line = (case, *where[:axis], slice(None), *where[axis + 1 :])
+            others_weigh = bool(without.w[number][line].sum() > 0)
+            expected = others_weigh / (K * L ** len(chain(levels, number)))
+            assert without.baseline[number][(case, *where)] == pytest.approx(expected)
+            assert with_it.baseline[number][(case, *where)] == pytest.approx(expected)
+            assert baselines[number][where] == pytest.approx(expected)
+            seen.add((number > 0, others_weigh))
     assert {(True, True), (True, False)} <= seen  # some have one, and some have none
 
 
