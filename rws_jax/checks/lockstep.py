@@ -17,7 +17,7 @@ def fail_alone() -> NoReturn:
         ValueError,
         f"{_OPTION}, but programs branch in Python",
         expected="particles that all have the same sites",
-        found="branching sites, or vectorize_particles=False",
+        found="branching sites",
         hint="leave the option out, or branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
     )
 
@@ -38,7 +38,7 @@ def check_one_scan(role: str, num: int, others: Iterable[str]) -> None:
             ValueError,
             f"{_OPTION}, but the {role} has {'no scan' if num == 0 else f'{num} scans'}",
             expected="one numpyro.contrib.control_flow.scan in each of model and guide, outside of any cond",
-            found=f"{num} in the {role}",
+            found=f"{num or 'none'} in the {role}",
             hint="write a sequence as one scan, in both programs; without sequences, leave the option out",
         )
 

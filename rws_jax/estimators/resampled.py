@@ -28,6 +28,7 @@ from rws_jax.estimators.resampling import systematic_ancestors
 from rws_jax.estimators.scored import Term
 from rws_jax.estimators.wake import WakeParticle, WeighedDraw, WeighedSteps
 from rws_jax.estimators.weights import PerParticle, WeightSummary
+from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.execution.vectorized import PARTICLES
 from rws_jax.programs.lockstep import Lockstep, Runs, State, lockstep
 from rws_jax.programs.program import Index, Programs
@@ -130,7 +131,10 @@ class ResampledParticle:
             self.wake.units_of(runs)  # which checks them
             return Runs(runs.model, runs.guide)
 
-        return lockstep(partial(self.wake.draw, programs), run, index)
+        try:
+            return lockstep(partial(self.wake.draw, programs), run, index)
+        except BranchingSiteError:
+            checks.fail_alone()
 
     def run(self, steps: Lockstep, programs: Programs, index: Index) -> tuple[jax.Array, Recorded, jax.Array | None]:
         """Log-weight at the end, what was recorded of each step, and who drew what this one has from before the scan.

@@ -249,7 +249,7 @@ def vectors_model(x):
     """Locals are vectors of events, and the plate is on the left of another one, of sites alone."""
     g = numpyro.sample("g", dist.Normal(m(), 1.0).expand([2]).to_event(1))
     with numpyro.plate("schools", 3, dim=-2):
-        z = numpyro.sample("z", dist.Normal(g, 0.7).to_event(1).expand([3, 1]))
+        z = numpyro.sample("z", dist.Normal(g, 0.7).to_event(1).expand((3, 1)))
         with numpyro.plate("pupils", 2, dim=-1):
             numpyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x[:, None] + jnp.zeros((3, 2)))
 

@@ -165,9 +165,9 @@ def expectations(package, params, draws, probs):
 
 def combinations(fast):
     """Which random numbers local particles have, and whether their guide depends on the global."""
-    slow = lambda row: () if row == fast else (pytest.mark.slow,)
+    marks_of = lambda row: pytest.mark.floors if row == fast else pytest.mark.slow
     rows_ = itertools.product(["independent", "common"], ["dependent", "mean-field"])
-    return [pytest.param(*row, marks=slow(row)) for row in rows_]
+    return [pytest.param(*row, marks=marks_of(row)) for row in rows_]
 
 
 @pytest.mark.parametrize(("numbers", "local"), combinations(fast=("common", "dependent")))

@@ -307,7 +307,8 @@ def kalman(a, start, x):
     return total
 
 
-@pytest.mark.parametrize("below", [pytest.param(ALWAYS, marks=pytest.mark.slow), HALF])
+@pytest.mark.slow
+@pytest.mark.parametrize("below", [ALWAYS, HALF])
 def test_the_gradient_of_wake_theta_is_that_of_log_evidence(below):
     """With many particles; the gradient of the filter's own estimate would be elsewhere however many there are."""
     theta, phi, num = {"a": 0.3, "start": -2.0}, {"b": 0.6, "c": 0.9}, 300

@@ -208,3 +208,19 @@ def test_samples_of_resampled_particles_go_on_to_predictions_and_arviz():
     data = rws_jax.to_arviz(weighed, jax.random.key(3), params, model, X, num_samples=10)
     assert np.isnan(data["sample_stats"]["pareto_k"])
     np.testing.assert_allclose(data["sample_stats"]["log_evidence"], weighed.log_evidence().value)
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_programs_that_branch_in_python_are_refused_wherever_they_run():
+    def branching(program):
+        return lambda x: (numpyro.sample("is_odd", dist.Bernoulli(0.5), infer={"branching": True}), program(x))
+
+    programs, params = (branching(model), branching(guide)), {"a": 0.9, "b": 0.5, "c": 0.2}
+    seeded = [numpyro.handlers.seed(program, number) for number, program in enumerate(programs)]
+    for call in (
+        lambda: made(*programs).init(jax.random.key(0), X),
+        lambda: rws_jax.wake_theta_loss(params, params, *seeded, X, **HOW),
+        lambda: rws_jax.importance_sample(jax.random.key(0), params, *programs, X, **HOW),
+    ):
+        with pytest.raises(ValueError, match="'resample' is \"systematic\", but programs branch in Python\n"):
+            call()
