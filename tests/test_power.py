@@ -702,19 +702,19 @@ MUTATIONS = {
     "a local baseline that depends on its own draw": (
         nested_weights,
         "others_alive = weights.num_others_alive(log_w[number], axis) > 0",
-        "others_alive = jnp.expand_dims(~is_dead, axis)",
+        "others_alive = jnp.expand_dims(weights.alive(log_w[number], axis), axis)",
         nested_dying("independent", "dependent"),
     ),
     "a local baseline in dead units": (
         nested_weights,
-        "(dead[parent] - is_dead.astype(int) == 0) & rest_alive[parent]",
-        "(dead[parent] - is_dead.astype(int) >= 0) & rest_alive[parent]",
+        "is_whole = _num_dead(parent, own, log_w, levels, num_dims) == 0",
+        "is_whole = _num_dead(parent, own, log_w, levels, num_dims) >= 0",
         test_nested_weights.test_two_elements_multiply,
     ),
     "a baseline that forgets what is further out": (
         nested_weights,
-        "== 0) & rest_alive[parent]",
-        "== 0)",
+        "around[parent] & is_whole",
+        "is_whole",
         partial(
             test_nested_weights.test_baselines_do_not_depend_on_the_particle_itself_and_are_zero_in_dead_units,
             "three levels",
