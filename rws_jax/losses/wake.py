@@ -140,7 +140,8 @@ def wake_phi_loss(
       defensive_guide: u, a seeded NumPyro guide without parameters; default the model's prior over the latents.
       gradient: ``"score"``, ``"dreg"`` for guides whose every site has `has_rsample`, or ``"vimco"``.
       num_local_particles: L, for latents in plates that not all sites are in. Each element of such a plate has L
-        particles, with weights of their own, for each of the K particles of what is outside. 1 gives it no weights.
+        particles, with weights of their own, for each of the K particles of what is outside (Heap and Aitchison 2023).
+        With 1 a particle has one weight for all that it draws.
       local_numbers: whether these are drawn by ``"common"`` random numbers, the same for all K, or ``"independent"``
         ones. Common ones keep the weights of the K particles even where the plate is large.
       resample: ``"systematic"`` to resample particles along the `numpyro.contrib.control_flow.scan` that both programs
@@ -183,6 +184,8 @@ def wake_phi_loss(
     References:
       Bornschein and Bengio, Reweighted Wake-Sleep, 2015, arXiv 1406.2751.
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
+      Gu, Ghahramani and Turner, Neural Adaptive Sequential Monte Carlo, 2015, arXiv 1506.03338.
+      Heap and Aitchison, Massively Parallel Reweighted Wake-Sleep, 2023, arXiv 2305.11022.
       Mnih and Rezende, Variational Inference for Monte Carlo Objectives, 2016, arXiv 1602.06725.
       Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019, arXiv 1810.04152.
     """
