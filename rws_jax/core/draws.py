@@ -4,7 +4,6 @@ A Gamma distribution of concentration 0.02 draws one number in six below the sma
 inside of the support: such ones are moved to the nearest number there.
 """
 
-from copy import copy
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpyro.distributions import Beta, Delta, Dirichlet, Distribution, constraints
-from numpyro.distributions.transforms import Transform
 
 from rws_jax.core.sites import base_distribution
 from rws_jax.core.supports import elementwise, range_of
@@ -57,19 +55,3 @@ def _next(bound: Any, sign: int, dtype: Any) -> Any:
     bound = lax.stop_gradient(bound) if array is jnp else bound  # a border has no share in the gradient of a draw
     inside = array.where(abs(bound) < tiny, sign * tiny, array.nextafter(bound, array.asarray(sign / tiny, dtype)))
     return array.where(array.isinf(bound), bound, inside) if array is jnp else array.clip(inside, -1 / tiny, 1 / tiny)
-
-
-def stopped(fn: Distribution) -> Distribution:
-    """The same distribution with constant parameters; not every class of a user's names all of them as a tree's."""
-    constant = copy(fn)
-    vars(constant).update({name: _stopped(value) for name, value in vars(fn).items()})
-    return constant
-
-
-def _stopped(value: Any) -> Any:
-    if isinstance(value, Distribution | Transform):
-        return stopped(value)  # type: ignore[arg-type]
-    if isinstance(value, list | tuple | dict):
-        return jax.tree.map(_stopped, value, is_leaf=lambda node: not isinstance(node, list | tuple | dict))
-    # Removes the gradient of the parameters, which is that of a draw.
-    return lax.stop_gradient(value) if isinstance(value, jax.Array) else value

@@ -75,7 +75,8 @@ class ScoredSteps:
         r"""What the guide learns from: each step's draws, by the weights after it, :math:`\bar w_{t,k}`.
 
         The weights are those of the data up to then (Gu et al. 2015, arXiv 1506.03338). What is drawn before the scan
-        has the weights of all data: the sum of those at the end of the particles that have come from it.
+        has the weights of all data: the sum of those at the end of the particles that have come from it. A unit whose
+        particles all die at a step trains the guide by the steps before it.
         """
         log_w = lax.stop_gradient(self.log_w)  # weights and baseline train neither theta nor the proposals
         w, baseline = weights.normalise(log_w), weights.score_baseline(log_w, jnp.zeros_like(log_w))
@@ -91,8 +92,8 @@ class ScoredSteps:
     def summary(self) -> WeightSummary:
         """How weights are spread: the mean over steps of the effective sample size, and who is dead at the end."""
         at_end = weights.summarise(lax.stop_gradient(self.log_weights))  # reported, and trains nothing
-        of_steps = weights.summarise(lax.stop_gradient(self.log_w))
-        return at_end._replace(effective_sample_size=jnp.mean(of_steps.effective_sample_size, axis=-1))
+        of_steps = weights.summarise(lax.stop_gradient(self.log_w)).effective_sample_size
+        return at_end._replace(effective_sample_size=jnp.where(at_end.num_alive > 0, jnp.mean(of_steps, axis=-1), 0.0))
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class ResampledParticle:
             ess = weights.summarise(lax.stop_gradient(all_log_w)).effective_sample_size  # decides, and trains nothing
             resamples = weights.alive(all_log_w) & (ess < self.below * num) & (position != last)
             ancestors = systematic_ancestors(jax.random.fold_in(rng_key, position), lax.stop_gradient(all_log_w))
-            ancestor = jnp.where(resamples, ancestors[own], own)
+            ancestor = jnp.where(resamples, ancestors[own].astype(own.dtype), own)
             state = state._replace(own=[_taken(leaf, ancestor) for leaf in state.own])
             origin = jax.tree.map(lambda leaf: _taken(leaf, ancestor), origin)
             # All are of equal weight from here on; the gradient is that of the path that has led to each of them.

@@ -141,9 +141,10 @@ def wake_phi_loss(
       gradient: ``"score"``, ``"dreg"`` for guides whose every site has `has_rsample`, or ``"vimco"``.
       num_local_particles: L, for latents in plates that not all sites are in. Each element of such a plate has L
         particles, with weights of their own, for each of the K particles of what is outside (Heap and Aitchison 2023).
-        With 1 a particle has one weight for all that it draws.
-      local_numbers: whether these are drawn by ``"common"`` random numbers, the same for all K, or ``"independent"``
-        ones. Common ones keep the weights of the K particles even where the plate is large.
+        With 1 a particle has one weight for all that it draws. Elements may not depend on one another, which `init` of
+        `make_step` checks.
+      local_numbers: with L above 1, whether these are drawn by ``"common"`` random numbers, the same for all K, or by
+        ``"independent"`` ones. Common ones keep the weights of the K particles even where the plate is large.
       resample: ``"systematic"`` to resample particles along the `numpyro.contrib.control_flow.scan` that both programs
         have, in one loop; each draw is then weighed at its own step (Gu et al. 2015), and what is drawn before the
         scan at the end, along ancestors. None for one weight of all steps.

@@ -148,7 +148,11 @@ class SamplingOptions(RunOptions):
     )
 
     num_local_particles: int = field(
-        default=1, metadata={"help": "L, particles of latents in inner plates for each particle; see `wake_phi_loss`."}
+        default=1,
+        metadata={
+            "help": "L, particles of latents in inner plates for each particle; see `wake_phi_loss`. That elements of"
+            " these plates do not depend on one another is checked by ``init`` alone."
+        },
     )
     resample: str | None = field(
         default=None, metadata={"help": '``"systematic"`` to resample along a scan; see `wake_phi_loss`.'}

@@ -219,15 +219,18 @@ def _constants(
 
     Where Python has to know what is drawn, these are the ones before the first latent.
     """
+    local = index.local
 
-    def log_densities(particle: Any) -> dict[str, jax.Array]:
+    def log_densities(particle: Any, numbers: tuple) -> dict[str, jax.Array]:
+        own = index._replace(particle=particle, local=local and local._replace(numbers=numbers))
         value_of = lambda site, steps: drawn_inside(site) if site["type"] == "sample" else None
-        run, conditioned = _run_with(program, arguments, index._replace(particle=particle), value_of)
+        run, conditioned = _run_with(program, arguments, own, value_of)
         return {name: run[name]["fn"].log_prob(run[name]["value"]) for name in conditioned}
 
     try:
         with block():  # handlers further out would give values, or take note of traced ones
-            jaxpr, shapes = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle))
+            numbers = tuple(map(jnp.asarray, local.numbers if local else ()))
+            jaxpr, shapes = jax.make_jaxpr(log_densities, return_shape=True)(jnp.asarray(index.particle), numbers)
     except (TypeError, jax.errors.NonConcreteBooleanIndexError):
         is_latent = lambda site: site["type"] == "sample" and not site["is_observed"]
         return [name for name in takewhile(lambda name: not is_latent(run[name]), run) if name in conditioned]

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from numpyro.handlers import seed
+from numpyro.handlers import condition, seed
 from numpyro.infer import SVI
 
 import rws_jax
@@ -240,3 +240,27 @@ def test_a_mean_field_guide_of_locals_is_run_once_for_all_globals():
     assert few > 3 * 2 * SIZE**3
     assert many < 1.1 * few
     assert flops_of(*programs_, 20, 3, "independent") > 8 * few
+
+
+@pytest.mark.parametrize("numbers", ["common", "independent"])
+def test_data_that_are_conditioned_are_those_that_are_observed(numbers):
+    """Locals do not depend on the number of the particle, if numbers are common, and are no constants for that."""
+
+    def model(x):
+        numpyro.sample("g", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", 3):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("g", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(numpyro.param("a", 0.3), 1.0))
+
+    x = jnp.array([0.3, -1.0, 2.0])
+    given = condition(lambda x: model(None), {"x": x})
+    losses = [
+        rws_jax.wake_theta_loss({}, {"a": 0.3}, *seeded(program, guide), x, **NESTED, local_numbers=numbers)
+        for program in (model, given)
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)

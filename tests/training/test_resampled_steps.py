@@ -15,6 +15,7 @@ from numpyro.infer import SVI
 from numpyro.primitives import mutable
 
 import rws_jax
+from tests.core.test_support import enable_x64
 
 X = jnp.array([0.4, -0.3, 1.1, 0.6])
 SERIES = jnp.stack([X, 2.0 * X, -X])
@@ -224,3 +225,25 @@ def test_programs_that_branch_in_python_are_refused_wherever_they_run():
     ):
         with pytest.raises(ValueError, match="'resample' is \"systematic\", but programs branch in Python\n"):
             call()
+
+
+@pytest.mark.slow
+def test_samples_in_double_precision_are_those_in_single():
+    params = {"a": 0.9, "b": 0.5, "c": 0.2}
+    draw = lambda: rws_jax.importance_sample(
+        jax.random.key(0), params, model, guide, X, **(HOW | {"num_particles": 400})
+    )
+    single = draw()
+    with enable_x64(True):
+        double = draw()
+        evidence = np.asarray(double.log_evidence().value)
+    assert double.log_weights.dtype == jnp.float64
+    assert double.samples["z"].shape == single.samples["z"].shape == (400, 4)
+    np.testing.assert_allclose(evidence, single.log_evidence().value, atol=0.3)
+
+
+def test_a_unit_that_dies_on_the_way_has_no_effective_sample_size():
+    info = stepped(jnp.stack([X, X.at[3].set(jnp.inf)]), data_axes=0)[1]
+    assert info.num_dead_units == 1
+    assert info.ess_min == 0.0
+    assert 0.5 < info.ess_mean < 4.0  # of the other one, halved

@@ -121,7 +121,7 @@ def sample_posterior(
       num_samples: how many samples, at least 1.
       num_particles: how many particles they are resampled from; None for the guide's own samples.
       options: how they run.
-      **kwargs: keyword arguments of both programs.
+      **kwargs: keyword arguments of both programs; with `num_particles` also the options of `importance_sample`.
 
     Returns:
       Site -> samples, shape ``(num_samples, *shape)``, where `shape` is that of the site in the program, and before it

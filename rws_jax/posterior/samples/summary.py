@@ -35,9 +35,9 @@ def summary(weighted: "WeightedSamples") -> str:
     if weighted.resampled:
         tail = "not known of particles that were resampled"
         sentences.append(
-            "Particles were resampled along the scan, and share ancestors. No standard error is known, and the"
-            " effective sample size is that of the last weights alone: draw by other keys to see how far estimates"
-            " move."
+            "Particles were resampled along the scan, and share ancestors: no standard error is known."
+            f"{'' if _of_steps(weighted) else ' The effective sample size is that of the last weights alone.'}"
+            " Draw by other keys to see how far estimates move."
         )
     elif not is_available():
         tail = 'not known without ArviZ: pip install "rws_jax[arviz]"'
