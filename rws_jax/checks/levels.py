@@ -9,7 +9,11 @@ _OPTION = "num_local_particles"
 
 def fail_no_inner_plate(units: list[str]) -> NoReturn:
     """There is nothing to nest."""
-    found = f"all latents in {_plates(units)}, which all sites are in" if units else "no latent in a plate"
+    found = (
+        f"all latents in {_plates(units)}, which all sites are in"
+        if units
+        else "no latent that the guide draws in a plate"
+    )
     hint = (
         "leave it out: each element of these plates is a unit, with particles of its own" if units else "leave it out"
     )
@@ -52,7 +56,9 @@ def fail_depends(role: str, name: str, plates: list[str]) -> NoReturn:
         f"site {name!r} of the {role} depends on latents in {_plates(plates)}, and is outside of it",
         expected=f"with {_OPTION}, sites that depend on latents of their own plates, and of those around these",
         found=f"a log density that is another one for each local particle of {_plates(plates)}",
-        hint=f"leave out {_OPTION}; or draw these latents outside of the plate, by to_event()",
+        hint="put the site into the plate, with its own plate nested in it where an index picks elements (padded, under"
+        " numpyro.handlers.mask, if groups differ in size); or draw the latents outside, by to_event(); or leave"
+        f" {_OPTION} out",
     )
 
 

@@ -39,7 +39,8 @@ def check_one_scan(role: str, num: int, others: Iterable[str]) -> None:
             f"{_OPTION}, but the {role} has {'no scan' if num == 0 else f'{num} scans'}",
             expected="one numpyro.contrib.control_flow.scan in each of model and guide, outside of any cond",
             found=f"{num or 'none'} in the {role}",
-            hint="write a sequence as one scan, in both programs; without sequences, leave the option out",
+            hint="write the steps of a sequence as one scan in both programs: loops, GaussianRandomWalk and AutoNormal"
+            " are none (a scan without sample sites may be a jax.lax.scan); without sequences, leave the option out",
         )
 
 
@@ -123,6 +124,14 @@ def check_steps_match(model_body: Trace, guide_body: Trace, model_run: Trace) ->
             expected=f"site {name!r} in the bodies of both scans, or before both",
             found=f"site {name!r} outside of the scan of the {roles[1]}",
             hint="let the guide draw latents where the model does",
+        )
+    if not model_latents:
+        fail(
+            ValueError,
+            f"{_OPTION}, but the scan of the model draws no latent",
+            expected="latents in the body, which differ from particle to particle",
+            found=f"sites {sorted(sample_sites(model_body))} in the body",
+            hint="leave the option out: there is nothing to resample",
         )
     if not any(site["is_observed"] for site in sample_sites(model_body).values()):
         fail(

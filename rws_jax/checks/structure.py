@@ -26,7 +26,7 @@ def check_resample(value: Any) -> None:
             "option 'resample' is unknown",
             expected="'systematic', to resample along a numpyro.contrib.control_flow.scan, or None",
             found=describe(value),
-            hint="resample=None gives each particle one weight for all steps",
+            hint="pass resample='systematic', or leave it out: each particle then has one weight for all steps",
         )
 
 
@@ -57,7 +57,7 @@ def fail_both(num_local: int, resample: str) -> NoReturn:
 def check_gradient(name: str, gradient: str) -> None:
     """Other gradients are functions of one weight for each particle."""
     if gradient != "score":
-        _fail_together(name, "gradient='score'", f"gradient={gradient!r}", "it is the gradient of any guide")
+        _fail_together(name, "gradient='score'", f"gradient={gradient!r}", "leave gradient out")
 
 
 def check_not_defensive(name: str, share: float) -> None:
@@ -70,7 +70,9 @@ def check_not_defensive(name: str, share: float) -> None:
 def check_vectorized(name: str, one_by_one: bool) -> None:
     """Local particles are mapped over."""
     if one_by_one:
-        hint = "it is for programs that Python does not branch in"
+        hint = (
+            "leave vectorize_particles out; it is for programs that branch in Python, which have one weight a particle"
+        )
         _fail_together(name, "vectorize_particles=True", "vectorize_particles=False", hint)
 
 

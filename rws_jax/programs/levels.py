@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 import jax
+from numpyro.distributions import Delta
 
 from rws_jax.checks.levels import fail_crossed, fail_no_inner_plate
-from rws_jax.core.sites import Trace, latent_sites, plate_sizes, sample_sites
+from rws_jax.core.sites import Site, Trace, base_distribution, latent_sites, plate_sizes, sample_sites
 from rws_jax.programs.density import Units
 
 
@@ -47,7 +48,8 @@ class Levels:
             for name, site in sample_sites(run).items()
             if not site.get("is_constant")
         }
-        own = {plates_of[name] for run in (guide_run, model_run) for name in latent_sites(run) if name in plates_of}
+        drawn = {name for name, site in latent_sites(guide_run).items() if not _is_fixed(site)}
+        own = {plates_of[name] for name in drawn if name in plates_of}
         sets = sorted(own | {frozenset()}, key=lambda plates: (len(plates), _order(plates)))
         if len(sets) == 1:
             fail_no_inner_plate([frame.name for frame in unit_plates])
@@ -85,6 +87,11 @@ class Levels:
         """An array of the shape of a level's units, with each plate at its own dim and ones between them."""
         shape = level.units.batch_shape
         return of_elements.reshape((1,) * (self.num_dims - len(shape)) + shape)
+
+
+def _is_fixed(site: Site) -> bool:
+    """Whether a site of the guide has what is drawn elsewhere, as those of automatic guides of all latents together."""
+    return isinstance(base_distribution(site["fn"]), Delta)
 
 
 def _innermost(within: frozenset[Any], sets: Iterable[frozenset[Any]]) -> frozenset[Any]:

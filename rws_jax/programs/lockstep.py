@@ -18,7 +18,7 @@ from numpyro.handlers import block, seed, trace
 from rws_jax.checks import lockstep as checks
 from rws_jax.core.dependence import dependence, without_unused
 from rws_jax.core.numpyro_internals import value_in_scan
-from rws_jax.core.sites import Site, Trace, latent_sites
+from rws_jax.core.sites import Site, Trace, latent_sites, sample_sites
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.handlers import in_body, randomness
 from rws_jax.programs.program import Index
@@ -194,14 +194,15 @@ def _run(
 
 def _like_last(scan: Scan, carry: Any) -> Any:
     """A carry in the types that all carries of a scan have; it may start from a Python number."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    cast = lambda x, last: x if is_key(last) else lax.convert_element_type(x, last.dtype)
+    is_key = lambda x: jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+    cast = lambda x, last: x if is_key(last) else lax.convert_element_type(x, jnp.result_type(last))
     return jax.tree.map(cast, carry, scan.last_carry)
 
 
 def _scaled(body: Trace, run: Trace) -> Trace:
-    """The sites of a body, scaled as they are from outside."""
-    return {name: site | {"scale": run[name]["scale"]} if name in run else site for name, site in body.items()}
+    """The sample sites of a body, scaled as they are from outside."""
+    scale_of = lambda name, site: run[name]["scale"] if name in run else site["scale"]
+    return {name: site | {"scale": scale_of(name, site)} for name, site in sample_sites(body).items()}
 
 
 def _with_state(

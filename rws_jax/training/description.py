@@ -107,7 +107,7 @@ def _wake(found: Found) -> Lines:
     inner = {} if alone else _inner_plates(found.runs[0], units)
     if inner:
         sizes = listed(f"{name!r} ({size})" for name, size in inner.items())
-        yield "inner plates", f"{sizes}: num_local_particles=10, say, gives their elements particles of their own"
+        yield "inner plates", f"{sizes}: by num_local_particles their elements may have particles of their own"
 
 
 def _unit_plates(runs: PilotRuns) -> dict[str, int]:

@@ -247,3 +247,31 @@ def test_a_unit_that_dies_on_the_way_has_no_effective_sample_size():
     assert info.num_dead_units == 1
     assert info.ess_min == 0.0
     assert 0.5 < info.ess_mean < 4.0  # of the other one, halved
+
+
+def test_bodies_may_have_deterministic_sites_and_carries_of_numbers():
+    """These are no sample sites, and a carry that is passed on as it is may be a number of Python's."""
+
+    def with_more(x):
+        a = numpyro.param("a", 0.9)
+
+        def step(carry, x):
+            z, scale = carry
+            z = numpyro.sample("z", dist.Normal(a * z, 1.0))
+            numpyro.sample("x", dist.Normal(numpyro.deterministic("mean", z), scale), obs=x)
+            return (z, scale), None
+
+        scan(step, (0.0, 0.5), x)
+
+    def without_carry(x):
+        b = numpyro.param("b", 0.5)
+
+        def step(carry, x):
+            numpyro.sample("z", dist.Normal(b * x, 0.8))
+            return carry, None
+
+        scan(step, 0.0, x)
+
+    params = {"a": 0.9, "b": 0.5, "c": 0.0}
+    draw = lambda *programs: rws_jax.importance_sample(jax.random.key(0), params, *programs, X, **HOW).log_weights
+    np.testing.assert_allclose(draw(with_more, without_carry), draw(model, guide), rtol=1e-5)

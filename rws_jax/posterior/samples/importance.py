@@ -90,6 +90,7 @@ def importance_sample(
         units=data + drawn.units,
         scale=drawn.scale,
         resampled=drawn.steps is not None,
+        nested=options.num_local_particles > 1,
         filtering=drawn.steps and _filtering(drawn.steps, dims, data),
     )
 

@@ -68,12 +68,14 @@ def advice(weighted: "WeightedSamples", k: np.ndarray) -> str | None:
     which = f" in {np.sum(bad):,} of {_counted(bad.size, 'unit')}, {worst} the worst" if k.size > 1 else ""
     joint = " All data share one weight, as no plate is common to all sites: units of their own would help most."
     ess = f"{np.min(_ess(weighted)[bad]):.4g} of {len(weighted.log_weights):,}{' at least' if np.sum(bad) > 1 else ''}"
+    wider = "draw more particles; or pass defensive=0.2, or more, by which a share of them is drawn from the prior."
+    if weighted.nested:
+        wider = "draw more particles, by num_particles and by num_local_particles."
     return (
         f"Pareto k-hat is above {THRESHOLD}{which}: the weights have so heavy a tail that evidence, expectations and"
         f" their errors may rest on a few particles (effective sample size there: {ess})."
         f"{_structure(weighted) or ('' if weighted.units else joint)} Train the guide for longer, also on dreams"
-        " (insomnia below 1), or give it wider tails; draw more particles; or pass defensive=0.2, or more, by which a"
-        " share of them is drawn from the prior."
+        f" (insomnia below 1), or give it wider tails; {wider}"
     )
 
 
@@ -82,8 +84,10 @@ def _structure(weighted: "WeightedSamples") -> str:
     inner = {plate for _, dims in weighted.dims for plate in dims if plate is not None} - set(weighted.units)
     plates = listed(map(repr, sorted(inner)))
     what = "its elements" if len(inner) == 1 else "their elements"
-    pass_on = f"num_local_particles=10, say, gives {what} particles and weights of their own."
-    return f" A particle has one weight for all of plate{'s' * (len(inner) > 1)} {plates}: {pass_on}" if inner else ""
+    pass_on = f"num_local_particles=10, say, may give {what} particles and weights of their own."
+    if not inner or weighted.nested:
+        return ""
+    return f" A particle has one weight for all of plate{'s' * (len(inner) > 1)} {plates}: {pass_on}"
 
 
 def _is_bad(weighted: "WeightedSamples", k: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from rws_jax.posterior.samples.weighted_draw import Dims
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["samples", "log_weights", "present", "filtering"],
-    meta_fields=["dims", "units", "scale", "resampled"],
+    meta_fields=["dims", "units", "scale", "resampled", "nested"],
 )
 @dataclass(frozen=True, repr=False)
 class WeightedSamples:
@@ -48,6 +48,7 @@ class WeightedSamples:
       scale: size / subsample size, where units are a minibatch: a sum over units times it estimates that over all data.
       resampled: whether particles were resampled along a scan, and share ancestors. No standard errors are known then
         (NaN) and no k-hat, and effective sample sizes are those of the weights at the end.
+      nested: whether latents in inner plates had particles and weights of their own, of which one has been chosen.
       filtering: of particles that were resampled, the draws of each step of the scan, with weights by the data up to
         it: weighted samples whose units are steps, and whose evidence is that of these data. Samples themselves are
         paths of the whole scan, with weights by all data. None for other particles.
@@ -60,6 +61,7 @@ class WeightedSamples:
     units: tuple[str, ...]
     scale: float = 1.0
     resampled: bool = False
+    nested: bool = False
     filtering: "WeightedSamples | None" = None
 
     @property
