@@ -6,6 +6,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.handlers import seed
+from numpyro.infer.autoguide import AutoMultivariateNormal
 
 import rws_jax
 from rws_jax.estimators.nested import NestedParticle
@@ -200,3 +201,9 @@ def test_elements_of_inner_plates_that_depend_on_one_another_are_refused_by_init
     with pytest.warns(UserWarning, match="auxiliary"):
         init()  # without local particles they may
     assert f"elements of a plate depend on one another at site {site}" in words
+
+
+def test_a_guide_that_draws_all_latents_together_draws_none_in_a_plate():
+    rws = rws_jax.make_step(model, AutoMultivariateNormal(model), num_local_particles=2)
+    with pytest.raises(ValueError, match="no latent that the guide draws in a plate"):
+        rws.init(jax.random.key(0), jnp.zeros(3))
