@@ -144,7 +144,7 @@ NO_PLATE = "option 'num_local_particles' finds no inner plate"
 DEPENDS = "depends on latents in plate 'schools', and is outside of it"
 REFUSED = {
     "only units": (only_units, only_units_guide, [NO_PLATE, "all latents in plate 'schools', which all sites are in"]),
-    "no plate of latents": (no_plate, no_plate_guide, [NO_PLATE, "no latent in a plate"]),
+    "no plate of latents": (no_plate, no_plate_guide, [NO_PLATE, "no latent that the guide draws in a plate"]),
     "crossed": (crossed, crossed_guide, ["finds crossed plates at site 'x'", "plate 'columns'", "plate 'rows'"]),
     "outside of the plate": (model, outside_guide, ["plates differ at latent site 'z'", "no plate in the guide"]),
     "in another plate": (model, other_plate_guide, ["plates differ at latent site 'z'", "pupils(size=3, dim=-1)"]),
