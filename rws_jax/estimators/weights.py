@@ -87,7 +87,7 @@ def normalise(log_w: PerParticle, axis: int = 0) -> PerParticle:
       Shape ``(particles, *units)``.
     """
     live, w = jnp.expand_dims(alive(log_w, axis), axis), _relative(log_w, axis)
-    return jnp.where(live, w / jnp.where(live, jnp.sum(w, axis=axis, keepdims=True), 1.0), 0.0)
+    return jnp.where(live, w / jnp.where(live, jnp.expand_dims(jnp.sum(w, axis=axis), axis), 1.0), 0.0)
 
 
 def log_mixture(log_q: PerParticle, log_u: PerParticle, delta: float) -> PerParticle:
@@ -108,7 +108,7 @@ def num_others_alive(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """
     live = log_w != -jnp.inf
     live = live.astype(int)
-    return jnp.sum(live, axis=axis, keepdims=True) - live
+    return jnp.expand_dims(jnp.sum(live, axis=axis), axis) - live
 
 
 def score_baseline(log_w: PerParticle, log_ratio: PerParticle) -> PerParticle:
@@ -142,5 +142,5 @@ def gradient_only(x: jax.Array) -> jax.Array:
 
 def _relative(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
-    log_max = jnp.max(log_w, axis=axis, keepdims=True)
-    return jnp.exp(log_w - jnp.where(log_max == -jnp.inf, 0.0, log_max))
+    log_max = jnp.max(log_w, axis=axis)
+    return jnp.exp(log_w - jnp.expand_dims(jnp.where(log_max == -jnp.inf, 0.0, log_max), axis))
