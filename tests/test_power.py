@@ -15,6 +15,7 @@ from rws_jax.estimators import (
     defensive,
     dreg,
     nested,
+    nested_choice,
     nested_weights,
     resampled,
     score,
@@ -49,11 +50,19 @@ from tests.posterior import (
     test_predictive,
     test_psis,
     test_simulation_gap,
+    test_structured,
     test_uniformity,
     test_weighted,
 )
 from tests.posterior import test_evaluate as test_posterior_evaluate
-from tests.programs import test_conditioned, test_held, test_independence, test_levels, test_user_programs
+from tests.programs import (
+    test_conditioned,
+    test_held,
+    test_independence,
+    test_levels,
+    test_lockstep,
+    test_user_programs,
+)
 from tests.training import (
     test_describe,
     test_evaluate,
@@ -151,7 +160,21 @@ smoothed = compiled_anew(
 )
 nested_dying = lambda *case: compiled_anew(partial(test_nested.test_expectations_where_particles_can_die, *case))
 
+
 # name -> module, a piece of its source, what it is replaced by, a test that must then fail
+def drawn_anew(test):
+    """The same test, on samples that are drawn for it alone."""
+
+    def run():
+        test_structured.nested_samples.cache_clear()
+        try:
+            compiled_anew(test)()
+        finally:
+            test_structured.nested_samples.cache_clear()
+
+    return run
+
+
 MUTATIONS = {
     "draws not detached": (
         wake,
@@ -866,6 +889,32 @@ MUTATIONS = {
         "(jnp.arange(num) + jax.random.uniform(rng_key, dtype=log_w.dtype)) / num",
         "(jnp.arange(num) + 0.5 + 0.5 * jax.random.uniform(rng_key, dtype=log_w.dtype)) / num",
         filter_by_hand,
+    ),
+    "a local particle that goes with another one around it": (
+        nested_choice,
+        "outer = [indices[other] for other in level.chain[:-1]]",
+        "outer = [0 * indices[other] for other in level.chain[:-1]]",
+        drawn_anew(test_structured.test_chosen_local_particles_go_with_what_is_around_them),
+    ),
+    "local particles chosen whatever they weigh": (
+        nested_choice,
+        "own_log_w = _taken(log_w[number], outer, 0)",
+        "own_log_w = 0.0 * _taken(log_w[number], outer, 0)",
+        drawn_anew(test_structured.test_chosen_local_particles_follow_the_posterior),
+    ),
+    "filtering by the weights at the end": (
+        resampled,
+        "WeighedSteps(recorded.latents, recorded.log_w)",
+        "WeighedSteps(recorded.latents, log_weight + 0.0 * recorded.log_w)",
+        compiled_anew(
+            partial(test_structured.test_filtering_draws_have_the_weights_of_the_data_up_to_their_step, None)
+        ),
+    ),
+    "a closed-over number that tells what is missing, not moved": (
+        lockstep,
+        "dependence(traced, also_missing=True)",
+        "dependence(traced)",
+        test_lockstep.test_what_is_a_number_of_a_latent_moves_too,
     ),
     "covariates apart from their data": (
         arguments,

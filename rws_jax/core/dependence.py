@@ -29,14 +29,14 @@ def _rws_jax_in_part(mask: jax.Array, value: jax.Array, rest: jax.Array) -> jax.
     return jnp.where(mask, value, rest)
 
 
-def dependence(jaxpr: ClosedJaxpr) -> list[set[int]]:
-    """For each output, the inputs that it may depend on.
+def dependence(jaxpr: ClosedJaxpr, *, also_missing: bool = False) -> list[set[int]]:
+    """For each output, the inputs that it may depend on, or `also_missing` numbers of which it may depend on.
 
     Exact through loops, branches and nested calls; a primitive of unknown inner workings counts as using all of its
     inputs for all of its outputs.
     """
     num = len(jaxpr.in_avals)
-    outputs = _outputs(jaxpr.jaxpr, [1 << i for i in range(num)])
+    outputs = _outputs(jaxpr.jaxpr, [1 << i for i in range(num)], also_missing)
     return [{i for i in range(num) if output >> i & 1} for output in outputs]
 
 
@@ -50,7 +50,7 @@ def without_unused(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     return ClosedJaxpr(jaxpr.jaxpr.replace(eqns=kept[::-1]), jaxpr.consts)
 
 
-def _outputs(jaxpr: Jaxpr, inputs: list[int]) -> list[int]:
+def _outputs(jaxpr: Jaxpr, inputs: list[int], also_missing: bool) -> list[int]:
     """Sets of inputs as the bits of integers: those of each output, from those that each variable depends on."""
     reached = dict(zip(jaxpr.invars, inputs, strict=True))
     escaped = 0  # into the host or a mutable array, from where it may come back anywhere
@@ -59,15 +59,16 @@ def _outputs(jaxpr: Jaxpr, inputs: list[int]) -> list[int]:
         into = [of(var) for var in eqn.invars]
         if any(type(effect).__name__ != "DebugEffect" for effect in eqn.effects):
             escaped |= _union(into)
-        out = [escaped | bits for bits in _through(eqn, into)] if any(into) else [0] * len(eqn.outvars)
+        out = [escaped | bits for bits in _through(eqn, into, also_missing)] if any(into) else [0] * len(eqn.outvars)
         reached.update(zip(eqn.outvars, out, strict=True))
     return [of(var) for var in jaxpr.outvars]
 
 
-def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
+def _through(eqn: JaxprEqn, into: list[int], also_missing: bool) -> list[int]:
     """What one equation makes of its inputs."""
     name, params = eqn.primitive.name, eqn.params
-    if name == "is_finite" or (name in ("eq", "ne") and eqn.invars[0] is eqn.invars[1]):  # what is a number
+    is_missing = name == "is_finite" or (name in ("eq", "ne") and eqn.invars[0] is eqn.invars[1])  # what is a number
+    if is_missing and not also_missing:
         return [0]
     if name == "scan":
         body = _opened(params["jaxpr"])
@@ -78,7 +79,7 @@ def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
         split = len(into) - num_xs - num_carry, len(into) - num_xs
         carry = into[split[0] : split[1]]
         while True:
-            out = _outputs(body, [*into[: split[0]], *carry, *into[split[1] :]])
+            out = _outputs(body, [*into[: split[0]], *carry, *into[split[1] :]], also_missing)
             after = [a | b for a, b in zip(carry, out, strict=False)]
             if after == carry:
                 return [*carry, *out[len(carry) :]]
@@ -87,21 +88,21 @@ def _through(eqn: JaxprEqn, into: list[int]) -> list[int]:
         split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         carry = into[split[1] :]
         while True:
-            out = _outputs(_opened(params["body_jaxpr"]), [*into[split[0] : split[1]], *carry])
-            again = _outputs(_opened(params["cond_jaxpr"]), [*into[: split[0]], *carry])
+            out = _outputs(_opened(params["body_jaxpr"]), [*into[split[0] : split[1]], *carry], also_missing)
+            again = _outputs(_opened(params["cond_jaxpr"]), [*into[: split[0]], *carry], also_missing)
             after = [again[0] | a | b for a, b in zip(carry, out, strict=True)]
             if after == carry:
                 return carry
             carry = after
     if name == "cond":
-        branches = [_outputs(_opened(branch), into[1:]) for branch in params["branches"]]
+        branches = [_outputs(_opened(branch), into[1:], also_missing) for branch in params["branches"]]
         return [into[0] | _union(out) for out in zip(*branches, strict=True)]
     if name in _CALLS:
-        if params.get("name") == _rws_jax_in_part.__name__:
+        if params.get("name") == _rws_jax_in_part.__name__ and not also_missing:
             return [into[0] | into[1]]
         inner = [param for param in params.values() if isinstance(param, Jaxpr | ClosedJaxpr)]
         if len(inner) == 1:
-            return _outputs(_opened(inner[0]), into)
+            return _outputs(_opened(inner[0]), into, also_missing)
     return [_union(into)] * len(eqn.outvars)
 
 

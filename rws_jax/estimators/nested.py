@@ -155,6 +155,7 @@ class NestedParticle:
         scored = NestedScored(log_p, log_q, levels)
         rng_key = jax.random.fold_in(jax.random.fold_in(programs.guide.key_of(index), _CHOICE_KEY), index.particle)
         log_w = totals(scored.own_log_weights, levels.all, levels.num_dims)
+        # The choice is a constant, as draws are.
         latents = chosen(rng_key, lax.stop_gradient(log_w), [draws.latents for draws in drawn], levels)
         draws = Draws(latents, drawn[0].plates)
         model_run = self.wake.run(programs, index, draws).model

@@ -55,9 +55,8 @@ class Lockstep(NamedTuple):
     start: State
     before: Scored  # what is drawn and observed before the scans
     xs: Any  # what both programs scan over
-    step: Callable[
-        [State, Any, jax.Array], tuple[State, Scored]
-    ]  # of a state, a row of xs, and its position in the data
+    # A function of a state, a row of xs, and its position in the data.
+    step: Callable[[State, Any, jax.Array], tuple[State, Scored]]
     length: int
     reverse: bool  # whether the last position is the first step
 
@@ -107,7 +106,7 @@ def lockstep(draw: Callable[[Index], Draws], run: Callable[[Index, Draws], Runs]
     traced, shapes = jax.make_jaxpr(start_of, return_shape=True)(jnp.asarray(index.particle))
     as_start = jax.tree.structure(shapes).unflatten
     start: _Start = as_start(jaxpr_as_fun(without_unused(traced))(jnp.asarray(index.particle)))
-    depends: _Start = as_start(map(bool, dependence(traced)))
+    depends: _Start = as_start(map(bool, dependence(traced, also_missing=True)))
     for role, xs in zip(("model", "guide"), depends.xs, strict=True):
         if any(jax.tree.leaves(xs)):
             checks.fail_xs(role)
@@ -215,7 +214,7 @@ def _with_state(
     # A carry that starts from what all particles share may depend on the particle later.
     whole = lambda consts, *rest: jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*rest)
     rest = [var.aval for var in jaxpr.invars]
-    sources = dependence(jax.make_jaxpr(whole)(start.closed_over, *rest))
+    sources = dependence(jax.make_jaxpr(whole)(start.closed_over, *rest), also_missing=True)
     while True:
         others = [False] * (len(rest) - len(carry) - num_random)
         inputs = [*own_consts, *own_carry, *[True] * num_random, *others]

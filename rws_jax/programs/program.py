@@ -39,9 +39,8 @@ class LocalIndex(NamedTuple):
     numbers: tuple[jax.Array | int, ...]
     size: int  # how many local particles there are for each particle further out
     common: bool  # whether random numbers are the same for all particles further out
-    levels: tuple[
-        tuple[frozenset[Any], tuple[int, ...]], ...
-    ]  # plates, and which numbers: outer ones, its own the last
+    # The plates of each level, and which numbers are its own (the last) and those of the levels around it.
+    levels: tuple[tuple[frozenset[Any], tuple[int, ...]], ...]
 
     def number_in(self, plates: Iterable[Any], particle: jax.Array | int) -> jax.Array | int:
         """A number for each local particle or, unless they are common, for each of each particle further out."""

@@ -116,3 +116,9 @@ def test_what_no_output_needs_is_left_out():
     assert "scan" not in str(needed)
     for own, expected in zip(jaxpr_as_fun(needed)(jnp.ones(3), 2.0), function(jnp.ones(3), 2.0), strict=True):
         assert (own == expected).all()
+
+
+def test_which_numbers_are_missing_counts_where_it_is_asked_for():
+    jaxpr = jax.make_jaxpr(lambda x, y: (jnp.isnan(x), jnp.isfinite(x) & (y > 0), x.shape[0] * y))(jnp.ones(3), 2.0)
+    assert dependence(jaxpr) == [set(), {1}, {1}]
+    assert dependence(jaxpr, also_missing=True) == [{0}, {0, 1}, {1}]

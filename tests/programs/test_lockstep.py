@@ -182,6 +182,27 @@ def test_what_differs_between_particles_moves_and_what_they_share_does_not():
     assert set(steps.before.latents) == {"scale"}
 
 
+def test_what_is_a_number_of_a_latent_moves_too():
+    """It is no arithmetic of the latent, but differs from particle to particle all the same."""
+
+    def model(x):
+        has_log = jnp.isfinite(jnp.log(numpyro.sample("z0", dist.Normal(0.0, 1.0))))
+
+        def step(z, x):
+            z = numpyro.sample("z", dist.Normal(z, 1.0))
+            numpyro.sample("x", dist.Normal(jnp.where(has_log, z, -z), 1.0), obs=x)
+            return z, None
+
+        scan(step, 0.0, x)
+
+    def guide(x):
+        numpyro.sample("z0", dist.Normal(0.0, 1.0))
+        scan(lambda z, x: (numpyro.sample("z", dist.Normal(z, 1.0)), None), 0.0, x)
+
+    steps = PARTICLE.lockstep(programs_of(model, guide), Index(0))
+    assert jnp.bool_ in [leaf.dtype for leaf in steps.start.own]
+
+
 def test_both_programs_run_in_one_loop_and_the_runs_that_are_checked_leave_nothing():
     def loops(jaxpr):
         inner = [sub for eqn in jaxpr.eqns for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)]
