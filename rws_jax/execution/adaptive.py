@@ -1,4 +1,7 @@
-"""Mapped over, until it turns out that programs branch in Python, and by paths from then on."""
+"""Mapped over, until it turns out that programs branch in Python; from then on along all paths at once, or by paths.
+
+Calls that JAX traces run along all paths, the others by paths, which are compiled once and kept.
+"""
 
 from typing import TypeVar
 
@@ -7,8 +10,10 @@ from jax.sharding import NamedSharding
 
 from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import Messenger
-from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.execution.all_paths import AllPaths
+from rws_jax.execution.branching.errors import BranchingSiteError, fail_not_unrolled
 from rws_jax.execution.branching.handler import no_branching
+from rws_jax.execution.branching.unrolled import NotUnrolled
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
@@ -17,26 +22,47 @@ T = TypeVar("T")
 
 
 class Adaptive(Executor):
-    """Finds out as programs run which of two ways they need, and remembers it."""
+    """Finds out as programs run which way they need, and remembers it."""
 
-    def __init__(self, mapped: Executor, by_paths: ByPaths, particle_sharding: NamedSharding | None = None) -> None:
-        self.mapped, self.by_paths, self.particle_sharding = mapped, by_paths, particle_sharding
+    def __init__(
+        self,
+        mapped: Executor,
+        all_paths: AllPaths,
+        by_paths: ByPaths,
+        particle_sharding: NamedSharding | None = None,
+    ) -> None:
+        self.mapped, self.all_paths, self.by_paths = mapped, all_paths, by_paths
+        self.particle_sharding = particle_sharding
         self.data = mapped.data
         self._branches = False
+        self._too_many_paths = False
 
     @property
     def ragged(self) -> bool:
         """Whether a branching site has been found so far."""
         return self._branches
 
+    @property
+    def in_python(self) -> bool:
+        """Whether programs have been found to have too many paths to be compiled as a whole."""
+        return self._too_many_paths
+
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
-        """Run all particles in the one way or the other."""
+        """Run all particles in one of these ways."""
         if not self._branches:
             try:
                 return self.mapped(particle, programs, num)
             except BranchingSiteError:  # whether programs branch is known only once they run
                 self.branch()
-        return self.by_paths(particle, programs, num)
+        try:
+            return self.by_paths(particle, programs, num)
+        except BranchingSiteError:  # values are not known, as JAX traces the call
+            pass
+        try:
+            return self.all_paths(particle, programs, num)
+        except NotUnrolled as error:
+            self._too_many_paths = True
+            fail_not_unrolled(error)
 
     def watch(self) -> Messenger:
         """A handler that takes note of branching sites."""
@@ -44,21 +70,14 @@ class Adaptive(Executor):
 
     def branch(self) -> None:
         """From now on, programs have branching sites."""
-        if self.particle_sharding is not None:
-            fail(
-                ValueError,
-                "programs have branching sites, and an option does not go with these",
-                expected="particle_sharding=None: each path runs on one device",
-                found="a sharding of particles",
-                hint="leave the option out, or branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
-            )
         self._branches = True
 
     def begin(self) -> None:
         """Begin to count paths and un-jitted runs anew, if there are any."""
         if self._branches:
             self.by_paths.begin()
+            self.all_paths.begin()
 
     def metrics(self) -> dict[str, jax.Array]:
         """Counts of paths, where there are any."""
-        return self.by_paths.metrics() if self._branches else {}
+        return (self.all_paths.metrics() or self.by_paths.metrics()) if self._branches else {}

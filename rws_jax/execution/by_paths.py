@@ -44,13 +44,18 @@ class ByPaths(Executor):
         """Python branches on what is drawn."""
         return True
 
+    @property
+    def in_python(self) -> bool:
+        """Python has to know what is drawn."""
+        return True
+
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run all particles, along all traces; differentiable once."""
-        _check_seeded(programs)
-        _check_keys(programs)
         floats, with_floats = split_floats(programs.params)
         inputs = programs.with_params((None, None))
         _check_known(inputs)
+        _check_seeded(programs)
+        _check_keys(programs)
         cache = self.cache or _cache_of(particle, *(program.fn for program in programs.all))
         avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
         kind = Kind(particle, self.data, jax.tree.structure(programs), avals)

@@ -33,6 +33,11 @@ class Executor(ABC):
         """Whether sites may differ from particle to particle, as Python branches on what they draw."""
         return False
 
+    @property
+    def in_python(self) -> bool:
+        """Whether it needs the values of parameters and arguments, and so cannot be a part of what JAX traces."""
+        return False
+
     @abstractmethod
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run `particle` for indices 0 to `num` - 1, of all data.

@@ -29,6 +29,11 @@ class OneByOne(Executor):
         """Python may branch on whatever is drawn."""
         return True
 
+    @property
+    def in_python(self) -> bool:
+        """Python has to know what is drawn."""
+        return True
+
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Loop over data and particles in Python."""
         is_alone = self.runs_alone(particle, programs)

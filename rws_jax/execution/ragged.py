@@ -68,6 +68,11 @@ def scattered(parts: Sequence[Ragged], members: Sequence[np.ndarray]) -> Ragged:
     return _joined(parts, [(len(group),) for group in members], np, join)
 
 
+def chosen(parts: Sequence[Ragged], choose: Callable[[Iterable[Any]], Any]) -> Ragged:
+    """One of several, which `choose` takes out of arrays of one shape."""
+    return _joined(parts, [()] * len(parts), jnp, choose)
+
+
 def _joined(
     parts: Sequence[Ragged], leads: Sequence[tuple[int, ...]], xp: Any, join: Callable[[Iterable[Any]], Any]
 ) -> Ragged:

@@ -10,6 +10,7 @@ from rws_jax.checks import options as checks
 from rws_jax.checks.arguments import check_flag, check_int
 from rws_jax.core.errors import fail
 from rws_jax.execution.adaptive import Adaptive
+from rws_jax.execution.all_paths import AllPaths
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
@@ -93,7 +94,8 @@ class ExecutionOptions:
             return OneByOne(self.data)
         mapped = Vectorized(self.data, self.particle_sharding)
         at_once = mapped if self.chunk_size is None else Chunked(mapped, self.chunk_size)
-        return Adaptive(at_once, ByPaths(self.data, self.chunk_size, cache), self.particle_sharding)
+        by_paths = ByPaths(self.data, self.chunk_size, cache)
+        return Adaptive(at_once, AllPaths(at_once, cache or PathCache()), by_paths, self.particle_sharding)
 
     def check_number(self, value: Any, option: str, minimum: int) -> None:
         """Check that a number of particles is an int of at least `minimum`, and divides over the devices."""

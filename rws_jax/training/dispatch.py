@@ -32,7 +32,7 @@ class Dispatched:
     @property
     def jittable(self) -> bool:
         """Whether it can be compiled as a part of something larger."""
-        return not self._executor.ragged
+        return not self._executor.in_python
 
     def lower(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> Any:
         """The compiled function, lowered, as functions have that `jax.jit` returns."""

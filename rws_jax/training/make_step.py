@@ -45,6 +45,7 @@ def make_step(
     data_axes: Any = None,
     compile_after: int = 32,
     max_compiled: int = 1000,
+    max_paths: int = 64,
     model_has_params: bool = True,
     shared_params: bool = False,
     simulated_data_to_args: SimulatedDataToArgs | None = None,
@@ -87,6 +88,7 @@ def make_step(
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
       data_axes: for programs written for one datum, where the arguments have the axis of data, as `in_axes` of
         `jax.vmap`; see `wake_phi_loss`.
+      max_paths: if programs have branching sites, up to how many paths all are compiled as one; 1 for none.
       compile_after: if programs have branching sites, how many particles run along a path before it is compiled.
       max_compiled: how many compiled functions of paths are kept; the least recently used ones go.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
@@ -150,7 +152,7 @@ def make_step(
         simulated_data_to_args=simulated_data_to_args,
         observed_sites=observed_sites,
     )
-    executor = options.execution.executor(PathCache(compile_after, max_compiled))
+    executor = options.execution.executor(PathCache(compile_after, max_compiled, max_paths))
     loss = StepLoss(unconstrained(model), unconstrained(guide), options, executor)
     updates = Updates(*optimizers, has_dreams=options.sleep is not None)
     return functions_of(loss, updates, phi_steps)

@@ -109,6 +109,20 @@ def fail_traced(found: str) -> NoReturn:
     )
 
 
+def fail_not_unrolled(error: Exception) -> NoReturn:
+    """The call is traced, and programs cannot be compiled as a whole."""
+    fail(
+        BranchingSiteError,
+        "programs have branching sites, but the call is traced by jit, scan or vmap, and they cannot be compiled as a"
+        " whole",
+        expected="sites of few values, as Bernoulli and Categorical are, with few paths in all",
+        found=str(error),
+        hint="call it in a Python loop, or by rws_jax.fit, one loss at a time: then each path is compiled by itself; or"
+        " branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
+        cause=error,
+    )
+
+
 def fail_not_deterministic(trace: BranchingTrace, expected: str, found: str) -> NoReturn:
     """A program that draws the same values takes another way."""
     fail(

@@ -21,9 +21,9 @@ from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 class TraceEnded(BaseException):
     """A branching trace has ended at a site, with what was drawn there. No program is to catch this."""
 
-    def __init__(self, name: str, value: jax.Array) -> None:
+    def __init__(self, name: str, value: jax.Array, fn: Distribution) -> None:
         super().__init__(name)
-        self.name, self.value = name, value
+        self.name, self.value, self.fn = name, value, fn
 
 
 class UnannotatedBranch(BaseException):
@@ -76,7 +76,7 @@ class BranchHandler(Messenger):
             return value.array
         drawn = site["fn"](*site["args"], **site["kwargs"])
         if not self.goes_on:
-            raise TraceEnded(name, drawn)
+            raise TraceEnded(name, drawn, site["fn"])
         self.taken.append(BranchingValue.of(name, drawn))
         return drawn
 

@@ -34,11 +34,12 @@ class Kind(NamedTuple):
 class PathCache:
     """Compiled paths, the least recently used of which go, and counts of what has run."""
 
-    def __init__(self, compile_after: int = 32, max_compiled: int = 1000) -> None:
+    def __init__(self, compile_after: int = 32, max_compiled: int = 1000, max_paths: int = 64) -> None:
         hint = "leave it out; it changes no result"
         check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
         check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
-        self.compile_after, self.max_compiled = compile_after, max_compiled
+        check_int(max_paths, "max_paths", 1, expected="an int >= 1, a number of paths", hint=hint)
+        self.compile_after, self.max_compiled, self.max_paths = compile_after, max_compiled, max_paths
         self.also_branching: set[str] = set()  # sites that another program annotates than the one that draws them
         self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
         self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace

@@ -1,0 +1,118 @@
+"""Functions in which equal operations on equal inputs are done once, before they are differentiated.
+
+XLA merges equal operations as well, but late: of a function that computes one thing twice, JAX differentiates both, and
+what comes back to each of them is different. Merged before, they have one derivative.
+"""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_RULES = {"jvp_jaxpr_fun", "jvp_jaxpr_thunk"}  # of derivatives: parameters of the first of these
+_MAX_BYTES = 1024  # of a constant that is compared by its values
+
+
+def merged(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """The same function, in which equal operations are done once."""
+    return _Merge().of(jaxpr)
+
+
+class _Merge:
+    """Names what is equal: jaxprs by what they do, constants by their values."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, tuple[Any, Hashable]] = {}  # of jaxprs, by id; they are kept, so that it stays theirs
+
+    def of(self, jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+        """The same jaxpr with equal equations merged."""
+        first: dict[Hashable, Any] = {}  # of each thing that is computed, the variable that has it first
+        same: dict[Any, Any] = {}
+        for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+            same[var] = first.setdefault(_const_key(const), var)
+        eqns = []
+        for eqn in jaxpr.jaxpr.eqns:
+            inputs = [var if isinstance(var, Literal) else same.get(var, var) for var in eqn.invars]
+            key = None if eqn.effects else (self._operation(eqn), *map(_input_key, inputs))
+            if key is not None and key in first:
+                same.update(zip(eqn.outvars, first[key], strict=True))
+                continue
+            if key is not None:
+                first[key] = eqn.outvars
+            eqns.append(eqn.replace(invars=inputs))
+        outputs = [var if isinstance(var, Literal) else same.get(var, var) for var in jaxpr.jaxpr.outvars]
+        return ClosedJaxpr(jaxpr.jaxpr.replace(eqns=eqns, outvars=outputs), jaxpr.consts)
+
+    def _operation(self, eqn: JaxprEqn) -> Hashable:
+        """What an equation does with its inputs."""
+        params = eqn.params
+        if eqn.primitive.name in _CUSTOM:
+            if not _is_of_jax(eqn):  # two of one body may have different derivatives
+                return id(eqn)
+            params = {name: value for name, value in params.items() if name not in _RULES}
+        return eqn.primitive, tuple((name, self._param(params[name])) for name in sorted(params))
+
+    def _param(self, value: Any) -> Hashable:
+        if isinstance(value, ClosedJaxpr | Jaxpr):
+            if id(value) not in self._keys:
+                self._keys[id(value)] = value, self._jaxpr(value)
+            return self._keys[id(value)][1]
+        if isinstance(value, tuple | list):
+            return type(value), tuple(map(self._param, value))
+        try:
+            hash(value)
+        except TypeError:
+            self._keys.setdefault(id(value), (value, None))
+            return "id", id(value)
+        return type(value), repr(value) if isinstance(value, float) else value
+
+    def _jaxpr(self, jaxpr: ClosedJaxpr | Jaxpr) -> Hashable:
+        """What a jaxpr does, whatever the names of its variables."""
+        opened = _opened(jaxpr)
+        consts = jaxpr.consts if isinstance(jaxpr, ClosedJaxpr) else ()
+        number: dict[Any, int] = {}
+        name = lambda var: _input_key(var) if isinstance(var, Literal) else number[var]
+        for var in (*opened.constvars, *opened.invars):
+            number[var] = len(number)
+        eqns = []
+        for eqn in opened.eqns:
+            if eqn.effects:
+                return "id", id(jaxpr)
+            eqns.append((self._operation(eqn), *map(name, eqn.invars)))
+            for var in eqn.outvars:
+                number[var] = len(number)
+        avals = tuple(str(var.aval) for var in (*opened.constvars, *opened.invars))
+        return avals, tuple(map(_const_key, consts)), tuple(eqns), tuple(map(name, opened.outvars))
+
+
+def _input_key(var: Any) -> Hashable:
+    return (str(var.aval), _const_key(var.val)) if isinstance(var, Literal) else var
+
+
+def _const_key(value: Any) -> Hashable:
+    """Equal for equal constants."""
+    dtype = jnp.result_type(value)
+    if isinstance(value, Tracer) or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        return "id", id(value)
+    if np.size(value) * dtype.itemsize > _MAX_BYTES:
+        return "id", id(value)
+    is_weak = isinstance(value, bool | int | float | complex) or bool(getattr(value, "weak_type", False))
+    return str(dtype), is_weak, np.shape(value), np.asarray(value, dtype).tobytes()
+
+
+def _opened(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def _is_of_jax(eqn: JaxprEqn) -> bool:
+    """Whether the function whose derivative is defined is one of JAX's own, each of which has one derivative."""
+    if eqn.primitive.name != "custom_jvp_call":
+        return False
+    where = getattr(_opened(eqn.params["call_jaxpr"]).debug_info, "func_src_info", None) or ""
+    return str(Path(jax.__file__).parent) in where
