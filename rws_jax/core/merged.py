@@ -98,7 +98,7 @@ def _input_key(var: Any) -> Hashable:
 def _const_key(value: Any) -> Hashable:
     """Equal for equal constants."""
     dtype = jnp.result_type(value)
-    if isinstance(value, Tracer) or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if isinstance(value, Tracer) or jnp.issubdtype(dtype, jax.dtypes.extended):
         return "id", id(value)
     if np.size(value) * dtype.itemsize > _MAX_BYTES:
         return "id", id(value)

@@ -28,18 +28,22 @@ def work_by_group(jaxpr: ClosedJaxpr, groups: Sequence[int]) -> list[int]:
 
 def _work_of(eqn: JaxprEqn) -> int:
     name, params = eqn.primitive.name, eqn.params
-    size = sum(math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars)
+    size = sum(math.prod(_shape(var)) for var in eqn.outvars)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return 2 * size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        return 2 * size * math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
+        kernel = _shape(eqn.invars[1])
         return 2 * size * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
     inner = [jaxpr for param in params.values() for jaxpr in _jaxprs(param)]
     if not inner:
         return size
     times = params.get("length", 1) if name == "scan" else 1
     return times * sum(_work_of(one) for jaxpr in inner for one in jaxpr.eqns)
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return getattr(var.aval, "shape", ())
 
 
 def _jaxprs(param: Any) -> list[Jaxpr]:

@@ -8,12 +8,11 @@ from typing import TypeVar
 import jax
 from jax.sharding import NamedSharding
 
-from rws_jax.core.errors import fail
 from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.execution.all_paths import AllPaths
 from rws_jax.execution.branching.errors import BranchingSiteError, fail_not_unrolled
 from rws_jax.execution.branching.handler import no_branching
-from rws_jax.execution.branching.unrolled import NotUnrolled
+from rws_jax.execution.branching.unrolled import NotUnrolledError
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
@@ -60,7 +59,7 @@ class Adaptive(Executor):
             pass
         try:
             return self.all_paths(particle, programs, num)
-        except NotUnrolled as error:
+        except NotUnrolledError as error:
             self._too_many_paths = True
             fail_not_unrolled(error)
 

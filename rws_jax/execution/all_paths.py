@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.branching.trace import BranchingTrace
-from rws_jax.execution.branching.unrolled import NotUnrolled, Unrolled
+from rws_jax.execution.branching.unrolled import NotUnrolledError, Unrolled
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
 
@@ -21,7 +21,7 @@ _MAX_RATIO = 4.0  # of work that is small in any case
 class AllPaths(Executor):
     """Particles whose paths are at most `max_paths`, unrolled and run by another executor.
 
-    Raises `NotUnrolled` for programs with more paths.
+    Raises `NotUnrolledError` for programs with more paths.
     """
 
     def __init__(self, mapped: Executor, cache: PathCache) -> None:
@@ -50,7 +50,7 @@ class AllPaths(Executor):
         (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
         wasted = 3 * num_particles * (of_all - of_one)  # with the way back
         if jax.default_backend() == "cpu" and of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
-            raise NotUnrolled(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
+            raise NotUnrolledError(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
 
     def begin(self) -> None:
         """Begin to count paths anew."""

@@ -23,8 +23,10 @@ class Dispatched:
         model: ProgramFn,
         max_ess: int | None = None,
         evaluate: Callable | None = None,
+        check_state: Callable | None = None,
     ) -> None:
-        self._compiled, self._in_python, self._check_compiles = compiled, in_python, check_compiles
+        self._compiled, self._in_python = compiled, in_python
+        self._check_compiles, self._check_state = check_compiles, check_state
         self._executor, self._model = executor, model
         self.max_ess = max_ess  # that of K equal weights, which `fit` shows beside the mean
         self.evaluate = evaluate  # of a step: what it would report
@@ -41,16 +43,23 @@ class Dispatched:
 
     def __call__(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = Arguments.of(args, kwargs, self._model)  # what is static passes around jax.jit
-        if self.jittable:
+        is_known = not is_traced((rws_state, args, kwargs))
+        for check_state in (self._check_state, None):
+            if not self.jittable:
+                break
             try:
                 return self._compiled(rws_state, *args, **kwargs)
+            except BranchingSiteError:  # what the executor has found out, it knows from now on
+                if not is_known:
+                    raise
+                if self.jittable and check_state is not None:  # only un-jitted is a new state held against `init`'s
+                    check_state(rws_state, *args, **kwargs)
             except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
                 is_of_jax = not is_own(error) or error.__cause__ is not None
-                if self.jittable and is_of_jax and not is_traced((rws_state, args, kwargs)):
+                if self.jittable and is_of_jax and is_known:
                     self._explain(rws_state, *args, **kwargs)
                 if self.jittable:
                     raise
-        # The executor has met a branching site, and knows from now on.
         return self._in_python(rws_state, *args, **kwargs)
 
     def _explain(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> None:

@@ -139,6 +139,11 @@ class Trainer:
         run = partial(run_pilot, self.loss, (state.theta, state.phi), **how)
         check_compiles(run, jax.random.key(0), arguments, self.loss.model)
 
+    def check_state(self, rws_state: RWSState, /, *args: Any, **kwargs: Any) -> None:
+        """Whether training can go on from a state."""
+        state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
+        self.kinds.check(state, lambda: self._like_init(state, arguments))
+
     def _initial_values(self, rng_key: jax.Array, arguments: Arguments) -> tuple[Params, Params, MutableState | None]:
         found = initial_values(self.loss, rng_key, arguments, self.compared)
         return found.theta, found.phi, found.mutable_state
@@ -185,8 +190,8 @@ def functions_of(loss: StepLoss, updates: Updates, phi_steps: int) -> RWS:
         rest = trainer.check_compiles, loss.executor, loss.model
         return Dispatched(compiled, getattr(in_python, name), *rest, **attributes)
 
-    evaluate = dispatched("evaluate", max_ess=max_ess)
-    step = dispatched("step", max_ess=max_ess, evaluate=evaluate)
+    evaluate = dispatched("evaluate", max_ess=max_ess, check_state=trainer.check_state)
+    step = dispatched("step", max_ess=max_ess, evaluate=evaluate, check_state=trainer.check_state)
     return RWS(trainer.init, step, dispatched("get_params"))
 
 

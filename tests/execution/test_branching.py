@@ -268,7 +268,9 @@ THETA, PHI = {"p": 0.4}, {"a": 0.3}
 
 
 def make(model=model, guide=guide, **options):
-    return rws_jax.make_step(model, guide, **{"data_axes": 0, "num_particles": 6, "compile_after": 0, **options})
+    return rws_jax.make_step(
+        model, guide, **{"data_axes": 0, "num_particles": 6, "compile_after": 0, "max_paths": 1, **options}
+    )
 
 
 def after(rws, num_steps, x=X):

@@ -1,8 +1,8 @@
 """A particle whose programs branch, as one that does not: all of its branching traces are computed, and one is chosen.
 
-Where branching sites have few values, their traces are the ends of a small tree, which is unrolled while the particle is
-traced. What traces have in common is computed once. The particle can then be mapped over, compiled and differentiated as
-any other one.
+Where branching sites have few values, their traces are the ends of a small tree, which is unrolled while the particle
+is traced. What traces have in common is computed once. The particle can then be mapped over, compiled and
+differentiated as any other one.
 """
 
 import itertools
@@ -14,13 +14,15 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 from numpyro.distributions import Distribution
 
 from rws_jax.core.errors import first_line
 from rws_jax.core.merged import merged
 from rws_jax.core.work import work, work_by_group
-from rws_jax.execution.branching.handler import BranchHandler, TraceEnded
+from rws_jax.execution.branching.handler import BranchHandler, TraceEnded, UnannotatedBranch
 from rws_jax.execution.branching.particle import run_one
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue, describe_trace
 from rws_jax.execution.executor import ParticleFn, check_alike
@@ -28,10 +30,11 @@ from rws_jax.execution.ragged import Layout, Ragged, chosen, missing, split
 from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
+MIN_LOG_PROB = -13.8  # one in a million; NumPyro takes a probability of zero for 1e-7
 MAX_DEPTH = 12  # branching sites on a path: loops without bound are found out soon
 
 
-class NotUnrolled(Exception):
+class NotUnrolledError(Exception):
     """A particle cannot be unrolled; the message says why."""
 
 
@@ -74,7 +77,12 @@ class Unrolled(Generic[T]):
         """Compute all, and choose."""
         leaves, structure = jax.tree.flatten((programs, index))
         of_leaves = lambda leaves: self._all_ends(*jax.tree.unflatten(structure, leaves))
-        traced, shapes = jax.make_jaxpr(of_leaves, return_shape=True)(leaves)
+        while True:
+            try:
+                traced, shapes = jax.make_jaxpr(of_leaves, return_shape=True)(leaves)
+                break
+            except UnannotatedBranch as site:  # it is annotated in another program than the one that draws it
+                self.also_branching.add(site.name)
         once = merged(traced)
         by_end = work_by_group(once, [len(jax.tree.leaves(end)) for end in shapes])
         self.work = work(once), sum(by_end) / len(by_end)
@@ -97,35 +105,58 @@ class Unrolled(Generic[T]):
         return ends
 
     def _ends(self, programs: Programs, index: Index) -> Iterator[tuple[BranchingTrace, jax.Array, T]]:
-        frontier: list[tuple[BranchingTrace, jax.Array]] = [((), jnp.array(True))]
+        frontier = [_Begun((), jnp.array(True))]  # the next one last
         num_ends = 0
         while frontier:
-            trace, is_taken = frontier.pop()
-            handler = BranchHandler(trace, self.also_branching)
+            begun = frontier.pop()
+            handler = BranchHandler(begun.trace, self.also_branching)
             try:
                 with jax.ensure_compile_time_eval():  # Python may compute with the constants of the trace
                     result = run_one(handler, self.particle, programs, index)
             except TraceEnded as end:
-                values = self._values(end, trace)
-                following = lambda value: (*trace, BranchingValue.of(end.name, value))
-                frontier += [(following(value), is_taken & jnp.all(end.value == value)) for value in values]
+                frontier += self._following(begun, end)[::-1]
                 if num_ends + len(frontier) > self.max_paths:
-                    raise NotUnrolled(f"more than {self.max_paths} paths") from None
+                    raise NotUnrolledError(f"more than {self.max_paths} paths") from None
                 continue
-            except Exception as error:  # of the programs, perhaps on a path that is never taken
-                raise NotUnrolled(first_line(error)) from error
+            except Exception as error:
+                if begun.is_impossible:  # programs need not be prepared for it
+                    continue
+                raise NotUnrolledError(first_line(error)) from error
             self.check(handler)
             num_ends += 1
-            yield trace, is_taken, result
+            yield begun.trace, begun.is_taken, result
 
-    def _values(self, end: TraceEnded, trace: BranchingTrace) -> list[np.ndarray]:
-        """All values of the site that a trace ends at."""
-        if len(trace) == MAX_DEPTH:
-            raise NotUnrolled(f"more than {MAX_DEPTH} branching sites on {describe_trace(trace)}")
+    def _following(self, begun: "_Begun", end: TraceEnded) -> list["_Begun"]:
+        """The traces that go on where one has ended, one for each value of the site."""
+        if len(begun.trace) == MAX_DEPTH:
+            raise NotUnrolledError(f"more than {MAX_DEPTH} branching sites on {describe_trace(begun.trace)}")
         values = _support_of(end.fn, self.max_paths)
         if values is None:
-            raise NotUnrolled(f"branching site {end.name!r} has more than {self.max_paths} values, or unknown ones")
-        return [value.astype(end.value.dtype) for value in values]
+            raise NotUnrolledError(
+                f"branching site {end.name!r} has more than {self.max_paths} values, or unknown ones"
+            )
+        following = []
+        for value in values:
+            value = value.astype(end.value.dtype)
+            is_taken = begun.is_taken & jnp.all(end.value == value)
+            is_impossible = begun.is_impossible or _is_impossible(end.fn, value)
+            following.append(_Begun((*begun.trace, BranchingValue.of(end.name, value)), is_taken, is_impossible))
+        return following
+
+
+class _Begun(NamedTuple):
+    """The beginning of a trace."""
+
+    trace: BranchingTrace
+    is_taken: jax.Array  # whether a particle comes along it
+    is_impossible: bool = False  # whether it is known that none does
+
+
+def _is_impossible(fn: Distribution, value: np.ndarray) -> bool:
+    """Whether a distribution of constants, as of the last round of a bounded loop, is known not to draw a value."""
+    with jax.ensure_compile_time_eval(), numpyro.validation_enabled(False):
+        log_prob = jnp.sum(fn.log_prob(value))
+        return not isinstance(log_prob, Tracer) and bool(log_prob < MIN_LOG_PROB)
 
 
 def _support_of(fn: Distribution, max_num: int) -> Iterator[np.ndarray] | None:
