@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 _RULES = {"jvp_jaxpr_fun", "jvp_jaxpr_thunk"}  # of derivatives: parameters of the first of these
+_CLONE = jax.make_jaxpr(jax.random.clone)(jax.random.key(0)).eqns[0]
 _MAX_BYTES = 1024  # of a constant that is compared by its values
 
 
@@ -31,21 +32,37 @@ class _Merge:
         self._keys: dict[int, tuple[Any, Hashable]] = {}  # of jaxprs, by id; they are kept, so that it stays theirs
 
     def of(self, jaxpr: ClosedJaxpr) -> ClosedJaxpr:
-        """The same jaxpr with equal equations merged."""
-        first: dict[Hashable, Any] = {}  # of each thing that is computed, the variable that has it first
-        same: dict[Any, Any] = {}
+        """The same jaxpr with equal equations merged.
+
+        A key that is computed once is used by all that used its equals. Each of these has a clone of it, as JAX's check
+        of reuse asks for.
+        """
+        first: dict[Hashable, list[Any]] = {}  # of each thing that is computed, the variables that have it first
+        name: dict[Any, Any] = {}  # of a variable, the one that has its value first
+        same: dict[Any, Any] = {}  # of a variable that is no more, the one that is there
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
-            same[var] = first.setdefault(_const_key(const), var)
-        eqns = []
+            same[var] = name[var] = first.setdefault(_const_key(const), [var])[0]
+        eqns: list[JaxprEqn] = []
+        where: dict[Hashable, int] = {}  # the equation that computes each thing
         for eqn in jaxpr.jaxpr.eqns:
             inputs = [var if isinstance(var, Literal) else same.get(var, var) for var in eqn.invars]
-            key = None if eqn.effects else (self._operation(eqn), *map(_input_key, inputs))
-            if key is not None and key in first:
-                same.update(zip(eqn.outvars, first[key], strict=True))
-                continue
-            if key is not None:
-                first[key] = eqn.outvars
-            eqns.append(eqn.replace(invars=inputs))
+            named = [var if isinstance(var, Literal) else name.get(var, var) for var in eqn.invars]
+            eqn = eqn.replace(invars=inputs)
+            if eqn.primitive is _CLONE.primitive:
+                name[eqn.outvars[0]] = named[0]
+            elif not eqn.effects:
+                key = self._operation(eqn), *map(_input_key, named)
+                if key in first:
+                    eqns[where[key]], first[key] = _with_unused(eqns[where[key]], eqn.outvars)
+                    for var, one in zip(eqn.outvars, first[key], strict=True):
+                        name[var] = name.get(one, one)
+                        if jnp.issubdtype(getattr(var.aval, "dtype", bool), jax.dtypes.prng_key):
+                            eqns.append(_CLONE.replace(invars=[one], outvars=[var]))
+                        else:
+                            same[var] = one
+                    continue
+                first[key], where[key] = eqn.outvars, len(eqns)
+            eqns.append(eqn)
         outputs = [var if isinstance(var, Literal) else same.get(var, var) for var in jaxpr.jaxpr.outvars]
         return ClosedJaxpr(jaxpr.jaxpr.replace(eqns=eqns, outvars=outputs), jaxpr.consts)
 
@@ -89,6 +106,14 @@ class _Merge:
                 number[var] = len(number)
         avals = tuple(str(var.aval) for var in (*opened.constvars, *opened.invars))
         return avals, tuple(map(_const_key, consts)), tuple(eqns), tuple(map(name, opened.outvars))
+
+
+def _with_unused(eqn: JaxprEqn, outvars: list[Any]) -> tuple[JaxprEqn, list[Any]]:
+    """An equation with these names for the outputs that nobody has used so far; and its outputs."""
+    is_unused = lambda var: type(var).__name__ == "DropVar"
+    both = zip(eqn.outvars, outvars, strict=True)
+    outvars = [other if is_unused(var) else var for var, other in both]
+    return eqn.replace(outvars=outvars), outvars
 
 
 def _input_key(var: Any) -> Hashable:

@@ -52,8 +52,8 @@ class ReweightedWakeSleep(ELBO):
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted: call
-        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles, and where programs have branching sites. These
-        take all of their parameters before they branch, as ``SVI.init`` sees one branch.
+        ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles, and where branching sites make many paths.
+        Programs with branching sites take all of their parameters before they branch, as ``SVI.init`` sees one branch.
       max_plate_nesting: accepted as Pyro has it, and not needed: particles never take a dim of the programs.
       strict_enumeration_warning: whether to warn of sites annotated for enumeration. They are drawn like all others.
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.

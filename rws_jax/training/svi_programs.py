@@ -12,6 +12,7 @@ from rws_jax.core.errors import CONCRETIZATION_ERRORS
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.sites import Site, held_sites, param_sites, trained_sites
 from rws_jax.core.trees import is_traced
+from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.options import StepOptions
 from rws_jax.programs.program import Arguments
@@ -56,16 +57,21 @@ class SviPrograms:
         def pilot(params: Params | None) -> PilotRuns:
             return run_pilot(self.loss, (params, params), jax.random.key(0), arguments, mutable_state=params)
 
+        known = None
         try:
             runs = pilot(lax.stop_gradient(params))  # no gradient passes through checks, so values are known
         except CONCRETIZATION_ERRORS as error:
             (fail_static if self.loss.options.execution.vectorize_particles else fail_jitted)(error)
-        known = None
+        except BranchingSiteError:  # SVI.run compiles, but knows the arguments
+            if is_traced(arguments):
+                raise
+            with jax.ensure_compile_time_eval():
+                runs = known = pilot(None)
         has_start = all(
             _has_initial_value(site) for run in runs for site in (param_sites(run) | held_sites(run)).values()
         )
-        if is_traced(rng_key) and has_start and not is_traced(arguments):
-            # SVI.run compiles, but knows the arguments: what shows in values only is checked at initial parameters.
+        if known is None and is_traced(rng_key) and has_start and not is_traced(arguments):
+            # What shows in values only is checked at initial parameters.
             with jax.ensure_compile_time_eval():
                 known = pilot(None)
         found = self.loss, (params, params), jax.random.key(0), arguments

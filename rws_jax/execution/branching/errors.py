@@ -98,13 +98,13 @@ def fail_unannotated(
 
 
 def fail_traced(found: str) -> NoReturn:
-    """Each path is compiled by itself, by a caller who knows the values."""
+    """Programs are checked as Python runs them, by a caller who knows the values."""
     fail(
         BranchingSiteError,
         "programs have branching sites, but the call is traced by jit, scan or vmap",
-        expected="a call outside of JAX transformations other than grad: each path is compiled by itself",
+        expected="a call outside of JAX transformations other than grad, once before: Python has to run the programs",
         found=found,
-        hint="call it in a Python loop, or by rws_jax.fit, one loss at a time; to compile all at once, branch by"
+        hint="call it, or rws.init or svi.evaluate, un-jitted first; or call it in a Python loop, or branch by"
         " numpyro.contrib.control_flow.cond or handlers.mask instead",
     )
 
