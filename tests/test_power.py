@@ -35,7 +35,7 @@ from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
 from rws_jax.posterior.predictive import predictive_particles
 from rws_jax.posterior.samples import estimate, layout, psis, weighted
-from rws_jax.programs import density, handlers, held, independence, levels, lockstep, predict, program
+from rws_jax.programs import density, drawing, handlers, held, independence, levels, lockstep, predict, program
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
 from tests.core import test_support
@@ -57,6 +57,7 @@ from tests.posterior import (
 from tests.posterior import test_evaluate as test_posterior_evaluate
 from tests.programs import (
     test_conditioned,
+    test_drawing,
     test_held,
     test_independence,
     test_levels,
@@ -124,6 +125,7 @@ dreams_expected = test_exact.test_expected_sleep_gradient_equals_enumeration
 dreg_by_hand = partial(
     test_exact.test_the_reparameterised_gradient_is_that_of_the_formula, "two latents", test_exact.path_of_two
 )
+one_run = test_drawing.test_one_run_has_the_draws_densities_and_gradients_of_two
 dying = partial(test_exact.test_the_control_variate_leaves_the_expected_gradient_where_particles_can_die, 2)
 
 hand_numbers = test_losses.test_hand_numbers_on_three_particles
@@ -180,7 +182,15 @@ MUTATIONS = {
         wake,
         "return lax.stop_gradient(draws)",
         "return draws",
-        closing_over(rws_jax.wake_phi_loss, {}),
+        closing_over(rws_jax.wake_phi_loss, {"defensive": 0.3}),
+    ),
+    "draws of one run not detached": (drawing, "return lax.stop_gradient(value)", "return value", one_run),
+    "ways of drawing differentiated": (drawing, 'constant_distribution(site["fn"])', 'site["fn"]', one_run),
+    "parts of a distribution differentiated": (
+        draws,
+        "jax.tree.map(_constant, value, is_leaf=is_leaf) if isinstance(value, list | tuple | dict) else value",
+        "value",
+        one_run,
     ),
     "weights not detached": (
         scored,

@@ -4,6 +4,7 @@ A Gamma distribution of concentration 0.02 draws one number in six below the sma
 inside of the support: such ones are moved to the nearest number there.
 """
 
+from copy import copy
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpyro.distributions import Beta, Delta, Dirichlet, Distribution, constraints
+from numpyro.distributions.transforms import Transform
 
 from rws_jax.core.sites import base_distribution
 from rws_jax.core.supports import elementwise, range_of
@@ -20,6 +22,7 @@ from rws_jax.core.trees import is_known, is_traced
 # rectified or zero-inflated variable.
 _OPEN = constraints.greater_than, constraints.less_than, constraints.open_interval
 _CLOSED = constraints.greater_than_eq, constraints.less_than_eq  # which are kinds of those
+_HOLDERS = Distribution, Transform, constraints.Constraint
 
 
 def may_round(fn: Distribution) -> bool:
@@ -45,6 +48,25 @@ def moved_inside(fn: Distribution, value: jax.Array) -> jax.Array:
     # By a choice: for a clip, XLA on CPU would compute anew, for each use of a draw, all draws that it depends on.
     value = jnp.where(value < low, jnp.asarray(low, value.dtype), value)
     return jnp.where(value > high, jnp.asarray(high, value.dtype), value)
+
+
+def constant_distribution(fn: Distribution) -> Distribution:
+    """The same distribution with everything that it, and what it is made of, holds stopped.
+
+    Attribute by attribute, as a class of the user's need not tell JAX of all its arrays.
+    """
+    return _constant(fn)
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, _HOLDERS):
+        other = copy(value)
+        vars(other).update({name: _constant(part) for name, part in vars(value).items()})
+        return other
+    if isinstance(value, jax.Array):
+        return lax.stop_gradient(value)  # so that no way of drawing is differentiated
+    is_leaf = lambda part: part is not value and isinstance(part, _HOLDERS)
+    return jax.tree.map(_constant, value, is_leaf=is_leaf) if isinstance(value, list | tuple | dict) else value
 
 
 def _next(bound: Any, sign: int, dtype: Any) -> Any:

@@ -107,7 +107,7 @@ class NestedParticle:
             fail_branching()
 
         def run() -> Levels:
-            runs = self.wake.run(programs, index, self.wake.draw(programs, index))
+            runs, _ = self.wake.drawn(programs, index)
             return Levels.of(self.wake.units_of(runs), runs.model, runs.guide)
 
         return jax.eval_shape(run)
@@ -124,8 +124,7 @@ class NestedParticle:
 
         def run(*numbers: jax.Array) -> tuple[WakeRuns, Draws]:
             own = index._replace(local=LocalIndex(numbers, self.num_local, self.common, chains))
-            draws = self.wake.draw(programs, own)
-            return self.wake.run(programs, own, draws), draws
+            return self.wake.drawn(programs, own)
 
         mapped = lambda *numbers: score(*run(*numbers))
         for number in range(len(levels.all) - 1, 0, -1):

@@ -17,7 +17,7 @@ from rws_jax.estimators.weights import OfUnits, WeightSummary
 from rws_jax.execution.executor import Executor
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.program import Index, Program, Programs
-from rws_jax.programs.run import Draws, mutable_end, replay, sample
+from rws_jax.programs.run import Draws, mutable_end, replay, sample, sample_constants
 
 
 class WakeRuns(NamedTuple):
@@ -75,9 +75,9 @@ class WakeParticle:
 
     def __call__(self, programs: Programs, index: Index) -> Scored:
         """Draw and score."""
-        draws = self.draw(programs, index)
         if not self.reparameterised:
-            return self.score(programs, index, draws)
+            return self.scored(*self.drawn(programs, index))
+        draws = self.draw(programs, index)
         fixed = lax.stop_gradient(draws)  # densities are those of fixed values
 
         def log_w_of(latents: dict[str, jax.Array]) -> tuple[jax.Array, Scored]:
@@ -107,10 +107,29 @@ class WakeParticle:
             draws = Draws.of(guide_run)
         return lax.stop_gradient(draws)  # removes the gradient of whatever was drawn from, closed over or not
 
+    def drawn(self, programs: Programs, index: Index) -> tuple[WakeRuns, Draws]:
+        """Draw latents as constants, and run all programs at these draws: the guide once, where it draws all of them.
+
+        XLA does not merge the loops of two runs. Where Python branches on draws, these have to be known, and come from
+        a run of their own.
+        """
+        if self.delta or self.reparameterised or index.alone:
+            draws = self.draw(programs, index)
+            return self.run(programs, index, draws), draws
+        guide_run = sample_constants(programs.guide, programs.arguments, index)
+        sites.check_guide(guide_run)
+        draws = Draws.of(guide_run)
+        return self.run_beside(guide_run, programs, index, draws), draws
+
     def run(self, programs: Programs, index: Index, draws: Draws) -> WakeRuns:
         """Run all programs at given draws, and check that they fit together."""
         arguments = programs.arguments
         guide_run = replay(programs.guide, arguments, index, draws, proposal_dists=own_dists if self.delta else None)
+        return self.run_beside(guide_run, programs, index, draws)
+
+    def run_beside(self, guide_run: Trace, programs: Programs, index: Index, draws: Draws) -> WakeRuns:
+        """The same where the guide has been run."""
+        arguments = programs.arguments
         model_run = replay(programs.model, arguments, index, draws, proposal_dists=dists_of(guide_run))
         matching.check_match(model_run, guide_run, same_supports=self.reparameterised)
         u_run = defensive.run_u(programs, index, draws, guide_run, model_run) if self.delta else None
@@ -118,8 +137,7 @@ class WakeParticle:
 
     def weighed_draw(self, programs: Programs, index: Index) -> WeighedDraw:
         """Draw and weigh; a particle that runs alone was proposed as a whole, and is one unit."""
-        draws = self.draw(programs, index)
-        runs = self.run(programs, index, draws)
+        runs, draws = self.drawn(programs, index)
         scored = self.scored(runs, draws)
         scored = scored.joint() if index.alone else scored
         return WeighedDraw(draws, scored.log_weights, scored.units, runs.model)
@@ -127,7 +145,7 @@ class WakeParticle:
     def mutable_state(self, programs: Programs, index: Index) -> MutableState:
         """What the mutable sites of both programs hold after the run of one particle."""
         stopped = programs.map(Program.stopped)  # state is not trained
-        runs = self.run(stopped, index, self.draw(stopped, index))
+        runs, _ = self.drawn(stopped, index)
         return mutable_end(runs.model) | mutable_end(runs.guide)
 
     def units_of(self, runs: WakeRuns) -> Units:

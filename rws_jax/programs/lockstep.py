@@ -20,9 +20,10 @@ from rws_jax.core.dependence import dependence, without_unused
 from rws_jax.core.numpyro_internals import value_in_scan
 from rws_jax.core.sites import Site, Trace, latent_sites, sample_sites
 from rws_jax.programs.density import Units, dists_of, own_dists
+from rws_jax.programs.drawing import constant_draw, drawn_before
 from rws_jax.programs.handlers import in_body, randomness
 from rws_jax.programs.program import Index
-from rws_jax.programs.run import Draws, draw_site, drawn_before
+from rws_jax.programs.run import Draws
 from rws_jax.programs.scans import Scan, scans
 
 
@@ -144,11 +145,7 @@ def _joint(pair: tuple[Scan, Scan], runs: Runs, scale: float, index: Index) -> C
     units, (model, guide) = Units((), scale), pair
 
     def drawn(site: Site, steps: tuple) -> Any:
-        if site["type"] != "sample":
-            return None
-        constant = site | {"fn": lax.stop_gradient(site["fn"])}  # so that no way of drawing is differentiated
-        value = draw_site(constant, site["kwargs"]["rng_key"]) if site["value"] is None else site["value"]
-        return lax.stop_gradient(value)  # removes the gradient of a value that is given, by substitute, say
+        return constant_draw(site) if site["type"] == "sample" else None
 
     def step(carry: tuple, random: tuple, x: tuple, position: jax.Array) -> tuple[tuple, tuple, Scored]:
         keys, particle = random

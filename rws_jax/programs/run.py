@@ -1,8 +1,9 @@
 """One run of one NumPyro program as one particle: draw, replay what was drawn, or simulate data too.
 
-Drawing and replaying are two runs, never one. A draw is made with the parameters stopped *while the program runs*, so
-that no site passes a gradient on to a later one; densities are then taken at the drawn values, which by now are
-constants. XLA merges the arithmetic that the two runs have in common.
+Densities are those of fixed values, and no site passes a gradient on to a later one. Either a draw is a constant from
+the moment it is made, and the run that draws can be scored as well (`sample_constants`). Or a program is drawn from
+with its parameters stopped (`sample`), and scored in a second run (`replay`): XLA merges the arithmetic that the two
+have in common, except for loops.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,11 +19,10 @@ from numpyro.handlers import block, trace
 from rws_jax.checks import dreams, matching
 from rws_jax.checks.sites import check_proper
 from rws_jax.core.dependence import dependence
-from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites, param_sites
-from rws_jax.core.supports import feasible
 from rws_jax.core.trees import with_keys_cloned
+from rws_jax.programs.drawing import at_steps, constant_draw, draw_site, drawn_before, drawn_inside
 from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
 from rws_jax.programs.program import Arguments, Index, Program
 from rws_jax.programs.stand_in import stand_in
@@ -50,6 +50,22 @@ def sample(program: Program, arguments: Arguments, index: Index, plates: dict[st
             return (plates or {}).get(site["name"])
         check_proper(program.role, site)
         return drawn_inside(site)
+
+    return run_program(program, arguments, index, value_of)
+
+
+def sample_constants(program: Program, arguments: Arguments, index: Index) -> Trace:
+    """The trace of `replay` at what the program itself draws, from one run.
+
+    A site draws from its distribution with all parameters of it stopped, and the draw is a constant to what follows.
+    Distributions are as the program made them, so that their densities can be differentiated.
+    """
+
+    def value_of(site: Site, steps: tuple) -> Any:
+        if site["type"] == "plate" or site["is_observed"]:
+            return None
+        check_proper(program.role, site)
+        return constant_draw(site)
 
     return run_program(program, arguments, index, value_of)
 
@@ -86,7 +102,7 @@ def replay(
     def observed(site: Site, steps: tuple) -> Any:
         if not steps:
             real[site["name"]] = site["value"]
-        value = _at((data or {})[site["name"]], steps)
+        value = at_steps((data or {})[site["name"]], steps)
         matching.check_shape(program.role, site, jnp.shape(value))
         site["is_observed"] = True
         return value
@@ -143,43 +159,6 @@ def simulate(
     data = {n: s["value"] for n, s in run.items() if s["type"] == "sample" and s["is_observed"] and n not in given}
     dreams.check_dream(run, data_sites, data)
     return run, data
-
-
-def _at(value: Any, steps: tuple) -> Any:
-    for step in steps:
-        value = value[step]
-    return value
-
-
-def drawn_before(
-    role: str,
-    site: Site,
-    steps: tuple,
-    latents: dict[str, jax.Array],
-    proposal_dists: Callable[[Site], Distribution | None] | None,
-) -> Any:
-    """The value of a latent site that is replayed, at these positions of scans; arguments are those of `replay`."""
-    matching.check_drawn(role, site, latents)
-    value = _at(latents[site["name"]], steps)
-    matching.check_shape(role, site, jnp.shape(value))
-    return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
-
-
-def drawn_inside(site: Site) -> Any:
-    """The value that a site draws, off the border of its support; None where it cannot lie there, or Python branches.
-
-    The handler of branching sites draws what they draw.
-    """
-    is_drawn = site["value"] is None and may_round(site["fn"]) and not site["infer"].get("branching")
-    site["is_drawn"] = is_drawn
-    return draw_site(site, site["kwargs"]["rng_key"]) if is_drawn else None
-
-
-def draw_site(site: Site, rng_key: Any) -> Any:
-    """Draw from the distribution of a site, off the border of its support where that is open."""
-    fn = site["fn"]
-    value = fn(*site["args"], **site["kwargs"] | {"rng_key": rng_key})
-    return moved_inside(fn, value) if may_round(fn) else value
 
 
 def param_values(run: Trace) -> Params:

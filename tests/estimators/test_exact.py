@@ -348,7 +348,12 @@ def gradients(noise, monkeypatch):
         z = phi["a"] + phi["c"] * models.GAUSSIAN_X + 0.8 * current["noise"][index.particle]
         return Draws({"z": z if particle.reparameterised else jax.lax.stop_gradient(z)}, {})
 
+    def drawn(particle, programs_, index):
+        draws = draw(particle, programs_, index)
+        return particle.run(programs_, index, draws), draws
+
     monkeypatch.setattr(WakeParticle, "draw", draw)
+    monkeypatch.setattr(WakeParticle, "drawn", drawn)
 
     def moments(**options):
         def loss(phi, pair):

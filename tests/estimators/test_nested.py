@@ -155,6 +155,10 @@ class Given(WakeParticle):
         at = (index.particle, *(index.local.numbers if index.local else (0,)))
         return Draws({"g": self.latents[0][at[:1]], "z": self.latents[1][at]}, {})
 
+    def drawn(self, programs, index):
+        draws = self.draw(programs, index)
+        return self.run(programs, index, draws), draws
+
 
 def expectations(package, params, draws, probs):
     """Of values, and of gradients by theta and phi, of all losses."""

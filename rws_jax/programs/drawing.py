@@ -1,0 +1,61 @@
+"""The value of one sample site: drawn, drawn as a constant, or as it was drawn before."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from numpyro.distributions import Distribution
+
+from rws_jax.checks import matching
+from rws_jax.core.draws import constant_distribution, may_round, moved_inside
+from rws_jax.core.sites import Site
+from rws_jax.core.supports import feasible
+
+
+def at_steps(value: Any, steps: tuple) -> Any:
+    """The row of a value at these positions of scans."""
+    for step in steps:
+        value = value[step]
+    return value
+
+
+def drawn_before(
+    role: str,
+    site: Site,
+    steps: tuple,
+    latents: dict[str, jax.Array],
+    proposal_dists: Callable[[Site], Distribution | None] | None,
+) -> Any:
+    """The value of a latent site that is replayed, at these positions of scans; arguments are those of `replay`."""
+    matching.check_drawn(role, site, latents)
+    value = at_steps(latents[site["name"]], steps)
+    matching.check_shape(role, site, jnp.shape(value))
+    return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
+
+
+def drawn_inside(site: Site) -> Any:
+    """The value that a site draws, off the border of its support; None where it cannot lie there, or Python branches.
+
+    The handler of branching sites draws what they draw.
+    """
+    is_drawn = site["value"] is None and may_round(site["fn"]) and not site["infer"].get("branching")
+    site["is_drawn"] = is_drawn
+    return draw_site(site, site["kwargs"]["rng_key"]) if is_drawn else None
+
+
+def draw_site(site: Site, rng_key: Any) -> Any:
+    """Draw from the distribution of a site, off the border of its support where that is open."""
+    fn = site["fn"]
+    value = fn(*site["args"], **site["kwargs"] | {"rng_key": rng_key})
+    return moved_inside(fn, value) if may_round(fn) else value
+
+
+def constant_draw(site: Site) -> Any:
+    """What a latent site draws, or has been given, as a constant; its way of drawing is not differentiated."""
+    if site["value"] is None:
+        value = draw_site(site | {"fn": constant_distribution(site["fn"])}, site["kwargs"]["rng_key"])
+    else:
+        value = site["value"]
+    return lax.stop_gradient(value)  # removes the gradient of whatever a distribution closes over, or a value given
