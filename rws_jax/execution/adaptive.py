@@ -1,5 +1,6 @@
 """Mapped over, until it turns out that programs branch in Python, and by paths from then on."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -14,6 +15,8 @@ from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
 
 T = TypeVar("T")
+Sums = TypeVar("Sums")
+Rest = TypeVar("Rest")
 
 
 class Adaptive(Executor):
@@ -31,12 +34,21 @@ class Adaptive(Executor):
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run all particles in the one way or the other."""
+        return self._by_either(lambda executor: executor(particle, programs, num))
+
+    def summed(
+        self, particle: ParticleFn[T], programs: Programs, num: int, summarise: Callable[[T], tuple[Sums, Rest]]
+    ) -> tuple[Sums, Rest]:
+        """Run all particles in the one way or the other, and keep a summary."""
+        return self._by_either(lambda executor: executor.summed(particle, programs, num, summarise))
+
+    def _by_either(self, run: Callable[[Executor], T]) -> T:
         if not self._branches:
             try:
-                return self.mapped(particle, programs, num)
+                return run(self.mapped)
             except BranchingSiteError:  # whether programs branch is known only once they run
                 self.branch()
-        return self.by_paths(particle, programs, num)
+        return run(self.by_paths)
 
     def watch(self) -> Messenger:
         """A handler that takes note of branching sites."""
