@@ -40,8 +40,10 @@ def accumulated(function: Callable[[Any, jax.Array], tuple[Sums, Rest]], inputs:
     dtypes = [shape.dtype for shape in jax.tree.leaves(shapes[0])]
     # What the function closes over may be differentiated as well, which JAX allows for arguments alone.
     leaves, num_closed_over = [*closed.consts, *jax.tree.leaves(inputs)], len(closed.consts)
+    types = [jnp.result_type(leaf) for leaf in leaves]
 
-    numbers, zeros = jnp.arange(num, dtype=jnp.int32), lambda: [jnp.zeros((), dtype) for dtype in dtypes]
+    # Functions, as the rules of a derivative may be traced later, when arrays that are made here are gone.
+    numbers, zeros = lambda: jnp.arange(num, dtype=jnp.int32), lambda: [jnp.zeros((), dtype) for dtype in dtypes]
 
     def of_part(leaves: _Leaves, number: jax.Array) -> tuple[_Leaves, _Leaves]:
         consts, own = leaves[:num_closed_over], leaves[num_closed_over:]
@@ -54,7 +56,7 @@ def accumulated(function: Callable[[Any, jax.Array], tuple[Sums, Rest]], inputs:
             sums, rest = of_part([*leaves], number)
             return _added(totals, sums), rest
 
-        return lax.scan(body, zeros(), numbers)
+        return lax.scan(body, zeros(), numbers())
 
     def forward(*inputs: Any) -> tuple[tuple[_Leaves, _Leaves], dict[int, _Leaves]]:
         leaves = [each.value for each in inputs]
@@ -71,7 +73,7 @@ def accumulated(function: Callable[[Any, jax.Array], tuple[Sums, Rest]], inputs:
             return (_added(totals, sums), new), rest
 
         none = [[jnp.zeros_like(x, _wide(x)) for x in floats] for _ in dtypes]
-        (totals, gradients), rest = lax.scan(body, (zeros(), none), numbers)
+        (totals, gradients), rest = lax.scan(body, (zeros(), none), numbers())
         return (totals, rest), {number: [own[i] for own in gradients] for i, number in enumerate(moved)}
 
     def backward(gradients: dict[int, _Leaves], cotangents: tuple[_Leaves, _Leaves]) -> tuple:
@@ -81,9 +83,9 @@ def accumulated(function: Callable[[Any, jax.Array], tuple[Sums, Rest]], inputs:
             if number not in gradients or not moving:
                 return None
             gradient = reduce(jnp.add, [gradients[number][which] * by for which, by in moving])
-            return gradient.astype(jnp.result_type(leaves[number]))
+            return gradient.astype(types[number])
 
-        return tuple(map(of_leaf, range(len(leaves))))
+        return tuple(map(of_leaf, range(len(types))))
 
     of_all.defvjp(forward, backward, symbolic_zeros=True)
     sums, rest = of_all(*leaves)

@@ -161,8 +161,8 @@ def wake_phi_loss(
         int, or a tuple with None for what is the same for all data. Of keyword arguments `observations` alone has data,
         along axis 0. Every datum is a unit. By branching sites, ``infer={"branching": True}``, paths are compiled.
       data_chunk_size: with `data_axes`, data in memory at a time, each with all its particles; None for all at once.
-        Every chunk runs once, as its gradient is taken along with it; results do not depend on it. Derivatives are those
-        of reverse mode alone. Programs that branch run by paths, in groups of their own.
+        Every chunk runs once, as its gradient is taken along with it; results do not depend on it. Derivatives are
+        those of reverse mode alone. Programs that branch run by paths, in groups of their own.
       **kwargs: keyword arguments of both programs.
 
     Returns:
