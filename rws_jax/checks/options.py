@@ -135,6 +135,18 @@ def check_data_axes(value: Any) -> None:
         )
 
 
+def check_has_data(axes: Any, size: int) -> None:
+    """Check that what chunks of data are of is known: programs of all data run on all of them at once."""
+    if axes is None:
+        fail(
+            ValueError,
+            "option 'data_chunk_size' is given, but option 'data_axes' is not",
+            expected="programs written for one datum, and data_axes=0, say, the axis of data in the arguments",
+            found=f"data_axes=None, data_chunk_size={size}",
+            hint="programs with a plate of all data run on whole arrays: write them for one datum, without that plate",
+        )
+
+
 def check_sharding(value: Any) -> None:
     """Check that particles are divided over named axes of a mesh."""
     axes = value.spec[0] if isinstance(value, NamedSharding) and len(value.spec) == 1 else None

@@ -12,7 +12,10 @@ def theta_loss(scored: Weighed) -> jax.Array:
 
     Gradient: reaches theta alone, as proposals are held constant in the log-weights.
     """
+    return jnp.where(jnp.any(weights.alive(scored.log_weights)), of_live_units(scored), jnp.inf)
+
+
+def of_live_units(scored: Weighed) -> jax.Array:
+    """The same, but zero where there is no live unit: a sum, to which other data add theirs."""
     log_w = scored.log_weights
-    live = weights.alive(log_w)
-    total = jnp.sum(jnp.where(live, weights.bound(log_w), 0.0))
-    return -scored.scale * jnp.where(jnp.any(live), total, -jnp.inf)
+    return -scored.scale * jnp.sum(jnp.where(weights.alive(log_w), weights.bound(log_w), 0.0))

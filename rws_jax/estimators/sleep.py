@@ -86,7 +86,7 @@ class Sleep:
 
     def __call__(self, executor: Executor, programs: Programs) -> jax.Array:
         """Run one set of dreams; the loss is a scalar in nats."""
-        return dream_loss(executor(self.particle, programs, self.num_dreams))
+        return executor.summed(self.particle, programs, self.num_dreams, _summarise)[0]
 
     def checked(self, executor: Executor, programs: Programs) -> jax.Array:
         """The same, once it is clear that no real data come into dreams or guide: `init` has checked it for a step.
@@ -98,6 +98,10 @@ class Sleep:
             index = Index(0, datum, executor.ragged)
             check_no_real_data(self.particle, executor.data.take(programs, datum), index, by_values=False)
         return self(executor, programs)
+
+
+def _summarise(dreams: ScoredDreams) -> tuple[jax.Array, None]:
+    return dream_loss(dreams), None  # of a single dream nothing is reported
 
 
 def dream_loss(dreams: ScoredDreams) -> jax.Array:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.checks import matching, sites
 from rws_jax.core.layers import MutableState
 from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators import defensive, weights
-from rws_jax.estimators.bound import theta_loss
+from rws_jax.estimators.bound import of_live_units
 from rws_jax.estimators.scored import Scored, Weighed
 from rws_jax.estimators.weights import OfUnits, WeightSummary
 from rws_jax.execution.executor import Executor
@@ -185,12 +186,15 @@ class Wake:
 
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
         """Run one set of particles, and compute all that wake learns from it."""
-        scored = executor(self.particle, programs, self.num)
-        return (_compiled_losses_of if executor.ragged else _losses_of)(scored, self.phi_loss)
+        sums, summary = executor.summed(self.particle, programs, self.num, _Summarise(self.phi_loss))
+        return WakeLosses(jnp.where(jnp.any(summary.num_alive > 0), sums[0], jnp.inf), sums[1], summary)
 
 
-def _losses_of(scored: Weighed, phi_loss: Callable[[Any], jax.Array]) -> WakeLosses:
-    return WakeLosses(theta_loss(scored), phi_loss(scored), scored.summary)
+@dataclass(frozen=True)
+class _Summarise:
+    """What wake keeps of particles: both losses, of which wake-theta is that of live units, and their weights."""
 
+    phi_loss: Callable[[Any], jax.Array]
 
-_compiled_losses_of = jax.jit(_losses_of, static_argnums=1)  # saves time where particles were run un-jitted
+    def __call__(self, scored: Weighed) -> tuple[tuple[jax.Array, jax.Array], WeightSummary]:
+        return (of_live_units(scored), self.phi_loss(scored)), scored.summary

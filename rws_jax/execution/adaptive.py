@@ -3,6 +3,7 @@
 Calls that JAX traces run along all paths, the others by paths, which are compiled once and kept.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -18,6 +19,8 @@ from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
 
 T = TypeVar("T")
+Sums = TypeVar("Sums")
+Rest = TypeVar("Rest")
 
 
 class Adaptive(Executor):
@@ -48,17 +51,26 @@ class Adaptive(Executor):
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run all particles in one of these ways."""
+        return self._in_one_way(lambda executor: executor(particle, programs, num))
+
+    def summed(
+        self, particle: ParticleFn[T], programs: Programs, num: int, summarise: Callable[[T], tuple[Sums, Rest]]
+    ) -> tuple[Sums, Rest]:
+        """Run all particles in one of these ways, and keep a summary."""
+        return self._in_one_way(lambda executor: executor.summed(particle, programs, num, summarise))
+
+    def _in_one_way(self, run: Callable[[Executor], T]) -> T:
         if not self._branches:
             try:
-                return self.mapped(particle, programs, num)
+                return run(self.mapped)
             except BranchingSiteError:  # whether programs branch is known only once they run
                 self.branch()
         try:
-            return self.by_paths(particle, programs, num)
+            return run(self.by_paths)
         except BranchingSiteError:  # values are not known, as JAX traces the call
             pass
         try:
-            return self.all_paths(particle, programs, num)
+            return run(self.all_paths)
         except NotUnrolledError as error:
             self._too_many_paths = True
             fail_not_unrolled(error)

@@ -1,6 +1,7 @@
 """Programs that branch in Python, compiled as a whole: particles run along all paths, and each is given its own."""
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 
 from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.branching.trace import BranchingTrace
-from rws_jax.execution.branching.unrolled import NotUnrolledError, Unrolled
+from rws_jax.execution.branching.unrolled import Along, NotUnrolledError, Unrolled
 from rws_jax.execution.executor import Executor, ParticleFn
 from rws_jax.programs.program import Programs
 
 T = TypeVar("T")
+Sums = TypeVar("Sums")
+Rest = TypeVar("Rest")
 # On a CPU, by paths, Python takes about a millisecond for each path. In that time XLA does so many operations.
 _MAX_WASTED = 2_500_000
 _MAX_RATIO = 4.0  # of work that is small in any case
@@ -36,14 +39,35 @@ class AllPaths(Executor):
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run all particles along all paths."""
-        unrolled = Unrolled(particle, self.cache.max_paths, self.cache.also_branching, self.cache.check_supports)
+        unrolled = self._unrolled(particle)
         result, is_taken = self.mapped(unrolled, programs, num)
-        self._check_work(unrolled, math.prod(is_taken.shape[:-1]))
+        self._note(unrolled, is_taken, math.prod(is_taken.shape[:-1]))
+        return result
+
+    def summed(
+        self, particle: ParticleFn[T], programs: Programs, num: int, summarise: Callable[[T], tuple[Sums, Rest]]
+    ) -> tuple[Sums, Rest]:
+        """Run all particles along all paths, and keep a summary."""
+        unrolled = self._unrolled(particle)
+
+        def with_taken(along: Along) -> tuple[Sums, tuple[Rest, jax.Array]]:
+            sums, rest = summarise(along.result)
+            return sums, (rest, jnp.any(along.is_taken, axis=0))
+
+        sums, (rest, is_taken) = self.mapped.summed(unrolled, programs, num, with_taken)
+        self._note(unrolled, is_taken, num * math.prod(is_taken.shape[:-1]))
+        return sums, rest
+
+    def _unrolled(self, particle: ParticleFn[T]) -> Unrolled[T]:
+        return Unrolled(particle, self.cache.max_paths, self.cache.also_branching, self.cache.check_supports)
+
+    def _note(self, unrolled: Unrolled, is_taken: jax.Array, num_particles: int) -> None:
+        """Take note of the paths that any particle has come along."""
+        self._check_work(unrolled, num_particles)
         any_taken = jnp.any(is_taken, axis=range(is_taken.ndim - 1))
         for number, trace in enumerate(unrolled.traces):
             path = tuple(value for value in trace if value.is_of_program)
             self._taken[path] = self._taken.get(path, False) | any_taken[number]
-        return result
 
     def _check_work(self, unrolled: Unrolled, num_particles: int) -> None:
         """By paths, each particle runs along its own path alone, for some time in Python for each path."""

@@ -1,5 +1,6 @@
 """A data axis: programs written for one datum, run on many. Every datum is a unit, with particles of its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -33,11 +34,15 @@ class Data:
         """The programs with the arguments of one datum."""
         if datum is None:
             return programs
-        row = lambda axis: lambda leaf: jnp.take(jnp.asarray(leaf), datum, axis=axis)
-        of_datum = lambda axis, value: value if axis is None else jax.tree.map(row(axis), value)
+        return self.map(lambda leaf, axis: jnp.take(leaf, datum, axis=axis), programs)
+
+    def map(self, change: Callable[[jax.Array, int], jax.Array], programs: Programs) -> Programs:
+        """The programs with all arrays of data changed by a function of array and axis, which counts from the left."""
+        of_leaf = lambda axis: lambda leaf: change(jnp.asarray(leaf), axis % jnp.ndim(leaf))
+        of_value = lambda axis, value: value if axis is None else jax.tree.map(of_leaf(axis), value)
         (axes, by_keyword), (args, kwargs) = self.in_axes(programs.arguments), programs.arguments
-        args = tuple(map(of_datum, axes, args))
-        return programs.with_arguments(Arguments(args, {k: of_datum(by_keyword[k], kwargs[k]) for k in kwargs}))
+        args = tuple(map(of_value, axes, args))
+        return programs.with_arguments(Arguments(args, {k: of_value(by_keyword[k], kwargs[k]) for k in kwargs}))
 
 
 ALL_DATA = Data()  # programs are of all data

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -15,6 +16,8 @@ from rws_jax.execution.ragged import split, stacked
 from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
+Sums = TypeVar("Sums")
+Rest = TypeVar("Rest")
 # What one particle computes, as a value: two that are equal compute the same. Its result is a tree of arrays.
 ParticleFn = Callable[[Programs, Index], T]
 
@@ -51,6 +54,24 @@ class Executor(ABC):
           Results side by side, leaves of shape ``(num, *data, *result)``, differentiable in ``programs.params``.
         """
 
+    def summed(
+        self, particle: ParticleFn[T], programs: Programs, num: int, summarise: Callable[[T], tuple[Sums, Rest]]
+    ) -> tuple[Sums, Rest]:
+        """Run all particles, and keep of their results a summary, which may be made of some data at a time.
+
+        Args:
+          particle: what one of them computes.
+          programs: what it runs.
+          num: how many there are, of each datum.
+          summarise: a function, as a value, of all results. It returns two trees: scalars that are sums over data,
+            differentiable, and arrays of each datum, of shape ``(*data, *of_datum)``, which are constants.
+
+        Returns:
+          Both trees, of all data.
+        """
+        results = self(particle, programs, num)
+        return _compiled(summarise, results) if self.ragged else summarise(results)
+
     def runs_alone(self, particle: ParticleFn[T], programs: Programs) -> bool:
         """Whether each particle of these programs is taken as a whole, as one unit, whatever its plates."""
         return self.ragged
@@ -74,6 +95,11 @@ class Executor(ABC):
     def metrics(self) -> dict[str, jax.Array]:
         """How particles have run since `begin`: fields of the step's info, scalars."""
         return {}
+
+
+@partial(jax.jit, static_argnums=0)  # saves time where particles were run un-jitted
+def _compiled(summarise: Callable[[T], tuple[Sums, Rest]], results: T) -> tuple[Sums, Rest]:
+    return summarise(results)
 
 
 def side_by_side(results: list[T]) -> T:

@@ -25,6 +25,7 @@ def sleep_phi_loss(
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
+    data_chunk_size: int | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the model's dreams to the guide, which trains the guide on simulated data.
@@ -55,6 +56,7 @@ def sleep_phi_loss(
       chunk_size: dreams in memory at a time.
       particle_sharding: over which devices they are spread.
       data_axes: axes of the data in `args`.
+      data_chunk_size: data in memory at a time.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -85,7 +87,7 @@ def sleep_phi_loss(
       Le et al., Revisiting Reweighted Wake-Sleep, 2019, arXiv 1805.10469.
     """
     options = SleepOptions(num_particles, simulated_data_to_args, observed_sites)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes, data_chunk_size)
     execution.check_number(num_particles, "num_particles", 1)
     programs = programs_of(sleep_phi_loss, theta, phi, model, guide, args, kwargs)
     return options.estimator.checked(execution.executor(), programs)

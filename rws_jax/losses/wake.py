@@ -28,6 +28,7 @@ def wake_theta_loss(
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
+    data_chunk_size: int | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""Minus the importance-weighted bound on the log evidence, which trains the model.
@@ -54,6 +55,7 @@ def wake_theta_loss(
       chunk_size: particles in memory at a time.
       particle_sharding: over which devices they are spread.
       data_axes: axes of the data in `args`.
+      data_chunk_size: data in memory at a time.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -82,7 +84,7 @@ def wake_theta_loss(
     """
     structure = StructureOptions(num_local_particles, local_numbers, resample, resample_below)
     options = WakeOptions(num_particles, True, defensive, defensive_guide, structure=structure)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes, data_chunk_size)
     execution.check_number(num_particles, "num_particles", 2)
     structure.check_runs(execution)
     programs = programs_of(wake_theta_loss, theta, phi, model, guide, args, kwargs, defensive_guide)
@@ -109,6 +111,7 @@ def wake_phi_loss(
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
+    data_chunk_size: int | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     r"""The cross-entropy from the self-normalised posterior to the guide, which trains the guide on real data.
@@ -157,6 +160,9 @@ def wake_phi_loss(
       data_axes: for programs written for one datum, where `args` have the axis of data, as `in_axes` of `jax.vmap`: an
         int, or a tuple with None for what is the same for all data. Of keyword arguments `observations` alone has data,
         along axis 0. Every datum is a unit. By branching sites, ``infer={"branching": True}``, paths are compiled.
+      data_chunk_size: with `data_axes`, data in memory at a time, each with all its particles; None for all at once.
+        Every chunk runs once, as its gradient is taken along with it; results do not depend on it. Derivatives are
+        those of reverse mode alone. Programs that run by paths do so in groups of their own.
       **kwargs: keyword arguments of both programs.
 
     Returns:
@@ -192,7 +198,7 @@ def wake_phi_loss(
     """
     structure = StructureOptions(num_local_particles, local_numbers, resample, resample_below)
     options = WakeOptions(num_particles, control_variate, defensive, defensive_guide, gradient, structure)
-    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes)
+    execution = ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes, data_chunk_size)
     execution.check_number(num_particles, "num_particles", 2)
     structure.check_runs(execution)
     programs = programs_of(wake_phi_loss, theta, phi, model, guide, args, kwargs, defensive_guide)

@@ -15,6 +15,7 @@ from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
 from rws_jax.execution.data import Axes, Data
+from rws_jax.execution.data_chunks import DataChunks
 from rws_jax.execution.devices import replicate
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
@@ -38,6 +39,9 @@ class ExecutionOptions:
     data_axes: Axes = field(
         default=None, metadata={"help": "axes of the data in `args`, for programs of one datum; see `wake_phi_loss`."}
     )
+    data_chunk_size: int | None = field(
+        default=None, metadata={"help": "data in memory at a time, where `data_axes` says what they are; None for all."}
+    )
 
     def __post_init__(self) -> None:
         check_flag(self.vectorize_particles, "vectorize_particles")
@@ -47,6 +51,12 @@ class ExecutionOptions:
             hint = "pass chunk_size=100, say; results do not depend on it"
             check_int(self.chunk_size, "chunk_size", 1, expected=expected, hint=hint)
             self._check_vectorized("chunk_size", self.chunk_size)
+        if self.data_chunk_size is not None:
+            expected = "an int >= 1, the number of data in memory at a time, or None for all"
+            hint = "pass data_chunk_size=32, say; results do not depend on it"
+            check_int(self.data_chunk_size, "data_chunk_size", 1, expected=expected, hint=hint)
+            self._check_vectorized("data_chunk_size", self.data_chunk_size)
+            checks.check_has_data(self.data_axes, self.data_chunk_size)
         if self.particle_sharding is not None:
             checks.check_sharding(self.particle_sharding)
             self._check_vectorized("particle_sharding", self.particle_sharding.spec)
@@ -71,7 +81,7 @@ class ExecutionOptions:
 
     def of_all_data(self) -> "ExecutionOptions":
         """The same for programs of which the datum has been chosen."""
-        return replace(self, data_axes=None)
+        return replace(self, data_axes=None, data_chunk_size=None)
 
     def in_groups(self, size: int) -> "ExecutionOptions":
         """The same for so many particles in place of one."""
@@ -94,6 +104,7 @@ class ExecutionOptions:
             return OneByOne(self.data)
         mapped = Vectorized(self.data, self.particle_sharding)
         at_once = mapped if self.chunk_size is None else Chunked(mapped, self.chunk_size)
+        at_once = at_once if self.data_chunk_size is None else DataChunks(at_once, self.data_chunk_size)
         by_paths = ByPaths(self.data, self.chunk_size, cache)
         return Adaptive(at_once, AllPaths(at_once, cache or PathCache()), by_paths, self.particle_sharding)
 

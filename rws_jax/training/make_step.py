@@ -43,6 +43,7 @@ def make_step(
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
+    data_chunk_size: int | None = None,
     compile_after: int = 32,
     max_compiled: int = 1000,
     max_paths: int = 64,
@@ -88,6 +89,9 @@ def make_step(
       particle_sharding: how particles, and dreams, are spread over the devices of a mesh; see `wake_phi_loss`.
       data_axes: for programs written for one datum, where the arguments have the axis of data, as `in_axes` of
         `jax.vmap`; see `wake_phi_loss`.
+      data_chunk_size: with `data_axes`, data in memory at a time, each with all its particles; None for all at once. A
+        step is one update on all of them, in one pass: large batches in little memory, and faster where what a chunk
+        computes stays in the processor's cache. Results do not depend on it, but for keys of the kind ``rbg``.
       max_paths: if programs have branching sites, up to how many paths all are compiled as one; 1 for none.
       compile_after: if programs have branching sites, how many particles run along a path before it is compiled.
       max_compiled: how many compiled functions of paths are kept; the least recently used ones go.
@@ -138,7 +142,7 @@ def make_step(
     optimizers = Optimizer.of(theta_optimizer, "theta_optimizer"), Optimizer.of(phi_optimizer, "phi_optimizer")
     check_phi_steps(phi_steps)
     options = StepOptions(
-        execution=ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes),
+        execution=ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes, data_chunk_size),
         num_particles=num_particles,
         insomnia=insomnia,
         num_sleep_particles=num_sleep_particles,

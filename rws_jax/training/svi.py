@@ -69,6 +69,8 @@ class ReweightedWakeSleep(ELBO):
       data_axes: for programs written for one datum, where the arguments have the axis of data; see `wake_phi_loss`.
         ``SVI.init`` runs the programs as they are, so it gets one datum: ``state = svi.init(rng_key, x[0])``, then
         ``svi.update(state, x)`` or ``svi.run(rng_key, num_steps, x, init_state=state)``.
+      data_chunk_size: with `data_axes`, data in memory at a time, each with all its particles; None for all at once.
+        Results do not depend on it.
       shared_params: whether param sites may occur in both programs; both losses train them then.
       simulated_data_to_args: ``(data, *args, **kwargs) -> (args, kwargs)``, how the guide is shown dreamt data; see
         `sleep_phi_loss`.
@@ -124,6 +126,7 @@ class ReweightedWakeSleep(ELBO):
         chunk_size: int | None = None,
         particle_sharding: NamedSharding | None = None,
         data_axes: Axes = None,
+        data_chunk_size: int | None = None,
         shared_params: bool = False,
         simulated_data_to_args: SimulatedDataToArgs | None = None,
         observed_sites: tuple[str, ...] = (),
@@ -132,7 +135,7 @@ class ReweightedWakeSleep(ELBO):
         check_max_plate_nesting(max_plate_nesting)
         check_flag(strict_enumeration_warning, "strict_enumeration_warning")
         self._options = StepOptions(
-            execution=ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes),
+            execution=ExecutionOptions(vectorize_particles, chunk_size, particle_sharding, data_axes, data_chunk_size),
             num_particles=num_particles,
             insomnia=insomnia,
             num_sleep_particles=num_sleep_particles,
