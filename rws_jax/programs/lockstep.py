@@ -20,9 +20,11 @@ from rws_jax.core.dependence import dependence, without_unused
 from rws_jax.core.numpyro_internals import value_in_scan
 from rws_jax.core.sites import Site, Trace, latent_sites, sample_sites
 from rws_jax.programs.density import Units, dists_of, own_dists
-from rws_jax.programs.handlers import in_body, randomness
+from rws_jax.programs.drawing import draw_site
+from rws_jax.programs.handlers import in_body
 from rws_jax.programs.program import Index
-from rws_jax.programs.run import Draws, draw_site, drawn_before
+from rws_jax.programs.randomness import randomness
+from rws_jax.programs.run import Draws, drawn_before
 from rws_jax.programs.scans import Scan, scans
 
 

@@ -11,8 +11,9 @@ from numpyro.handlers import block
 from rws_jax.checks.predictive import check_drawable, check_plate, fail_shape
 from rws_jax.core.dependence import dependence
 from rws_jax.core.sites import Site, Trace, base_distribution, constant_sites, site_shape
+from rws_jax.programs.drawing import draw_site, drawn_inside
 from rws_jax.programs.program import Arguments, Index, Program
-from rws_jax.programs.run import draw_site, drawn_inside, run_program
+from rws_jax.programs.run import run_program
 
 
 class Kept(NamedTuple):

@@ -18,13 +18,14 @@ from numpyro.handlers import block, trace
 from rws_jax.checks import dreams, matching
 from rws_jax.checks.sites import check_proper
 from rws_jax.core.dependence import dependence
-from rws_jax.core.draws import may_round, moved_inside
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites, param_sites
 from rws_jax.core.supports import feasible
 from rws_jax.core.trees import with_keys_cloned
-from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
+from rws_jax.programs.drawing import draw_site, drawn_inside
+from rws_jax.programs.handlers import given_values, mutable_state, parameters
 from rws_jax.programs.program import Arguments, Index, Program
+from rws_jax.programs.randomness import randomness
 from rws_jax.programs.stand_in import stand_in
 
 
@@ -91,7 +92,7 @@ def replay(
         site["is_observed"] = True
         return value
 
-    run = run_program(program, arguments, index, value_of)
+    run = run_program(program, arguments, index, value_of, draws=False)
     for name in data or {}:
         if name in run:
             run[name]["real"] = real.get(name)
@@ -165,23 +166,6 @@ def drawn_before(
     return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
 
 
-def drawn_inside(site: Site) -> Any:
-    """The value that a site draws, off the border of its support; None where it cannot lie there, or Python branches.
-
-    The handler of branching sites draws what they draw.
-    """
-    is_drawn = site["value"] is None and may_round(site["fn"]) and not site["infer"].get("branching")
-    site["is_drawn"] = is_drawn
-    return draw_site(site, site["kwargs"]["rng_key"]) if is_drawn else None
-
-
-def draw_site(site: Site, rng_key: Any) -> Any:
-    """Draw from the distribution of a site, off the border of its support where that is open."""
-    fn = site["fn"]
-    value = fn(*site["args"], **site["kwargs"] | {"rng_key": rng_key})
-    return moved_inside(fn, value) if may_round(fn) else value
-
-
 def param_values(run: Trace) -> Params:
     """Values at the param sites that a run owns."""
     return {name: site["value"] for name, site in param_sites(run).items()}
@@ -202,9 +186,14 @@ def constrained_values(run: Trace) -> Params:
     return {name: site["transform"](site["value"]) for name, site in param_sites(run).items()}
 
 
-def run_program(program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]) -> Trace:
-    """Run as one particle, with sites set to ``value_of(site, steps)``; None lets a site draw or observe as it does."""
-    run, conditioned = _run_with(program, arguments, index, value_of)
+def run_program(
+    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any], *, draws: bool = True
+) -> Trace:
+    """Run as one particle, with sites set to ``value_of(site, steps)``; None lets a site draw or observe as it does.
+
+    Where all latent sites are given values, so that none `draws`, no keys are computed for them.
+    """
+    run, conditioned = _run_with(program, arguments, index, value_of, draws=draws)
     for name in conditioned:
         run[name]["is_constant"] = False
     for name in _constants(program, arguments, index, run, conditioned) if conditioned else ():
@@ -239,9 +228,9 @@ def _constants(
 
 
 def _run_with(
-    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]
+    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any], *, draws: bool = True
 ) -> tuple[Trace, list[str]]:
-    run = randomness(program.seeded, program.role, index)
+    run = randomness(program.seeded(draws=draws), program.role, index)
     run = parameters(run, program.role, program.params, program.held)
     run = mutable_state(run, program.role, program.mutable_state)
     given, (args, kwargs) = given_values(run, program.role, index, value_of), arguments.plain

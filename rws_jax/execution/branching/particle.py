@@ -25,9 +25,14 @@ def run_along(
     datum: jax.Array | int,
     number: jax.Array | int,
 ) -> T:
-    """Run one particle of one datum within a handler; where programs branch, all of a datum is one unit."""
-    index = Index(number, None if data.axes is None else datum, alone=True)
-    programs = data.take(programs, index.datum)
+    """Run one particle of one datum among all data within a handler."""
+    index = Index(number, None if data.axes is None else datum)
+    return run_one(handler, particle, data.take(programs, index.datum), index)
+
+
+def run_one(handler: BranchHandler, particle: ParticleFn[T], programs: Programs, index: Index) -> T:
+    """Run one particle of the programs of its datum within a handler; all of a datum is one unit."""
+    index = index._replace(alone=True)
     try:
         with handler:
             result = particle(programs, index)
