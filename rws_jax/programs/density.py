@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from rws_jax.checks.units import check_subsampling
 from rws_jax.core.log_probs import exact
+from rws_jax.core.site_functions import at_site
 from rws_jax.core.sites import Site, Trace, latent_sites, plate_sizes
 from rws_jax.core.supports import feasible, in_support, is_all_known
 
@@ -130,6 +131,7 @@ class Units:
         return of_units.reshape(batch_shape + (1,) * event_dim)
 
 
+@at_site
 def log_density(fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:
     """``fn.log_prob(value)``, but ``-inf`` with zero gradient, never a number or NaN, outside of the support."""
     inside, fn = in_support(fn, value, proposal_dist), exact(fn)

@@ -1,4 +1,4 @@
-"""The handlers that a run of a program is made of: its parameters, one particle's randomness, and given values."""
+"""The handlers that a run of a program is made of: its parameters, its state, and given values."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,7 +13,7 @@ from numpyro.handlers import condition, substitute
 from rws_jax.checks.mutable_state import check_mutable, fail_changed_in_control_flow
 from rws_jax.checks.params import check_constrained, check_param
 from rws_jax.checks.shapes import check_shapes, check_within_plates
-from rws_jax.checks.sites import check_array, check_in_control_flow, check_minibatches, fail_unseeded
+from rws_jax.checks.sites import check_array, check_in_control_flow, check_minibatches
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.numpyro_internals import (
     SUBSTITUTE_STACK,
@@ -117,33 +117,6 @@ class mutable_state(Messenger):
             return result
 
         return run
-
-
-class randomness(Messenger):
-    """Gives a seeded program the randomness of one particle: every key is folded with the particle's index.
-
-    Plates keep their key, so that all particles see the same minibatch. A program of one datum among many has its keys
-    folded with the datum's index before, all of them. Sites in inner plates fold the number of a local particle, if
-    there is one: also in the bodies of scan and cond, by `given_values`.
-    """
-
-    def __init__(self, fn: ProgramFn | None, role: str, index: Index) -> None:
-        self.role, self.index = role, index
-        super().__init__(fn)
-
-    def process_message(self, msg: Site) -> None:
-        if msg["type"] not in ("sample", "plate", "prng_key", "control_flow") or msg["value"] is not None:
-            return
-        rng_key = msg["kwargs"]["rng_key"]
-        if rng_key is None:
-            where = f"{msg['type']} site {msg['name']!r}" if "name" in msg else f"a {msg['type']} statement"
-            fail_unseeded(self.role, where)
-        if self.index.datum is not None:
-            rng_key = jax.random.fold_in(rng_key, self.index.datum)
-        in_body = msg["type"] == "control_flow" or msg.get("is_of_site")  # whose sites fold numbers of their own
-        if msg["type"] != "plate" and not (in_body and self.index.local is not None):
-            rng_key = jax.random.fold_in(rng_key, self.index.number_in(msg.get("cond_indep_stack", ())))
-        msg["kwargs"]["rng_key"] = rng_key
 
 
 class given_values(Messenger):

@@ -21,8 +21,9 @@ from rws_jax.core.numpyro_internals import value_in_scan
 from rws_jax.core.sites import Site, Trace, latent_sites, sample_sites
 from rws_jax.programs.density import Units, dists_of, own_dists
 from rws_jax.programs.drawing import constant_draw, drawn_before
-from rws_jax.programs.handlers import in_body, randomness
+from rws_jax.programs.handlers import in_body
 from rws_jax.programs.program import Index
+from rws_jax.programs.randomness import randomness
 from rws_jax.programs.run import Draws
 from rws_jax.programs.scans import Scan, scans
 

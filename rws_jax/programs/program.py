@@ -15,6 +15,7 @@ from rws_jax.checks.static import argument_name, fail_table, fail_unhashable, fa
 from rws_jax.core.errors import first_line
 from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, layers
 from rws_jax.core.static import Static, is_foreign, is_traceable, unwrapped_static
+from rws_jax.programs.keys import keys
 
 
 class Index(NamedTuple):
@@ -104,11 +105,12 @@ class Program:
         rng_key = next((rng_key for rng_key in inner if rng_key is not None), None)
         return cls(hashable(program), role, rng_key, params, is_seeded=True, mutable_state={})
 
-    @property
-    def seeded(self) -> ProgramFn:
-        """The program, seeded."""
+    def seeded(self, *, draws: bool) -> ProgramFn:
+        """The program, seeded for a run that draws at its sample sites, or one that is given their values."""
+        if self.is_seeded:
+            return self.fn
         # One key is used in several runs on purpose, which JAX's check of reuse has to know.
-        return self.fn if self.is_seeded else seed(self.fn, jax.random.clone(self.rng_key), list(self.hide_types))
+        return keys(self.fn, jax.random.clone(self.rng_key), self.hide_types, draws=draws)
 
     def key_of(self, index: Index) -> jax.Array:
         """The program's key for one datum, the same for all of its particles."""

@@ -23,8 +23,9 @@ from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites, param_sites
 from rws_jax.core.trees import with_keys_cloned
 from rws_jax.programs.drawing import at_steps, constant_draw, draw_site, drawn_before, drawn_inside
-from rws_jax.programs.handlers import given_values, mutable_state, parameters, randomness
+from rws_jax.programs.handlers import given_values, mutable_state, parameters
 from rws_jax.programs.program import Arguments, Index, Program
+from rws_jax.programs.randomness import randomness
 from rws_jax.programs.stand_in import stand_in
 
 
@@ -107,7 +108,7 @@ def replay(
         site["is_observed"] = True
         return value
 
-    run = run_program(program, arguments, index, value_of)
+    run = run_program(program, arguments, index, value_of, draws=False)
     for name in data or {}:
         if name in run:
             run[name]["real"] = real.get(name)
@@ -181,9 +182,14 @@ def constrained_values(run: Trace) -> Params:
     return {name: site["transform"](site["value"]) for name, site in param_sites(run).items()}
 
 
-def run_program(program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]) -> Trace:
-    """Run as one particle, with sites set to ``value_of(site, steps)``; None lets a site draw or observe as it does."""
-    run, conditioned = _run_with(program, arguments, index, value_of)
+def run_program(
+    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any], *, draws: bool = True
+) -> Trace:
+    """Run as one particle, with sites set to ``value_of(site, steps)``; None lets a site draw or observe as it does.
+
+    Where all latent sites are given values, so that none `draws`, no keys are computed for them.
+    """
+    run, conditioned = _run_with(program, arguments, index, value_of, draws=draws)
     for name in conditioned:
         run[name]["is_constant"] = False
     for name in _constants(program, arguments, index, run, conditioned) if conditioned else ():
@@ -218,9 +224,9 @@ def _constants(
 
 
 def _run_with(
-    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any]
+    program: Program, arguments: Arguments, index: Index, value_of: Callable[[Site, tuple], Any], *, draws: bool = True
 ) -> tuple[Trace, list[str]]:
-    run = randomness(program.seeded, program.role, index)
+    run = randomness(program.seeded(draws=draws), program.role, index)
     run = parameters(run, program.role, program.params, program.held)
     run = mutable_state(run, program.role, program.mutable_state)
     given, (args, kwargs) = given_values(run, program.role, index, value_of), arguments.plain

@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rws_jax.core.trees import split_floats
 from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.handler import BranchHandler
-from rws_jax.execution.branching.particle import run_along
 from rws_jax.execution.branching.path_cache import SIZES, Kind, PathCache
+from rws_jax.execution.branching.rare_path import RarePath, branching_trace
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 from rws_jax.execution.executor import check_alike
-from rws_jax.execution.ragged import Layout, Ragged, scattered, split
-from rws_jax.programs.program import Programs
+from rws_jax.execution.ragged import Layout, Ragged, scattered
+from rws_jax.programs.program import Index, Programs
 
 
 class Group(NamedTuple):
@@ -30,7 +29,9 @@ class Group(NamedTuple):
 
     trace: BranchingTrace
     members: np.ndarray  # which of the particles
-    compiled: CompiledPath | None  # None: they run one by one, un-jitted
+    compiled: CompiledPath | None  # None: they are interpreted, one by one
+    rare: RarePath | None = None
+    values: tuple[list[Any], ...] = ()  # of each particle, if it is rare: what its gradients need
 
 
 class GroupedRun:
@@ -43,6 +44,7 @@ class GroupedRun:
         self._grads = _zeros_like(split_floats(programs.params)[0])
         self.results = np.zeros((len(pairs), 0), jnp.result_type(float))  # the numbers that each particle computes
         self.layout: Layout | None = None  # the tree that these are the numbers of
+        self._of_datum: dict[int, Programs] = {}
         self._ragged: list[list[Ragged]] = []  # what is ragged in it, of each group
         self.groups: list[Group] = []
         frontier = [((), np.arange(len(pairs)))]
@@ -59,7 +61,7 @@ class GroupedRun:
         for trace, members in frontier:  # all are on their way before the first one is waited for
             compiled = self._cache.find(self._kind, trace, len(members))
             if compiled is None:
-                self._run_unjitted(trace, members)
+                self._interpret(trace, members)
                 continue
             values, ragged, _ = compiled(self._programs, self._pairs[members], None, self._grads)
             self._cache.keep(self._kind, compiled)
@@ -75,18 +77,35 @@ class GroupedRun:
             for number, value in enumerate(different):
                 yield (*trace, BranchingValue.of(compiled.stops_at, value)), members[which.ravel() == number]
 
-    def _run_unjitted(self, trace: BranchingTrace, members: np.ndarray) -> None:
-        for member in members:
+    def _interpret(self, trace: BranchingTrace, members: np.ndarray) -> None:
+        """Draw particles un-jitted to know their traces, and run those that share one."""
+        of_trace: dict[BranchingTrace, list[int]] = {}
+        for member in members.tolist():
             handler = BranchHandler(trace, self._cache.also_branching, goes_on=True)
-            numbers, ragged, layout = split(self._one(self._programs, member, handler))
-            self._cache.check_supports(handler)
-            ragged = jax.tree.map(lambda leaf: np.asarray(leaf)[None], ragged)
-            self._finish(Group(tuple(handler.taken), np.array([member]), None), np.array([numbers]), ragged, layout)
+            whole = branching_trace(handler, self._kind.particle, *self._one(member))
+            self._cache.num_unjitted += 1
+            of_trace.setdefault(whole, []).append(member)
+        for whole, own in of_trace.items():
+            rare = self._cache.rare(self._kind, whole, *self._one(own[0]))
+            results = [rare(self._inputs(member)) for member in own]
+            numbers = np.array(jax.device_get([numbers for numbers, *_ in results]), jnp.result_type(float))
+            parts = [jax.tree.map(lambda leaf: np.asarray(leaf)[None], ragged) for _, ragged, _ in results]
+            ragged = [scattered(nodes, list(np.arange(len(own))[:, None])) for nodes in zip(*parts, strict=True)]
+            values = tuple(values for *_, values in results)
+            group = Group(whole, np.array(own), None, rare, values)
+            self._finish(group, numbers.reshape(len(own), -1), ragged, rare.layout)
 
-    def _one(self, programs: Programs, member: int, handler: BranchHandler) -> Any:
-        self._cache.num_unjitted += 1
+    def _one(self, member: int) -> tuple[Programs, Index]:
+        """The programs of the datum of a particle, and which one it is."""
         datum, number = self._pairs[member].tolist()
-        return run_along(handler, self._kind.particle, programs, self._kind.data, datum, number)
+        index = Index(number, None if self._kind.data.axes is None else datum)
+        if datum not in self._of_datum:
+            self._of_datum[datum] = self._kind.data.take(self._programs, index.datum)
+        return self._of_datum[datum], index
+
+    def _inputs(self, member: int) -> list[Any]:
+        programs, index = self._one(member)
+        return [*split_floats(programs.params)[0], *jax.tree.leaves((programs, (index.particle, index.datum)))]
 
     def _finish(self, group: Group, numbers: np.ndarray, ragged: list[Ragged], layout: Layout | None) -> None:
         if not self.groups:
@@ -102,22 +121,13 @@ class GroupedRun:
         grads = self._grads
         for group in self.groups:
             weights = cotangents[group.members]
-            if group.compiled is None:
-                grads = optax.tree.add(grads, self._gradients_unjitted(group, weights[0]))
-            else:
+            if group.compiled is not None:
                 *_, grads = group.compiled(self._programs, self._pairs[group.members], weights, grads)
+            elif group.rare is not None:
+                for values, of_one in zip(group.values, weights, strict=True):
+                    more = group.rare.gradients(values, list(jnp.asarray(of_one)))
+                    grads = [g if m is None else g + m for g, m in zip(grads, more, strict=True)]
         return grads
-
-    def _gradients_unjitted(self, group: Group, weights: np.ndarray) -> list[jax.Array]:
-        floats, with_floats = split_floats(self._programs.params)
-        handler = BranchHandler(group.trace, self._cache.also_branching)
-
-        def numbers_of(floats: list[jax.Array]) -> list[jax.Array]:
-            programs = self._programs.with_params(with_floats(floats))
-            return split(self._one(programs, group.members[0], handler))[0]
-
-        _, pullback = jax.vjp(numbers_of, floats)
-        return pullback(list(jnp.asarray(weights)))[0]
 
 
 def _first(num: int, leaf: jax.Array) -> np.ndarray:

@@ -16,6 +16,7 @@ from rws_jax.core.supports import kind_of_support
 from rws_jax.core.trees import is_traced
 from rws_jax.execution.branching.errors import check_outside_of_plates, fail_not_deterministic, fail_traced
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
+from rws_jax.programs.drawing import sampled
 
 
 class TraceEnded(BaseException):
@@ -74,7 +75,7 @@ class BranchHandler(Messenger):
                 fail_not_deterministic(self.trace, f"site {value.name!r}", f"site {name!r}")
             self.taken.append(value)
             return value.array
-        drawn = site["fn"](*site["args"], **site["kwargs"])
+        drawn = sampled(site)
         if not self.goes_on:
             raise TraceEnded(name, drawn, site["fn"])
         self.taken.append(BranchingValue.of(name, drawn))

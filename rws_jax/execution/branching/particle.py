@@ -31,7 +31,7 @@ def run_along(
 
 
 def run_one(handler: BranchHandler, particle: ParticleFn[T], programs: Programs, index: Index) -> T:
-    """Run one particle, of programs of its datum, within a handler; as programs branch, all of it is one unit."""
+    """Run one particle of the programs of its datum within a handler; all of a datum is one unit."""
     index = index._replace(alone=True)
     try:
         with handler:

@@ -12,9 +12,11 @@ from rws_jax.checks.arguments import check_int
 from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.errors import fail_supports
 from rws_jax.execution.branching.handler import BranchHandler
+from rws_jax.execution.branching.rare_path import RarePath
 from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
 from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn
+from rws_jax.programs.program import Index, Programs
 
 # Padded sizes of groups of particles; each trace is compiled once for each size that comes up.
 SIZES = tuple(8 * 4**power for power in range(14))
@@ -42,6 +44,7 @@ class PathCache:
         self.compile_after, self.max_compiled, self.max_paths = compile_after, max_compiled, max_paths
         self.also_branching: set[str] = set()  # sites that another program annotates than the one that draws them
         self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
+        self._rare: OrderedDict[tuple, RarePath] = OrderedDict()  # by kind and trace
         self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace
         self._num_seen: Counter[tuple] = Counter()  # particles on a trace, until it is compiled
         self._supports: dict[tuple[str, str], tuple[str, BranchingTrace]] = {}
@@ -74,6 +77,17 @@ class PathCache:
         size = next(size for size in SIZES if size >= num)
         return CompiledPath(kind.particle, kind.data, trace, size, self.also_branching, self.check_supports)
 
+    def rare(self, kind: Kind, trace: BranchingTrace, programs: Programs, index: Index) -> RarePath:
+        """A rare trace as it was traced, or is now, for programs of one datum."""
+        key = kind, trace
+        if key not in self._rare:
+            handler = BranchHandler(trace, self.also_branching)
+            self._rare[key] = RarePath(handler, kind.particle, programs, index, self.check_supports)
+        self._rare.move_to_end(key)
+        while len(self._rare) > self.max_compiled:
+            self._rare.popitem(last=False)
+        return self._rare[key]
+
     def keep(self, kind: Kind, compiled: CompiledPath) -> None:
         """Keep a function once it has been called: an interruption while it is compiled leaves all as it was."""
         key = kind, compiled.trace, compiled.size
@@ -93,6 +107,7 @@ class PathCache:
         self.also_branching.update(names)
         self._compiled.clear()
         self._sizes.clear()
+        self._rare.clear()
 
     def check_supports(self, handler: BranchHandler) -> None:
         """A site of one name has one kind of values, on all branching traces."""

@@ -1,0 +1,68 @@
+"""What is computed at single sites, compiled once for each kind of distribution and shape.
+
+A particle that runs un-jitted calls JAX for each operation in turn, of which a density has some ten. Within
+`compiled_sites` it is one call.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar
+
+import jax
+import numpyro
+
+F = TypeVar("F", bound=Callable)
+
+_is_on: ContextVar[bool] = ContextVar("compiled_sites", default=False)
+_MOST_KINDS = 1000
+
+
+@contextmanager
+def compiled_sites() -> Iterator[None]:
+    """Call what `at_site` marks as compiled functions; values are not validated, as in all that is compiled."""
+    token = _is_on.set(True)
+    try:
+        with numpyro.validation_enabled(False):
+            yield
+    finally:
+        _is_on.reset(token)
+
+
+def are_sites_compiled() -> bool:
+    """Whether this runs within `compiled_sites`."""
+    return _is_on.get()
+
+
+def at_site(function: F) -> F:
+    """Mark a function of distributions and arrays, to be compiled within `compiled_sites`.
+
+    It is compiled for trees of a structure that comes up again. A distribution that is made of functions, say, may have
+    a structure of its own each time, and one that Python computes with cannot be compiled: these are called as they
+    are.
+    """
+    compiled = jax.jit(function)
+    seen: dict[Any, bool] = {}  # whether functions of trees of a structure can be compiled
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        if not _is_on.get():
+            return function(*args)
+        try:
+            structure = jax.tree.structure(args)
+            can_be = seen.get(structure)
+        except TypeError:  # without a hash
+            return function(*args)
+        if can_be:
+            try:
+                return compiled(*args)
+            except Exception:  # whatever Python does to values that it does not know
+                seen[structure] = False
+        elif can_be is None:
+            if len(seen) >= _MOST_KINDS:
+                seen.clear()
+            seen[structure] = True
+        return function(*args)
+
+    return call  # type: ignore[return-value]
