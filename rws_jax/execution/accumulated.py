@@ -1,8 +1,8 @@
 """Sums over parts, with their gradients taken part by part, in the same pass.
 
 Reverse mode through a loop keeps what every part has computed until the last one is done, or computes each part twice.
-Where all that is wanted are sums of scalars, the gradient of a part can be taken as soon as the part is known: of each
-part gradients alone are kept, and they are added up.
+Where all that is wanted are sums of scalars, gradients of a part can be taken as soon as the part is known: of each
+part these alone are kept, and they are added up.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,8 +82,8 @@ def accumulated(function: Callable[[Any, jax.Array], tuple[Sums, Rest]], inputs:
         def of_leaf(number: int) -> jax.Array | None:
             if number not in gradients or not moving:
                 return None
-            gradient = reduce(jnp.add, [gradients[number][which] * by for which, by in moving])
-            return gradient.astype(types[number])
+            total = reduce(jnp.add, [gradients[number][which] * by for which, by in moving])
+            return total.astype(types[number])
 
         return tuple(map(of_leaf, range(len(types))))
 

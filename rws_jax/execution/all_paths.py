@@ -61,18 +61,18 @@ class AllPaths(Executor):
     def _unrolled(self, particle: ParticleFn[T]) -> Unrolled[T]:
         return Unrolled(particle, self.cache.max_paths, self.cache.also_branching, self.cache.check_supports)
 
-    def _note(self, unrolled: Unrolled, is_taken: jax.Array, num_particles: int) -> None:
+    def _note(self, unrolled: Unrolled, is_taken: jax.Array, num: int) -> None:
         """Take note of the paths that any particle has come along."""
-        self._check_work(unrolled, num_particles)
+        self._check_work(unrolled, num)
         any_taken = jnp.any(is_taken, axis=range(is_taken.ndim - 1))
         for number, trace in enumerate(unrolled.traces):
             path = tuple(value for value in trace if value.is_of_program)
             self._taken[path] = self._taken.get(path, False) | any_taken[number]
 
-    def _check_work(self, unrolled: Unrolled, num_particles: int) -> None:
+    def _check_work(self, unrolled: Unrolled, num: int) -> None:
         """By paths, each particle runs along its own path alone, for some time in Python for each path."""
         (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
-        wasted = 3 * num_particles * (of_all - of_one)  # with the way back
+        wasted = 3 * num * (of_all - of_one)  # with the way back
         if jax.default_backend() == "cpu" and of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
             raise NotUnrolledError(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
 
