@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -51,15 +52,16 @@ class Contender(NamedTuple):
     gradients: Callable  # state -> the gradients of model and guide, if they are kept
 
 
-def by_rws_jax(setting):
-    """This package."""
+def by_rws_jax(setting, data_chunk_size=None):
+    """This package: all data at once, or programs of one datum, on so many data at a time."""
     workload, num_particles, x, _, _, _ = setting
+    chunks = {} if data_chunk_size is None else {"data_axes": 0, "data_chunk_size": data_chunk_size}
     rws = rws_jax.make_step(
-        workload.model,
-        workload.guide,
+        *((workload.model, workload.guide) if data_chunk_size is None else workload.of_one),
         theta_optimizer=setting.optimizer(),
         phi_optimizer=setting.optimizer(),
         num_particles=num_particles,
+        **chunks,
     )
     state = rws.init(jax.random.key(0), x)._replace(theta=setting.theta, phi=setting.phi)
     return Contender(state, rws.step, x, lambda info: -info.wake_theta_loss, lambda state: state[2:4])
@@ -164,11 +166,18 @@ def by_renyi(setting):
 
 CONTENDERS = {
     "rws_jax": by_rws_jax,
+    "chunks of 16": partial(by_rws_jax, data_chunk_size=16),
+    "chunks of 32": partial(by_rws_jax, data_chunk_size=32),
     "by hand": by_hand,
     "Pyro": by_pyro,
     "coix": by_coix,
     "RenyiELBO(0)": by_renyi,
 }
+
+
+def takes_part(name, workload):
+    """Data are taken in chunks where a workload has programs of one datum."""
+    return hasattr(workload, "of_one") or "chunks" not in name
 
 
 def without_scan(workload):

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import jax
 from agreement import check
-from contenders import CONTENDERS, Setting
+from contenders import CONTENDERS, Setting, takes_part
 from jax import lax
 
 import rws_jax
@@ -158,6 +158,11 @@ def installed(names):
     return [name for name in names if name not in missing]
 
 
+def taking_part(names, setting):
+    """Those of the contenders that have programs for this workload."""
+    return [name for name in names if takes_part(name, setting.workload)]
+
+
 def versions():
     """Of all libraries that take part."""
     found = {}
@@ -182,7 +187,7 @@ def main():
     warnings.filterwarnings("ignore", "Currently, SVI with")  # RenyiELBO and discrete latents: wake-theta is right
     if args.check:
         for name, setting in settings(args.workloads, size=1):
-            check(f"{name}, K = {setting.num_particles}", names, setting)
+            check(f"{name}, K = {setting.num_particles}", taking_part(names, setting), setting)
         return
     devices = [jax.devices(backend)[0] for backend in dict.fromkeys([jax.default_backend(), "cpu"])]
     rows = []
@@ -191,7 +196,7 @@ def main():
             for name, setting in settings(args.workloads):
                 print(f"\n{name}, K = {setting.num_particles}, {device.platform}: {device.device_kind}")
                 print(f"{'':<14}" + "".join(f"{column:>10}" for column in COLUMNS))
-                for row in measure({name: Runner(name, setting) for name in names}, args.rounds):
+                for row in measure({n: Runner(n, setting) for n in taking_part(names, setting)}, args.rounds):
                     print(line(row), flush=True)
                     place = {"device": device.device_kind, "workload": name, "num_particles": setting.num_particles}
                     rows.append(place | row)

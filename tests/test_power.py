@@ -26,7 +26,7 @@ from rws_jax.estimators import (
     weights,
 )
 from rws_jax.estimators import resampling as estimators_resampling
-from rws_jax.execution import chunked, ragged, vectorized
+from rws_jax.execution import accumulated, chunked, data_chunks, ragged, vectorized
 from rws_jax.execution.branching import compiled_path, grouped_run
 from rws_jax.guides import arguments, axes, context, networks, proposing
 from rws_jax.guides.proposals import arrays, elements, mixture, reals
@@ -40,7 +40,15 @@ from rws_jax.training import description, held_out, site_tables, step_loss, svi,
 from tests import test_losses, test_options
 from tests.core import test_support
 from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
-from tests.execution import test_branching, test_chunks, test_data, test_devices, test_one_by_one, test_ragged
+from tests.execution import (
+    test_branching,
+    test_chunks,
+    test_data,
+    test_data_chunks,
+    test_devices,
+    test_one_by_one,
+    test_ragged,
+)
 from tests.guides import test_compile_guide, test_plates, test_proposals, test_sequences
 from tests.guides import test_routes as test_routes_of_guides
 from tests.posterior import (
@@ -925,6 +933,18 @@ MUTATIONS = {
         "dependence(traced, also_missing=True)",
         "dependence(traced)",
         test_lockstep.test_what_is_a_number_of_a_latent_moves_too,
+    ),
+    "a datum by its number within the chunk": (
+        data_chunks,
+        "lambda datum: number + self.num * datum",
+        "lambda datum: datum",
+        partial(test_data_chunks.test_losses_and_gradients_do_not_depend_on_the_size_of_chunks, "phi, defensive"),
+    ),
+    "the gradient of the last chunk alone": (
+        accumulated,
+        "_added(old, own) for old, own in",
+        "_added([0.0 * x for x in old], own) for old, own in",
+        partial(test_data_chunks.test_losses_and_gradients_do_not_depend_on_the_size_of_chunks, "phi, defensive"),
     ),
     "covariates apart from their data": (
         arguments,

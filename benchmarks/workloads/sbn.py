@@ -3,13 +3,38 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 from jax.nn import log_sigmoid, sigmoid
+from jax.nn.initializers import glorot_uniform
 
 from rws_jax import __main__ as demo
 
 NUM_PARTICLES, LEARNING_RATE = (10, 50), 1e-3
 
 model, guide = demo.model, demo.guide
+
+
+def model_of_one(image):
+    """The same of one datum, without its plate."""
+    h2 = numpyro.sample("h2", dist.Bernoulli(logits=numpyro.param("prior", jnp.zeros(50))).to_event(1))
+    h1 = numpyro.sample("h1", dist.Bernoulli(logits=affine("p1", h2, 200)).to_event(1))
+    numpyro.sample("images", dist.Bernoulli(logits=affine("p0", h1, 64)).to_event(1), obs=image)
+
+
+def guide_of_one(image):
+    """Likewise."""
+    h1 = numpyro.sample("h1", dist.Bernoulli(logits=affine("q1", image, 200)).to_event(1))
+    numpyro.sample("h2", dist.Bernoulli(logits=affine("q2", h1, 50)).to_event(1))
+
+
+def affine(name, x, size):
+    """One layer, of a vector."""
+    weight = numpyro.param(f"{name}_weight", lambda key: glorot_uniform()(key, (x.shape[-1], size)))
+    return x.astype(float) @ weight + numpyro.param(f"{name}_bias", jnp.zeros(size))
+
+
+of_one = model_of_one, guide_of_one
 
 
 def data(size=128):

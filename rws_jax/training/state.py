@@ -113,7 +113,8 @@ class RWS(NamedTuple):
     ``init(rng_key, *args, **kwargs) -> RWSState``, ``step(state, *args, **kwargs) -> (RWSState, RWSInfo)``,
     ``get_params(state, *args, **kwargs) -> dict`` of constrained values of model and guide, keyed by site. The
     arguments are those of the two programs. `get_params` needs them too: it runs the programs to find the constraints
-    of their sites, which may depend on arguments, while a state holds numbers alone.
+    of their sites, which may depend on arguments, while a state holds numbers alone. States may be donated: with
+    ``jax.jit(rws.step, donate_argnums=0)`` the next one takes the memory of the last.
     """
 
     init: Callable[..., RWSState]

@@ -18,6 +18,7 @@ from rws_jax.execution.branching.path_cache import PathCache
 from rws_jax.execution.by_paths import ByPaths
 from rws_jax.execution.chunked import Chunked
 from rws_jax.execution.data import Data
+from rws_jax.execution.data_chunks import DataChunks
 from rws_jax.execution.executor import Executor
 from rws_jax.execution.one_by_one import OneByOne
 from rws_jax.execution.vectorized import Vectorized
@@ -112,7 +113,8 @@ def test_programs_of_one_datum_run_in_every_way():
 
     @jax.jit
     def all_of():
-        executors = Vectorized(data), Chunked(Vectorized(data), 1), OneByOne(data)
+        at_once = Vectorized(data)
+        executors = at_once, Chunked(at_once, 1), DataChunks(at_once, 2), DataChunks(at_once, 1), OneByOne(data)
         return [values_and_gradients(executor, programs_, 2, ALL_AT_ONCE) for executor in executors]
 
     expected, *found = all_of()
