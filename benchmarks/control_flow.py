@@ -3,8 +3,8 @@
     python benchmarks/control_flow.py
 
 Takes the programs from that page. Prints for each way seconds until the first step is done, and milliseconds for a step
-after warm-up, median of 20 in turns, on 100 data with 10 particles each; un-jitted on 2 data, as it takes long. Branching
-sites are compiled as a whole and, with max_paths=1, by paths.
+after warm-up, median of 20 in turns, on 100 data with 10 particles each; un-jitted on 2 data, as it takes long.
+Branching sites are compiled as a whole and, with max_paths=1, by paths.
 """
 
 import re
