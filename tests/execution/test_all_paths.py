@@ -208,3 +208,85 @@ def test_one_program_may_be_annotated():
     expected = after_one(model, guide)
     for programs in ((model, plain_guide), (plain_model, guide)):
         chex.assert_trees_all_close(after_one(*programs), expected, rtol=1e-6)
+
+
+# What is compiled
+
+
+def mixture(num, hidden, activation, *, branches):
+    """A mixture of so many, whose guide is a network; Python branches in the model, or there is a plate."""
+    weights = [0.1 * jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(8, hidden), (hidden, num)])]
+    plate = (lambda x: contextlib.nullcontext()) if branches else (lambda x: numpyro.plate("data", len(x)))
+    infer = BRANCHES if branches else {}
+
+    def model(x):
+        logits = numpyro.param("logits", jnp.zeros(num))
+        with plate(x):
+            z = numpyro.sample("z", dist.Categorical(logits=logits), infer=infer)
+            scale = (5.0 if int(z) % 2 else 4.0) if branches else jnp.where(z % 2 == 1, 5.0, 4.0)[..., None]
+            loc = jnp.asarray(z, float) if branches else jnp.asarray(z, float)[..., None]
+            numpyro.sample("x", dist.Normal(10.0 * loc, scale).expand((*loc.shape[:-1], 8)).to_event(1), obs=x)
+
+    def guide(x):
+        first, second = (numpyro.param(f"w_{i}", weight) for i, weight in enumerate(weights))
+        with plate(x):
+            numpyro.sample("z", dist.Categorical(logits=activation(x @ first) @ second), infer=infer)
+
+    return model, guide
+
+
+def compiled_step(rws, *args):
+    return jax.jit(rws.step).lower(rws.init(jax.random.key(0), *args), *args).compile()
+
+
+def primitives_of(jaxpr):
+    """The names of all operations, those within others too."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for param in jax.tree.leaves(eqn.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")):
+            if hasattr(param, "eqns") or hasattr(param, "jaxpr"):
+                yield from primitives_of(getattr(param, "jaxpr", param))
+
+
+@pytest.mark.parametrize("activation", models.rows(["tanh", "relu"], fast=["relu"]))
+def test_what_paths_share_is_computed_and_differentiated_once(activation):
+    """Twenty branches after one network, against the same in a plate: the operations of three of these at most."""
+    network = jnp.tanh if activation == "tanh" else jax.nn.relu
+    x = jnp.ones((10, 8))
+    flops = {
+        branches: compiled_step(
+            make(*mixture(20, 64, network, branches=branches), num_particles=5, data_axes=0 if branches else None), x
+        ).cost_analysis()["flops"]
+        for branches in (True, False)
+    }
+    assert flops[True] <= 3.0 * flops[False]
+
+
+def test_a_step_is_one_executable_without_callbacks(caplog):
+    """And programs are traced once for each beginning of a path, by each of wake and sleep, and never again."""
+    runs = []
+
+    def counted(program):
+        def run(x):
+            runs.append(program)
+            program(x)
+
+        return run
+
+    rws = make(counted(model), counted(guide), insomnia=0.5, num_particles=3)
+    state = rws.init(jax.random.key(0), X)
+    names = set(primitives_of(jax.make_jaxpr(rws.step)(state, X).jaxpr))
+    assert "random_bits" in names
+    assert not [name for name in names if "callback" in name]
+    assert "callback" not in compiled_step(rws, X).as_text()
+    runs.clear()
+    again = make(counted(model), counted(guide), insomnia=0.5, num_particles=3)
+    state = again.init(jax.random.key(0), X)
+    runs.clear()
+    with jax.log_compiles():
+        for _ in range(3):
+            state, info = again.step(state, X)
+    assert sum("XLA compilation of jit(step)" in message for message in caplog.messages) == 1
+    assert info.num_compiled is None
+    num_prefixes = 1 + 2
+    assert len(runs) <= 3 * num_prefixes * 2
