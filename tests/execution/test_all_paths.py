@@ -15,6 +15,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rws_jax
+from rws_jax.execution import all_paths
 from rws_jax.execution.branching.errors import BranchingSiteError
 from tests import models
 from tests.checks.test_errors import check
@@ -415,6 +416,25 @@ def test_what_cannot_be_compiled_as_a_whole_runs_by_paths(name):
     _, info = rws.step(state, X[:2])
     assert info.num_compiled is not None
     assert not rws.step.jittable
+
+
+def test_paths_that_waste_much_work_go_by_paths(monkeypatch):
+    """On a CPU; here any work is too much."""
+    monkeypatch.setattr(all_paths, "_MAX_RATIO", 1.0)
+    monkeypatch.setattr(all_paths, "_MAX_WASTED", 0)
+    rws = make(num_particles=2)
+    with pytest.raises(BranchingSiteError, match="2 paths that take 2 times the work of one"):
+        jax.jit(rws.step)(rws.init(jax.random.key(0), X), X)
+
+
+def test_paths_that_nobody_takes_are_not_counted():
+    def sure_guide(x):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("a", -60.0)), infer=BRANCHES)
+
+    rws = make(guide=sure_guide)
+    _, info = rws.step(rws.init(jax.random.key(0), X), X)
+    assert info.num_compiled is None
+    assert info.num_paths == 1
 
 
 def test_paths_that_are_never_taken_need_not_run():
