@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, sites, supports
+from rws_jax.core import draws, merged, sites, supports
 from rws_jax.estimators import (
     bound,
     defensive,
@@ -26,8 +26,8 @@ from rws_jax.estimators import (
     weights,
 )
 from rws_jax.estimators import resampling as estimators_resampling
-from rws_jax.execution import accumulated, chunked, data_chunks, ragged, vectorized
-from rws_jax.execution.branching import compiled_path, grouped_run
+from rws_jax.execution import accumulated, all_paths, chunked, data_chunks, ragged, vectorized
+from rws_jax.execution.branching import compiled_path, grouped_run, unrolled
 from rws_jax.guides import arguments, axes, context, networks, proposing
 from rws_jax.guides.proposals import arrays, elements, mixture, reals
 from rws_jax.posterior import evidence_particle
@@ -38,9 +38,10 @@ from rws_jax.posterior.samples import estimate, layout, psis, weighted
 from rws_jax.programs import density, drawing, handlers, held, independence, levels, lockstep, predict, program
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_losses, test_options
-from tests.core import test_support
+from tests.core import test_merged, test_support
 from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
 from tests.execution import (
+    test_all_paths,
     test_branching,
     test_chunks,
     test_data,
@@ -951,6 +952,36 @@ MUTATIONS = {
         "if name in dreams.data else dreams.data",
         "if name in dreams.data else {}",
         test_plates.test_covariates_stay_with_their_data,
+    ),
+    "paths taken by whoever draws their last value": (
+        unrolled,
+        "begun.is_taken & jnp.all(end.value == value)",
+        "jnp.all(end.value == value)",
+        partial(test_all_paths.test_a_jitted_loss_and_its_gradient_are_those_of_unjitted_particles, "nested", {}),
+    ),
+    "a number for values that are not known": (
+        unrolled,
+        "missing(jnp.result_type(*arrays))",
+        "0",
+        test_all_paths.test_a_value_outside_of_the_known_support_makes_a_step_that_is_not_finite,
+    ),
+    "paths counted that nobody takes": (
+        all_paths,
+        "| any_taken[number]",
+        "| True",
+        test_all_paths.test_paths_that_nobody_takes_are_not_counted,
+    ),
+    "functions merged whatever their derivatives": (
+        merged,
+        '| {"rule": rule}',
+        "",
+        partial(test_merged.test_what_has_another_derivative_is_kept, "custom_jvp of a function of JAX"),
+    ),
+    "zeros merged whatever their signs": (
+        merged,
+        "np.asarray(value, dtype).tobytes()",
+        "tuple(np.ravel(value).tolist())",
+        test_merged.test_constants_are_compared_to_the_last_bit,
     ),
 }
 

@@ -4,8 +4,8 @@ XLA merges equal operations as well, but late: of a function that computes one t
 what comes back to each of them is different. Merged before, they have one derivative.
 """
 
+import os
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +15,9 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-_RULES = {"jvp_jaxpr_fun", "jvp_jaxpr_thunk"}  # of derivatives: parameters of the first of these
 _CLONE = jax.make_jaxpr(jax.random.clone)(jax.random.key(0)).eqns[0]
-_MAX_BYTES = 1024  # of a constant that is compared by its values
+_OF_JAX = os.path.dirname(jax.__file__) + os.sep
+_MAX_BYTES = 2**20  # of a constant that is compared by its values
 
 
 def merged(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
@@ -29,7 +29,9 @@ class _Merge:
     """Names what is equal: jaxprs by what they do, constants by their values."""
 
     def __init__(self) -> None:
-        self._keys: dict[int, tuple[Any, Hashable]] = {}  # of jaxprs, by id; they are kept, so that it stays theirs
+        # By id, of jaxprs, within a rule or not, and of what has no hash; all are kept, so that ids stay theirs.
+        self._keys: dict[tuple[int, bool], tuple[Any, Hashable]] = {}
+        self._in_rule = False
 
     def of(self, jaxpr: ClosedJaxpr) -> ClosedJaxpr:
         """The same jaxpr with equal equations merged.
@@ -70,24 +72,47 @@ class _Merge:
         """What an equation does with its inputs."""
         params = eqn.params
         if eqn.primitive.name in _CUSTOM:
-            if not _is_of_jax(eqn):  # two of one body may have different derivatives
+            rule = self._rule(eqn)
+            if rule is None:  # two of one body may have different derivatives
                 return id(eqn)
-            params = {name: value for name, value in params.items() if name not in _RULES}
+            params = {name: value for name, value in params.items() if name != "jvp_jaxpr_fun"} | {"rule": rule}
         return eqn.primitive, tuple((name, self._param(params[name])) for name in sorted(params))
+
+    def _rule(self, eqn: JaxprEqn) -> Hashable | None:
+        """How a function is differentiated whose derivative is defined by hand; None if that cannot be compared.
+
+        A rule may call the function itself. Within a rule, those of JAX's own functions are taken to be known by name.
+        """
+        if eqn.primitive.name != "custom_jvp_call":
+            return None
+        rule = eqn.params["jvp_jaxpr_fun"]
+        if self._in_rule:
+            sources = [_source(_opened(eqn.params["call_jaxpr"])), _source(rule)]
+            return tuple(sources) if all(source and _OF_JAX in source for source in sources) else None
+        inputs = eqn.invars[eqn.params["num_consts"] :]
+        self._in_rule = True
+        try:
+            derivative, consts, is_zero = rule.call_wrapped(*(not _is_float(var) for var in inputs))
+            return self._param(derivative), tuple(map(_const_key, consts)), tuple(is_zero)
+        except Exception:  # an error of the user's rule shows where it is called
+            return None
+        finally:
+            self._in_rule = False
 
     def _param(self, value: Any) -> Hashable:
         if isinstance(value, ClosedJaxpr | Jaxpr):
-            if id(value) not in self._keys:
-                self._keys[id(value)] = value, self._jaxpr(value)
-            return self._keys[id(value)][1]
+            which = id(value), self._in_rule
+            if which not in self._keys:
+                self._keys[which] = value, self._jaxpr(value)
+            return self._keys[which][1]
         if isinstance(value, tuple | list):
             return type(value), tuple(map(self._param, value))
         try:
             hash(value)
         except TypeError:
-            self._keys.setdefault(id(value), (value, None))
+            self._keys.setdefault((id(value), False), (value, None))
             return "id", id(value)
-        return type(value), repr(value) if isinstance(value, float) else value
+        return type(value), repr(value) if isinstance(value, float | complex | np.inexact) else value
 
     def _jaxpr(self, jaxpr: ClosedJaxpr | Jaxpr) -> Hashable:
         """What a jaxpr does, whatever the names of its variables."""
@@ -125,7 +150,7 @@ def _const_key(value: Any) -> Hashable:
     dtype = jnp.result_type(value)
     if isinstance(value, Tracer) or jnp.issubdtype(dtype, jax.dtypes.extended):
         return "id", id(value)
-    if np.size(value) * dtype.itemsize > _MAX_BYTES:
+    if np.size(value) * dtype.itemsize > _MAX_BYTES or not getattr(value, "is_fully_addressable", True):
         return "id", id(value)
     is_weak = isinstance(value, bool | int | float | complex) or bool(getattr(value, "weak_type", False))
     return str(dtype), is_weak, np.shape(value), np.asarray(value, dtype).tobytes()
@@ -135,9 +160,10 @@ def _opened(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def _is_of_jax(eqn: JaxprEqn) -> bool:
-    """Whether the function whose derivative is defined is one of JAX's own, each of which has one derivative."""
-    if eqn.primitive.name != "custom_jvp_call":
-        return False
-    where = getattr(_opened(eqn.params["call_jaxpr"]).debug_info, "func_src_info", None) or ""
-    return str(Path(jax.__file__).parent) in where
+def _is_float(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def _source(function: Any) -> str:
+    """Where a function was written, if JAX knows."""
+    return getattr(function.debug_info, "func_src_info", None) or ""

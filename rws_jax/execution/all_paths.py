@@ -16,8 +16,8 @@ from rws_jax.programs.program import Programs
 T = TypeVar("T")
 Sums = TypeVar("Sums")
 Rest = TypeVar("Rest")
-# On a CPU, by paths, Python takes about a millisecond for each path. In that time XLA does so many operations.
-_MAX_WASTED = 2_500_000
+# On a CPU, by paths, Python takes a millisecond or more for each path. In that time XLA does so many operations.
+_MAX_WASTED = 30_000_000
 _MAX_RATIO = 4.0  # of work that is small in any case
 
 

@@ -59,8 +59,9 @@ def make_step(
     .. math:: \iota \, L_\text{wake-phi} + (1 - \iota) \, L_\text{sleep-phi}, \qquad \iota = \text{insomnia}
 
     (Le et al. 2019). Both wake losses share one set of particles, and all gradients come from one pass; what the
-    chosen insomnia does not need is not computed. `step` is jitted, and can be scanned, vmapped and jitted again. But
-    Python may branch on sites with ``infer={"branching": True}``: then each path is compiled by itself, not `step`.
+    chosen insomnia does not need is not computed. `step` is jitted, and can be scanned, vmapped and jitted again.
+    Python may branch on sites with ``infer={"branching": True}``: up to `max_paths` paths are compiled as a whole, and
+    `step` stays what it is; with more, or unknown ones, each path is compiled by itself, and not `step`.
     Mutable sites (BatchNorm, nnx.Dropout) are carried on by finite steps; dreams see them and leave them alone.
 
     Args:
@@ -92,8 +93,9 @@ def make_step(
       data_chunk_size: with `data_axes`, data in memory at a time, each with all its particles; None for all at once. A
         step is one update on all of them, in one pass: large batches in little memory, and faster where what a chunk
         computes stays in the processor's cache. Results do not depend on it, but for keys of the kind ``rbg``.
-      max_paths: if programs have branching sites, up to how many paths all are compiled as one; 1 for none.
-      compile_after: if programs have branching sites, how many particles run along a path before it is compiled.
+      max_paths: if programs have branching sites, up to how many paths are compiled as a whole: all are then computed
+        for every particle, and one is chosen. With 1, programs run by paths; results do not depend on it.
+      compile_after: if programs run by paths, how many particles run along a path before it is compiled.
       max_compiled: how many compiled functions of paths are kept; the least recently used ones go.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in

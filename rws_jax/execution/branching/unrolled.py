@@ -5,6 +5,7 @@ is traced. What traces have in common is computed once. The particle can then be
 differentiated as any other one.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +18,14 @@ import numpy as np
 import numpyro
 from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
+from jax.tree_util import PyTreeDef
 from numpyro.distributions import Distribution
 
 from rws_jax.core.errors import first_line
 from rws_jax.core.merged import merged
 from rws_jax.core.work import work, work_by_group
-from rws_jax.execution.branching.handler import BranchHandler, TraceEnded, UnannotatedBranch
+from rws_jax.execution.branching.errors import UnannotatedError
+from rws_jax.execution.branching.handler import BranchHandler, Latents, TraceEnded, UnannotatedBranch
 from rws_jax.execution.branching.particle import run_one
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue, describe_trace
 from rws_jax.execution.executor import ParticleFn, check_alike
@@ -83,6 +86,8 @@ class Unrolled(Generic[T]):
                 break
             except UnannotatedBranch as site:  # it is annotated in another program than the one that draws it
                 self.also_branching.add(site.name)
+            except UnannotatedError as error:  # it may be, in one that would have run later
+                self._annotate(leaves, structure, error)
         once = merged(traced)
         by_end = work_by_group(once, [len(jax.tree.leaves(end)) for end in shapes])
         self.work = work(once), sum(by_end) / len(by_end)
@@ -92,6 +97,22 @@ class Unrolled(Generic[T]):
         numbers = map(choose, zip(*(end.numbers for end in ends), strict=True))
         ragged = [chosen(parts, choose) for parts in zip(*(end.ragged for end in ends), strict=True)]
         return Along(cast(Layout, self._layout).filled(numbers, ragged), jnp.stack(taken))
+
+    def _annotate(self, leaves: list[jax.Array], structure: PyTreeDef, error: UnannotatedError) -> None:
+        """Note which sites that an error is of are annotated in any program, found out along a single path."""
+        latents, names = Latents(), set(error.names)
+        of_more = Unrolled(self.particle, self.max_paths, self.also_branching | names, lambda _: None)
+
+        def of_leaves(leaves: list[jax.Array]) -> None:
+            with latents:
+                next(of_more._ends(*jax.tree.unflatten(structure, leaves)))
+
+        with contextlib.suppress(UnannotatedBranch, UnannotatedError):
+            jax.eval_shape(of_leaves, leaves)
+        names &= latents.branching
+        if names <= self.also_branching:
+            raise NotUnrolledError(first_line(error)) from error
+        self.also_branching.update(names)
 
     def _all_ends(self, programs: Programs, index: Index) -> list[_End]:
         self.traces, ends, layouts = [], [], []
@@ -121,6 +142,8 @@ class Unrolled(Generic[T]):
             except Exception as error:
                 if begun.is_impossible:  # programs need not be prepared for it
                     continue
+                if isinstance(error, UnannotatedError):
+                    raise
                 raise NotUnrolledError(first_line(error)) from error
             self.check(handler)
             num_ends += 1
