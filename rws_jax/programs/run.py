@@ -19,6 +19,7 @@ from rws_jax.checks import dreams, matching
 from rws_jax.checks.sites import check_proper
 from rws_jax.core.dependence import dependence
 from rws_jax.core.layers import MutableState, Params
+from rws_jax.core.site_functions import at_site
 from rws_jax.core.sites import Site, Trace, constant_sites, latent_sites, mutable_sites, param_sites
 from rws_jax.core.supports import feasible
 from rws_jax.core.trees import with_keys_cloned
@@ -152,6 +153,9 @@ def _at(value: Any, steps: tuple) -> Any:
     return value
 
 
+_feasible = at_site(feasible)
+
+
 def drawn_before(
     role: str,
     site: Site,
@@ -163,7 +167,7 @@ def drawn_before(
     matching.check_drawn(role, site, latents)
     value = _at(latents[site["name"]], steps)
     matching.check_shape(role, site, jnp.shape(value))
-    return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
+    return value if proposal_dists is None else _feasible(site["fn"], value, proposal_dists(site))
 
 
 def param_values(run: Trace) -> Params:

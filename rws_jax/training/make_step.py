@@ -43,7 +43,7 @@ def make_step(
     chunk_size: int | None = None,
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
-    compile_after: int = 32,
+    compile_after: int = 256,
     max_compiled: int = 1000,
     model_has_params: bool = True,
     shared_params: bool = False,
