@@ -163,9 +163,8 @@ def compare(num_particles, num_steps, num_rounds):
             seconds[step].append(time.perf_counter() - begin)
     ratio = statistics.median(b / a for a, b in zip(seconds[ours], seconds[pyros], strict=True))
     print(f"K = {num_particles}, {len(x)} data, {num_steps} steps of warm-up")
-    print(
-        f"by paths {1e3 * statistics.median(seconds[ours]):8.1f} ms, {info.num_paths} paths, {info.num_compiled} functions"
-    )
+    counts = f"{info.num_paths} paths, {info.num_compiled} functions"
+    print(f"by paths {1e3 * statistics.median(seconds[ours]):8.1f} ms, {counts}")
     print(f"Pyro     {1e3 * statistics.median(seconds[pyros]):8.1f} ms, {ratio:.0f} times as long")
 
 
