@@ -3,6 +3,7 @@
     python -m pip install -e ".[demo]" -r benchmarks/requirements.txt
     python benchmarks/branching.py
     python benchmarks/branching.py --train 2 --num-steps 100000
+    python benchmarks/branching.py --programs grammar marsaglia attend_infer_repeat
 
 The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
 
@@ -14,9 +15,14 @@ steps.
 
 The second trains with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and prints the
 errors of `mixture.py` after every tenth of the steps.
+
+The third takes the first --first-steps steps of programs of `programs/`, compilation included, in turns of ten with
+Pyro's, and prints seconds of processor time and of the clock, and milliseconds for each of the last ten steps.
 """
 
 import argparse
+import importlib
+import itertools
 import statistics
 import time
 
@@ -72,37 +78,27 @@ def train(num_particles, num_steps, seed):
             print(f"{number:>8}{p_error:>9.4f}{q_error:>9.4f}{info.num_compiled:>11}{milliseconds:>9.1f}", flush=True)
 
 
-def by_rws_jax(x, num_particles, num_steps):
-    """A step by paths, warm, and how many functions that took."""
+def by_rws_jax(programs, x, num_particles):
+    """A step by paths; returns its info."""
     optimizer = optax.adam(1e-3)
     rws = rws_jax.make_step(
-        model, guide, num_particles=num_particles, data_axes=0, theta_optimizer=optimizer, phi_optimizer=optimizer
+        *programs, num_particles=num_particles, data_axes=0, theta_optimizer=optimizer, phi_optimizer=optimizer
     )
     state = rws.init(jax.random.key(0), x)
-    for _ in range(num_steps):
-        state, info = rws.step(state, x)
 
     def step():
         nonlocal state
         state, info = rws.step(state, x)
-        jax.block_until_ready((state, info))
+        return jax.block_until_ready((state, info))[1]
 
-    return step, int(info.num_compiled), int(info.num_paths)
+    return step
 
 
-def by_pyro(x, num_particles):
-    """A step of Pyro, by one thread, which is faster here."""
-    import numpy as np
+def pyro_programs(start):
+    """The mixture in Pyro."""
     import pyro
     import torch
     from pyro import distributions as pyro_dist
-    from pyro import infer
-
-    torch.set_num_threads(1)
-    pyro.enable_validation(False)
-    pyro.set_rng_seed(0)
-    start = rws_jax.make_step(model, guide, data_axes=0, num_particles=num_particles).init(jax.random.key(0), x)
-    start = {name: torch.tensor(np.array(value)) for name, value in (start.theta | start.phi).items()}
 
     def linear(name, x):
         weight, bias = (f"{name}_{kind}" for kind in ("weight", "bias"))
@@ -120,6 +116,23 @@ def by_pyro(x, num_particles):
         hidden = torch.tanh(linear("q2", hidden))
         pyro.sample("z", pyro_dist.Categorical(logits=linear("q3", hidden)))
 
+    return pyro_model, pyro_guide
+
+
+def by_pyro(programs, x, num_particles, programs_of):
+    """A step of Pyro, by one thread, which is faster here."""
+    import numpy as np
+    import pyro
+    import torch
+    from pyro import infer
+
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    start = rws_jax.make_step(*programs, data_axes=0, num_particles=num_particles).init(jax.random.key(0), x)
+    start = {name: torch.tensor(np.array(value)) for name, value in (start.theta | start.phi).items()}
+    pyro_model, pyro_guide = programs_of(start)
     loss = infer.ReweightedWakeSleep(num_particles=num_particles, vectorize_particles=False)
     data = torch.tensor(np.array(x))
     loss.loss_and_grads(pyro_model, pyro_guide, data[0])  # makes the parameters
@@ -138,8 +151,10 @@ def by_pyro(x, num_particles):
 def compare(num_particles, num_steps, num_rounds):
     """Steps in turns."""
     x = mixture.draw_data(jax.random.key(0))
-    ours, num_compiled, num_paths = by_rws_jax(x, num_particles, num_steps)
-    pyros = by_pyro(x, num_particles)
+    ours = by_rws_jax((model, guide), x, num_particles)
+    for _ in range(num_steps):
+        info = ours()
+    pyros = by_pyro((model, guide), x, num_particles, pyro_programs)
     seconds = {ours: [], pyros: []}
     for _ in range(num_rounds):
         for step in seconds:
@@ -148,8 +163,31 @@ def compare(num_particles, num_steps, num_rounds):
             seconds[step].append(time.perf_counter() - begin)
     ratio = statistics.median(b / a for a, b in zip(seconds[ours], seconds[pyros], strict=True))
     print(f"K = {num_particles}, {len(x)} data, {num_steps} steps of warm-up")
-    print(f"by paths {1e3 * statistics.median(seconds[ours]):8.1f} ms, {num_paths} paths, {num_compiled} functions")
+    counts = f"{info.num_paths} paths, {info.num_compiled} functions"
+    print(f"by paths {1e3 * statistics.median(seconds[ours]):8.1f} ms, {counts}")
     print(f"Pyro     {1e3 * statistics.median(seconds[pyros]):8.1f} ms, {ratio:.0f} times as long")
+
+
+def first_steps(name, num_particles, num_steps):
+    """The first steps of both, in turns of ten."""
+    programs = importlib.import_module(f"programs.{name}")
+    x = programs.draw_data(jax.random.key(0))
+    ours = by_rws_jax((programs.model, programs.guide), x, num_particles)
+    pyros = by_pyro((programs.model, programs.guide), x, num_particles, programs.pyro_programs)
+    info, turns = None, {ours: [], pyros: []}  # processor time and time by the clock of ten steps each
+    for _ in range(num_steps // 10):
+        for step in turns:
+            begin = time.process_time(), time.perf_counter()
+            for _ in range(10):
+                info = step() or info  # Pyro has none
+            turns[step].append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
+    print(f"{name}, {len(x)} data, K = {num_particles}, the first {num_steps} steps")
+    print(f"{'':>10}{'processor, s':>14}{'clock, s':>10}{'last ten, ms/step':>19}")
+    for step, label in ((ours, "by paths"), (pyros, "Pyro")):
+        processor, clock = map(sum, zip(*turns[step], strict=True))
+        print(f"{label:>10}{processor:>14.1f}{clock:>10.1f}{1e2 * turns[step][-1][1]:>19.1f}")
+    counts = f"{info.num_paths} paths, {info.num_unjitted} un-jitted runs"
+    print(f"{counts} in the last step, {info.num_compiled} functions")
 
 
 def main():
@@ -160,9 +198,15 @@ def main():
     parser.add_argument("--num-steps", type=int, default=1000)
     parser.add_argument("--num-rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--programs", nargs="+", choices=["grammar", "marsaglia", "attend_infer_repeat"])
+    parser.add_argument("--first-steps", type=int, default=100)
     args = parser.parse_args()
     if args.train is not None:
         train(args.train, args.num_steps, args.seed)
+        return
+    if args.programs is not None:
+        for name, num_particles in itertools.product(args.programs, args.num_particles):
+            first_steps(name, num_particles, args.first_steps)
         return
     for num_particles in args.num_particles:
         compare(num_particles, args.num_steps, args.num_rounds)

@@ -50,23 +50,23 @@ class Interpreted:
                 values[slot] = value
         return [values[slot] for slot in self._outputs], values
 
-    def gradients(self, values: list[Any], cotangents: Sequence[Any]) -> list[Any]:
-        """Gradients of the inputs that are differentiated, None for zeros, given cotangents of the first outputs."""
-        sums: dict[int, Any] = {}
+    def gradients(self, values: list[Any], cotangents: Sequence[Any], totals: Sequence[Any]) -> list[Any]:
+        """Gradients of the inputs that are differentiated, added to `totals`, given cotangents of the first outputs."""
+        sums: dict[int, Any] = dict(zip(self._differentiated, totals, strict=True))
 
         def add(slot: int, cotangent: Any) -> None:
-            sums[slot] = _add(sums[slot], cotangent) if slot in sums else cotangent
+            sums[slot] = _sum(sums[slot], cotangent) if slot in sums else cotangent
 
         for slot, cotangent in zip(self._outputs, cotangents, strict=False):
             if slot in self._moving:
                 add(slot, cotangent)
         for step in reversed(self._steps):
-            own = [sums.pop(slot, None) for slot in step.outputs]
-            if step.moving and any(cotangent is not None for cotangent in own):
+            if step.moving and any(slot in sums for slot in step.outputs):
+                own = [sums.pop(slot) if slot in sums else _zeros_like(values[slot]) for slot in step.outputs]
                 grads = step.backward([values[slot] for slot in step.inputs], own, step.moving)
                 for place, grad in zip(step.moving, grads, strict=True):
                     add(step.inputs[place], grad)
-        return [sums.get(slot) for slot in self._differentiated]
+        return [sums[slot] for slot in self._differentiated]
 
     def _add(self, eqn: JaxprEqn, kind: "_Kind", known: dict[Hashable, tuple[int, ...]]) -> None:
         inputs = tuple(self._slot_of(atom) for atom in eqn.invars)
@@ -149,16 +149,20 @@ def _functions(kind: _Kind) -> _Functions:
             return run(*[given.get(place, value) for place, value in enumerate(values)])
 
         outputs, pullback = jax.vjp(outputs_of, *[values[place] for place in moving])
-        return pullback([_of(ct, out) for ct, out in zip(cotangents, outputs, strict=True)])
+        none = [np.zeros(output.shape, jax.dtypes.float0) for output in outputs]  # as JAX wants it
+        return pullback([zero if ct is None else ct for ct, zero in zip(cotangents, none, strict=True)])
 
     return _Functions(jax.jit(run), jax.jit(backward, static_argnums=2))
 
 
-def _of(cotangent: Any, output: jax.Array) -> Any:
-    """A cotangent as JAX wants it: zeros where there is none."""
-    if not _is_float(output):
-        return np.zeros(output.shape, jax.dtypes.float0)
-    return jnp.zeros_like(output) if cotangent is None else cotangent
+def _zeros_like(value: jax.Array) -> jax.Array | None:
+    """The cotangent of what nothing depends on; None where there is none."""
+    return _zeros(value.shape, str(value.dtype)) if _is_float(value) else None
+
+
+@lru_cache(maxsize=1000)
+def _zeros(shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jnp.asarray(np.zeros(shape, dtype))
 
 
 def _is_float(array: Any) -> bool:
@@ -171,5 +175,5 @@ def _literal(data: bytes, dtype: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 @jax.jit
-def _add(left: jax.Array, right: jax.Array) -> jax.Array:
+def _sum(left: jax.Array, right: jax.Array) -> jax.Array:
     return left + right

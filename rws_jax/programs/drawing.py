@@ -33,7 +33,7 @@ def drawn_before(
     matching.check_drawn(role, site, latents)
     value = at_steps(latents[site["name"]], steps)
     matching.check_shape(role, site, jnp.shape(value))
-    return value if proposal_dists is None else feasible(site["fn"], value, proposal_dists(site))
+    return value if proposal_dists is None else _feasible(site["fn"], value, proposal_dists(site))
 
 
 def drawn_inside(site: Site) -> Any:
@@ -67,6 +67,7 @@ def _sampled(fn: Distribution, rng_key: Any) -> Any:
 
 
 _inside = at_site(moved_inside)
+_feasible = at_site(feasible)
 
 
 def constant_draw(site: Site) -> Any:

@@ -44,7 +44,7 @@ def make_step(
     particle_sharding: NamedSharding | None = None,
     data_axes: Any = None,
     data_chunk_size: int | None = None,
-    compile_after: int = 32,
+    compile_after: int = 256,
     max_compiled: int = 1000,
     max_paths: int = 64,
     model_has_params: bool = True,

@@ -5,7 +5,7 @@ particles are grouped by it, and so on until the programs end. Then the function
 gives its part of the gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,11 +17,12 @@ from rws_jax.core.trees import split_floats
 from rws_jax.execution.branching.compiled_path import CompiledPath
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.branching.path_cache import SIZES, Kind, PathCache
-from rws_jax.execution.branching.rare_path import RarePath, branching_trace
+from rws_jax.execution.branching.rare_path import RarePath, drawn
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 from rws_jax.execution.executor import check_alike
 from rws_jax.execution.ragged import Layout, Ragged, scattered
 from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.run import Draws
 
 
 class Group(NamedTuple):
@@ -50,7 +51,7 @@ class GroupedRun:
         frontier = [((), np.arange(len(pairs)))]
         while frontier:
             parts = [part for trace, members in frontier for part in _parts(trace, members, max_size)]
-            frontier = list(self._beyond(parts))
+            frontier = _merged(self._beyond(parts))
         members = [group.members for group in self.groups]
         self.ragged = [scattered(parts, members) for parts in zip(*self._ragged, strict=True)]
         cache.traces |= {tuple(value for value in group.trace if value.is_of_program) for group in self.groups}
@@ -63,11 +64,14 @@ class GroupedRun:
             if compiled is None:
                 self._interpret(trace, members)
                 continue
-            values, ragged, _ = compiled(self._programs, self._pairs[members], None, self._grads)
-            self._cache.keep(self._kind, compiled)
-            calls.append((trace, members, compiled, values, ragged))
-        for trace, members, compiled, values, ragged in calls:
-            values = np.asarray(values)[: len(members)]
+            for start in range(0, len(members), compiled.size):
+                part = members[start : start + compiled.size]
+                values, ragged, _ = compiled(self._programs, self._pairs[part], None, self._grads)
+                self._cache.keep(self._kind, compiled)
+                calls.append((trace, part, compiled, values, ragged))
+        fetched = jax.device_get([(values, ragged) for *_, values, ragged in calls])  # all in one transfer
+        for (trace, members, compiled, *_), (values, ragged) in zip(calls, fetched, strict=True):
+            values = values[: len(members)]
             if compiled.stops_at is None:
                 ragged = jax.tree.map(partial(_first, len(members)), ragged)
                 self._finish(Group(trace, members, compiled), values, ragged, compiled.layout)
@@ -79,15 +83,16 @@ class GroupedRun:
 
     def _interpret(self, trace: BranchingTrace, members: np.ndarray) -> None:
         """Draw particles un-jitted to know their traces, and run those that share one."""
-        of_trace: dict[BranchingTrace, list[int]] = {}
+        of_trace: dict[BranchingTrace, list[tuple[int, Draws | None]]] = {}
         for member in members.tolist():
             handler = BranchHandler(trace, self._cache.also_branching, goes_on=True)
-            whole = branching_trace(handler, self._kind.particle, *self._one(member))
-            self._cache.num_unjitted += 1
-            of_trace.setdefault(whole, []).append(member)
-        for whole, own in of_trace.items():
-            rare = self._cache.rare(self._kind, whole, *self._one(own[0]))
-            results = [rare(self._inputs(member)) for member in own]
+            whole, draws = drawn(handler, self._kind.particle, *self._one(member))
+            of_trace.setdefault(whole, []).append((member, draws))
+        for whole, particles in of_trace.items():
+            own = [member for member, _ in particles]
+            self._cache.count(self._kind, whole, len(own))
+            rare = self._cache.rare(self._kind, whole, *self._one(own[0]), particles[0][1])
+            results = [rare(self._inputs(*one)) for one in particles]
             numbers = np.array(jax.device_get([numbers for numbers, *_ in results]), jnp.result_type(float))
             parts = [jax.tree.map(lambda leaf: np.asarray(leaf)[None], ragged) for _, ragged, _ in results]
             ragged = [scattered(nodes, list(np.arange(len(own))[:, None])) for nodes in zip(*parts, strict=True)]
@@ -103,9 +108,10 @@ class GroupedRun:
             self._of_datum[datum] = self._kind.data.take(self._programs, index.datum)
         return self._of_datum[datum], index
 
-    def _inputs(self, member: int) -> list[Any]:
+    def _inputs(self, member: int, draws: Draws | None) -> list[Any]:
         programs, index = self._one(member)
-        return [*split_floats(programs.params)[0], *jax.tree.leaves((programs, (index.particle, index.datum)))]
+        numbers = index.particle, index.datum
+        return [*split_floats(programs.params)[0], *jax.tree.leaves((programs, numbers, draws))]
 
     def _finish(self, group: Group, numbers: np.ndarray, ragged: list[Ragged], layout: Layout | None) -> None:
         if not self.groups:
@@ -125,14 +131,23 @@ class GroupedRun:
                 *_, grads = group.compiled(self._programs, self._pairs[group.members], weights, grads)
             elif group.rare is not None:
                 for values, of_one in zip(group.values, weights, strict=True):
-                    more = group.rare.gradients(values, list(jnp.asarray(of_one)))
-                    grads = [g if m is None else g + m for g, m in zip(grads, more, strict=True)]
+                    grads = group.rare.gradients(values, list(of_one), grads)
         return grads
 
 
 def _first(num: int, leaf: jax.Array) -> np.ndarray:
     """The numbers of so many particles, without those of the padding."""
     return np.asarray(leaf)[:num]
+
+
+def _merged(
+    frontier: Iterable[tuple[BranchingTrace, np.ndarray]],
+) -> list[tuple[BranchingTrace, np.ndarray]]:
+    """All particles of a trace together, whichever parts they have run in."""
+    of_trace: dict[BranchingTrace, list[np.ndarray]] = {}
+    for trace, members in frontier:
+        of_trace.setdefault(trace, []).append(members)
+    return [(trace, np.concatenate(parts)) for trace, parts in of_trace.items()]
 
 
 def _parts(trace: BranchingTrace, members: np.ndarray, max_size: int | None) -> list[tuple[BranchingTrace, np.ndarray]]:

@@ -17,11 +17,14 @@ from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
 from rws_jax.execution.data import Data
 from rws_jax.execution.executor import ParticleFn
 from rws_jax.programs.program import Index, Programs
+from rws_jax.programs.run import Draws
 
 # Padded sizes of groups of particles; each trace is compiled once for each size that comes up.
 SIZES = tuple(8 * 4**power for power in range(14))
 _MAX_PADDING = 16  # times as many particles as there are
 _MANY = 50
+_MAX_PARTS = 4  # that a group is taken in, as long as ...
+_MAX_PARTED = 32  # ... groups of its size have not come as often
 
 
 class Kind(NamedTuple):
@@ -36,7 +39,7 @@ class Kind(NamedTuple):
 class PathCache:
     """Compiled paths, the least recently used of which go, and counts of what has run."""
 
-    def __init__(self, compile_after: int = 32, max_compiled: int = 1000, max_paths: int = 64) -> None:
+    def __init__(self, compile_after: int = 256, max_compiled: int = 1000, max_paths: int = 64) -> None:
         hint = "leave it out; it changes no result"
         check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
         check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
@@ -46,7 +49,9 @@ class PathCache:
         self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
         self._rare: OrderedDict[tuple, RarePath] = OrderedDict()  # by kind and trace
         self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace
-        self._num_seen: Counter[tuple] = Counter()  # particles on a trace, until it is compiled
+        self._num_seen: Counter[tuple] = Counter()  # un-jitted particles along a whole trace
+        self._num_parted: Counter[tuple] = Counter()  # by kind, trace and size
+        self._frequent: set[tuple] = set()  # kinds and beginnings of traces that are worth to be compiled
         self._supports: dict[tuple[str, str], tuple[str, BranchingTrace]] = {}
         self._warned_of: set[str] = set()
         self.begin()
@@ -62,27 +67,44 @@ class PathCache:
         return {name: jnp.array(count) for name, count in counts.items()}
 
     def find(self, kind: Kind, trace: BranchingTrace, num: int) -> CompiledPath | None:
-        """A function for at least so many particles on a trace; None if too few have come along it to compile it."""
+        """A function for particles on a trace, or on the beginning of one, so many or a part of them; None: it is rare.
+
+        It is not if as many have come to this point together, or in all along one whole trace that begins so.
+        """
         sizes = self._sizes.get((kind, trace), [])
         fitting = [size for size in sizes if num <= size <= _MAX_PADDING * num]
         if fitting:
             key = kind, trace, min(fitting)
             self._compiled.move_to_end(key)
             return self._compiled[key]
-        if len(self._num_seen) > _MANY * self.max_compiled:  # rare traces without end
-            self._num_seen.clear()
-        self._num_seen[kind, trace] += num
-        if not sizes and self._num_seen[kind, trace] <= self.compile_after:
+        if not sizes and num <= self.compile_after and (kind, trace) not in self._frequent:
             return None
         size = next(size for size in SIZES if size >= num)
+        if sizes and num <= _MAX_PARTS * max(sizes):
+            self._num_parted[kind, trace, size] += 1
+            if self._num_parted[kind, trace, size] <= _MAX_PARTED:
+                return self._compiled[kind, trace, max(sizes)]
         return CompiledPath(kind.particle, kind.data, trace, size, self.also_branching, self.check_supports)
 
-    def rare(self, kind: Kind, trace: BranchingTrace, programs: Programs, index: Index) -> RarePath:
-        """A rare trace as it was traced, or is now, for programs of one datum."""
+    def count(self, kind: Kind, trace: BranchingTrace, num: int) -> None:
+        """Count particles that have come along a whole trace un-jitted."""
+        self.num_unjitted += num
+        if len(self._num_seen) > _MANY * self.max_compiled:  # rare traces without end
+            self._num_seen.clear()
+            self._num_parted.clear()
+            self._frequent.clear()
+        self._num_seen[kind, trace] += num
+        if self._num_seen[kind, trace] > self.compile_after:
+            self._frequent |= {(kind, trace[:length]) for length in range(len(trace) + 1)}
+
+    def rare(
+        self, kind: Kind, trace: BranchingTrace, programs: Programs, index: Index, draws: Draws | None
+    ) -> RarePath:
+        """A rare trace as it was traced, or is now, by one particle of one datum and its draws."""
         key = kind, trace
         if key not in self._rare:
             handler = BranchHandler(trace, self.also_branching)
-            self._rare[key] = RarePath(handler, kind.particle, programs, index, self.check_supports)
+            self._rare[key] = RarePath(handler, kind.particle, programs, index, draws, self.check_supports)
         self._rare.move_to_end(key)
         while len(self._rare) > self.max_compiled:
             self._rare.popitem(last=False)
@@ -101,6 +123,7 @@ class PathCache:
             if not sizes:  # the trace is rare again
                 del self._sizes[*place]
                 self._num_seen.pop(tuple(place), None)
+                self._frequent.discard(tuple(place))
 
     def add_branching(self, *names: str) -> None:
         """A site branches in another program than the one that draws it, which has to stop there and compile anew."""
