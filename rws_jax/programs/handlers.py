@@ -14,6 +14,7 @@ from rws_jax.checks.mutable_state import check_mutable, fail_changed_in_control_
 from rws_jax.checks.params import check_constrained, check_param
 from rws_jax.checks.shapes import check_shapes, check_within_plates
 from rws_jax.checks.sites import check_array, check_in_control_flow, check_minibatches, fail_unseeded
+from rws_jax.core.keys import plain
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.numpyro_internals import (
     SUBSTITUTE_STACK,
@@ -143,7 +144,7 @@ class randomness(Messenger):
         in_body = msg["type"] == "control_flow" or msg.get("is_of_site")  # whose sites fold numbers of their own
         if msg["type"] != "plate" and not (in_body and self.index.local is not None):
             rng_key = jax.random.fold_in(rng_key, self.index.number_in(msg.get("cond_indep_stack", ())))
-        msg["kwargs"]["rng_key"] = rng_key
+        msg["kwargs"]["rng_key"] = rng_key if msg["type"] == "control_flow" else plain(rng_key)  # scans split theirs
 
 
 class given_values(Messenger):

@@ -13,6 +13,7 @@ from numpyro.handlers import seed
 from rws_jax.checks.sites import fail_unseeded
 from rws_jax.checks.static import argument_name, fail_table, fail_unhashable, fail_unreadable
 from rws_jax.core.errors import first_line
+from rws_jax.core.keys import quick
 from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, layers
 from rws_jax.core.static import Static, is_foreign, is_traceable, unwrapped_static
 
@@ -108,7 +109,9 @@ class Program:
     def seeded(self) -> ProgramFn:
         """The program, seeded."""
         # One key is used in several runs on purpose, which JAX's check of reuse has to know.
-        return self.fn if self.is_seeded else seed(self.fn, jax.random.clone(self.rng_key), list(self.hide_types))
+        return (
+            self.fn if self.is_seeded else seed(self.fn, quick(jax.random.clone(self.rng_key)), list(self.hide_types))
+        )
 
     def key_of(self, index: Index) -> jax.Array:
         """The program's key for one datum, the same for all of its particles."""
