@@ -18,7 +18,8 @@ _PARITY = 0x1BD11BDA
 
 def quick(rng_key: Any) -> Any:
     """The same key, to be split and folded quickly; as it is, if it is of another kind than JAX's default."""
-    if not (_is_of(rng_key, _DEFAULT) and jax.config.jax_threefry_partitionable):
+    config: Any = jax.config
+    if not (_is_of(rng_key, _DEFAULT) and config.jax_threefry_partitionable):
         return rng_key
     return jax.random.wrap_key_data(jax.random.key_data(rng_key), impl=_QUICK)
 
