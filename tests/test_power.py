@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, merged, sites, supports
+from rws_jax.core import draws, keys, merged, sites, supports
 from rws_jax.estimators import (
     bound,
     defensive,
@@ -37,8 +37,8 @@ from rws_jax.posterior.predictive import predictive_particles
 from rws_jax.posterior.samples import estimate, layout, psis, weighted
 from rws_jax.programs import density, drawing, handlers, held, independence, levels, lockstep, predict, program
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
-from tests import test_losses, test_options
-from tests.core import test_merged, test_support
+from tests import test_cost, test_losses, test_options
+from tests.core import test_keys, test_merged, test_support
 from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
 from tests.execution import (
     test_all_paths,
@@ -195,6 +195,18 @@ MUTATIONS = {
     ),
     "draws of one run not detached": (drawing, "return lax.stop_gradient(value)", "return value", one_run),
     "ways of drawing differentiated": (drawing, 'constant_distribution(site["fn"])', 'site["fn"]', one_run),
+    "two runs for one": (
+        wake,
+        "if self.delta or self.reparameterised or index.alone:",
+        "if True:",
+        test_cost.test_a_program_with_a_scan_costs_hardly_more_than_one_loop_by_hand,
+    ),
+    "rounds of keys in another order": (
+        keys,
+        "_ROTATIONS[group % 2]",
+        "_ROTATIONS[0]",
+        compiled_anew(partial(test_keys.test_quick_keys_make_the_keys_that_jax_makes, True)),
+    ),
     "parts of a distribution differentiated": (
         draws,
         "jax.tree.map(_constant, value, is_leaf=is_leaf) if isinstance(value, list | tuple | dict) else value",

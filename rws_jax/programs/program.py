@@ -13,6 +13,7 @@ from numpyro.handlers import seed
 from rws_jax.checks.sites import fail_unseeded
 from rws_jax.checks.static import argument_name, fail_table, fail_unhashable, fail_unreadable
 from rws_jax.core.errors import first_line
+from rws_jax.core.keys import quick
 from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, layers
 from rws_jax.core.static import Static, is_foreign, is_traceable, unwrapped_static
 from rws_jax.programs.keys import keys
@@ -110,7 +111,7 @@ class Program:
         if self.is_seeded:
             return self.fn
         # One key is used in several runs on purpose, which JAX's check of reuse has to know.
-        return keys(self.fn, jax.random.clone(self.rng_key), self.hide_types, draws=draws)
+        return keys(self.fn, quick(jax.random.clone(self.rng_key)), self.hide_types, draws=draws)
 
     def key_of(self, index: Index) -> jax.Array:
         """The program's key for one datum, the same for all of its particles."""

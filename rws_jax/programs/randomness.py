@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from rws_jax.checks.sites import fail_unseeded
+from rws_jax.core.keys import plain
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.core.site_functions import at_site
@@ -38,7 +39,8 @@ class randomness(Messenger):
         numbers = [] if self.index.datum is None else [self.index.datum]
         if msg["type"] != "plate" and not (in_body and self.index.local is not None):
             numbers.append(self.index.number_in(msg.get("cond_indep_stack", ())))
-        msg["kwargs"]["rng_key"] = _folded(rng_key, numbers)
+        rng_key = _folded(rng_key, numbers)
+        msg["kwargs"]["rng_key"] = rng_key if msg["type"] == "control_flow" else plain(rng_key)  # scans split theirs
 
 
 @at_site
