@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpyro
@@ -65,4 +65,4 @@ def at_site(function: F) -> F:
             seen[structure] = True
         return function(*args)
 
-    return call  # type: ignore[return-value]
+    return cast(F, call)

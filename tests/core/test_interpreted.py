@@ -69,7 +69,7 @@ def test_equal_equations_are_computed_once_and_compiled_once():
     """What no output needs is not computed, and constants are inputs of what is compiled."""
 
     def function(x):
-        unused = jnp.exp(x)  # noqa: F841
+        jnp.exp(x)
         return jnp.sum(jnp.sin(x) * 2.0 + jnp.sin(x) * 3.0)
 
     jaxpr = jax.make_jaxpr(function)(X)
