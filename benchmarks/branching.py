@@ -1,4 +1,4 @@
-"""Programs that branch in Python: by paths, un-jitted, and in Pyro.
+"""Programs that branch in Python: compiled as a whole, by paths, and in Pyro.
 
     python -m pip install -e ".[demo]" -r benchmarks/requirements.txt
     python benchmarks/branching.py
@@ -7,14 +7,15 @@
 
 The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
 
-The first times a step of `rws_jax.make_step` by paths after warm-up, in turns with a step of Pyro's
-`ReweightedWakeSleep(vectorize_particles=False)`, which is called once for each datum, as weights would
-otherwise be joint over the batch, and takes one step of Adam on the sum of the gradients. Prints milliseconds for each
-(medians over rounds), the median of the ratios of each round, and how many functions are compiled after --num-steps
-steps.
+The first times a step of `rws_jax.make_step` after warm-up: compiled as a whole, inside of one compiled `lax.scan` of
+100 steps and in a Python loop; by paths, with max_paths=1; and vectorised, the same program in a plate without
+branches, in a scan. They take turns with a step of Pyro's `ReweightedWakeSleep(vectorize_particles=False)`, which is called once
+for each datum, as weights would otherwise be joint over the batch, and takes one step of Adam on the sum of the
+gradients. Prints milliseconds for each (medians over rounds), the median of the ratios to the first one within each
+round, and seconds until the first step is done.
 
-The second trains with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and prints the
-errors of `mixture.py` after every tenth of the steps.
+The second trains by paths with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and
+prints the errors of `mixture.py` after every tenth of the steps.
 
 The third takes the first --first-steps steps of programs of `programs/`, compilation included, in turns of ten with
 Pyro's, and prints seconds of processor time and of the clock, and milliseconds for each of the last ten steps.
@@ -31,11 +32,11 @@ import jax.numpy as jnp
 import mixture
 import numpyro
 import numpyro.distributions as dist
-import optax
 
 import rws_jax
 
 STEERS = {"branching": True}
+IN_SCAN = 100  # steps in a compiled loop
 
 
 def model(x):
@@ -62,7 +63,13 @@ def uniform_guide(x):
 def train(num_particles, num_steps, seed):
     """Errors as training goes on."""
     rws = rws_jax.make_step(
-        model, guide, num_particles=num_particles, defensive=0.2, defensive_guide=uniform_guide, data_axes=0
+        model,
+        guide,
+        num_particles=num_particles,
+        defensive=0.2,
+        defensive_guide=uniform_guide,
+        data_axes=0,
+        max_paths=1,
     )
     init_key, data_key = jax.random.split(jax.random.key(seed))
     draw = jax.jit(lambda index: mixture.draw_data(jax.random.fold_in(data_key, index)))
@@ -78,12 +85,9 @@ def train(num_particles, num_steps, seed):
             print(f"{number:>8}{p_error:>9.4f}{q_error:>9.4f}{info.num_compiled:>11}{milliseconds:>9.1f}", flush=True)
 
 
-def by_rws_jax(programs, x, num_particles):
-    """A step by paths; returns its info."""
-    optimizer = optax.adam(1e-3)
-    rws = rws_jax.make_step(
-        *programs, num_particles=num_particles, data_axes=0, theta_optimizer=optimizer, phi_optimizer=optimizer
-    )
+def by_rws_jax(programs, x, num_particles, **options):
+    """A step in a Python loop; returns its info."""
+    rws = rws_jax.make_step(*programs, num_particles=num_particles, data_axes=0, **options)
     state = rws.init(jax.random.key(0), x)
 
     def step():
@@ -148,24 +152,44 @@ def by_pyro(programs, x, num_particles, programs_of):
     return step
 
 
+def in_scan(programs, x, num_particles, **options):
+    """As many steps in one compiled loop."""
+    rws = rws_jax.make_step(*programs, num_particles=num_particles, **options)
+    state = rws.init(jax.random.key(0), x)
+    many = jax.jit(lambda state: jax.lax.scan(lambda state, _: rws.step(state, x), state, length=IN_SCAN))
+    return lambda: jax.block_until_ready(many(state))
+
+
 def compare(num_particles, num_steps, num_rounds):
     """Steps in turns."""
     x = mixture.draw_data(jax.random.key(0))
-    ours = by_rws_jax((model, guide), x, num_particles)
+    of_one, in_plate = (model, guide), (mixture.model, mixture.guide)
+    steps = {
+        "whole, scan": in_scan(of_one, x, num_particles, data_axes=0),
+        "whole, loop": by_rws_jax(of_one, x, num_particles),
+        "by paths": by_rws_jax(of_one, x, num_particles, max_paths=1),
+        "vectorised, scan": in_scan(in_plate, x, num_particles),
+    }
+    first_seconds = {}
+    for name, step in steps.items():
+        begin = time.perf_counter()
+        step()
+        first_seconds[name] = time.perf_counter() - begin
     for _ in range(num_steps):
-        info = ours()
-    pyros = by_pyro((model, guide), x, num_particles, pyro_programs)
-    seconds = {ours: [], pyros: []}
+        info = steps["by paths"]()
+    steps["Pyro"] = by_pyro(of_one, x, num_particles, pyro_programs)
+    seconds = {name: [] for name in steps}
     for _ in range(num_rounds):
-        for step in seconds:
+        for name, step in steps.items():
             begin = time.perf_counter()
             step()
-            seconds[step].append(time.perf_counter() - begin)
-    ratio = statistics.median(b / a for a, b in zip(seconds[ours], seconds[pyros], strict=True))
-    print(f"K = {num_particles}, {len(x)} data, {num_steps} steps of warm-up")
-    counts = f"{info.num_paths} paths, {info.num_compiled} functions"
-    print(f"by paths {1e3 * statistics.median(seconds[ours]):8.1f} ms, {counts}")
-    print(f"Pyro     {1e3 * statistics.median(seconds[pyros]):8.1f} ms, {ratio:.0f} times as long")
+            seconds[name].append((time.perf_counter() - begin) / (IN_SCAN if name.endswith("scan") else 1))
+    print(f"K = {num_particles}, {len(x)} data, {num_steps} steps of warm-up by paths")
+    for name in steps:
+        ratio = statistics.median(b / a for a, b in zip(seconds["whole, scan"], seconds[name], strict=True))
+        first = f"{first_seconds[name]:10.1f} s" if name in first_seconds else ""
+        print(f"{name:<18}{1e3 * statistics.median(seconds[name]):9.2f} ms{ratio:9.2f}{first}", flush=True)
+    print(f"by paths: {info.num_paths} paths, {info.num_compiled} functions")
 
 
 def first_steps(name, num_particles, num_steps):
@@ -183,11 +207,12 @@ def first_steps(name, num_particles, num_steps):
             turns[step].append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
     print(f"{name}, {len(x)} data, K = {num_particles}, the first {num_steps} steps")
     print(f"{'':>10}{'processor, s':>14}{'clock, s':>10}{'last ten, ms/step':>19}")
-    for step, label in ((ours, "by paths"), (pyros, "Pyro")):
+    for step, label in ((ours, "rws_jax"), (pyros, "Pyro")):
         processor, clock = map(sum, zip(*turns[step], strict=True))
         print(f"{label:>10}{processor:>14.1f}{clock:>10.1f}{1e2 * turns[step][-1][1]:>19.1f}")
-    counts = f"{info.num_paths} paths, {info.num_unjitted} un-jitted runs"
-    print(f"{counts} in the last step, {info.num_compiled} functions")
+    counts = f"{info.num_paths} paths, {info.num_unjitted or 0} un-jitted runs"
+    how = "compiled as a whole" if info.num_compiled is None else f"{info.num_compiled} functions"
+    print(f"{counts} in the last step, {how}")
 
 
 def main():
