@@ -45,10 +45,10 @@ class AllPaths(Executor):
             self._taken[path] = self._taken.get(path, False) | any_taken[number]
         return result
 
-    def _check_work(self, unrolled: Unrolled, num_particles: int) -> None:
+    def _check_work(self, unrolled: Unrolled, num: int) -> None:
         """By paths, each particle runs along its own path alone, for some time in Python for each path."""
         (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
-        wasted = 3 * num_particles * (of_all - of_one)  # with the way back
+        wasted = 3 * num * (of_all - of_one)  # with the way back
         if jax.default_backend() == "cpu" and of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
             raise NotUnrolledError(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
 

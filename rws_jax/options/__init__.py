@@ -219,7 +219,7 @@ class WeighedDreamOptions(DreamOptions):
 
 
 # Options that only make_step or ReweightedWakeSleep has, beside those above.
-_OF_TRAINING = {"theta_optimizer", "phi_optimizer", "phi_steps", "compile_after", "max_compiled"}
+_OF_TRAINING = {"theta_optimizer", "phi_optimizer", "phi_steps", "compile_after", "max_compiled", "max_paths"}
 _OF_TRAINING |= {"max_plate_nesting", "strict_enumeration_warning"}
 _KINDS = ExecutionOptions, StructureOptions, StepOptions
 _DECLARED = {option.name for kind in _KINDS for option in fields(kind) if option.init}

@@ -51,9 +51,9 @@ class RWSInfo(NamedTuple):
     units that have no others. After a step with ``finite == False`` parameters, optimizer states and mutable state are
     what they were before; so are parameters and optimizer state of the model after a step in which every unit was dead.
 
-    Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams. By paths,
-    `num_compiled` counts the functions of paths that are kept compiled, and `num_unjitted` the runs that were not; both
-    are None where all paths are compiled as a whole.
+    Where programs branch in Python, `num_paths` counts the different paths of this step's particles and dreams.
+    By paths, `num_compiled` counts the functions of paths that are kept compiled, and `num_unjitted` the runs that were
+    not; both are None where all paths are compiled as a whole.
 
     An info of `evaluate` has as `step` how many steps its state had taken. Infos of a `fit` that evaluates have as
     `held_out` those of its evaluations, of shapes ``(evaluations,)``.

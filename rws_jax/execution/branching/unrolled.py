@@ -18,7 +18,6 @@ import numpy as np
 import numpyro
 from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
-from jax.tree_util import PyTreeDef
 from numpyro.distributions import Distribution
 
 from rws_jax.core.errors import first_line
@@ -98,7 +97,7 @@ class Unrolled(Generic[T]):
         ragged = [chosen(parts, choose) for parts in zip(*(end.ragged for end in ends), strict=True)]
         return Along(cast(Layout, self._layout).filled(numbers, ragged), jnp.stack(taken))
 
-    def _annotate(self, leaves: list[jax.Array], structure: PyTreeDef, error: UnannotatedError) -> None:
+    def _annotate(self, leaves: list[jax.Array], structure: Any, error: UnannotatedError) -> None:
         """Note which sites that an error is of are annotated in any program, found out along a single path."""
         latents, names = Latents(), set(error.names)
         of_more = Unrolled(self.particle, self.max_paths, self.also_branching | names, lambda _: None)
@@ -107,7 +106,7 @@ class Unrolled(Generic[T]):
             with latents:
                 next(of_more._ends(*jax.tree.unflatten(structure, leaves)))
 
-        with contextlib.suppress(UnannotatedBranch, UnannotatedError):
+        with contextlib.suppress(UnannotatedBranch, UnannotatedError, NotUnrolledError):
             jax.eval_shape(of_leaves, leaves)
         names &= latents.branching
         if names <= self.also_branching:
