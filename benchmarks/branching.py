@@ -9,9 +9,9 @@ The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for 
 
 The first times a step of `rws_jax.make_step` after warm-up: compiled as a whole, inside of one compiled `lax.scan` of
 100 steps and in a Python loop; by paths, with max_paths=1; and vectorised, the same program in a plate without
-branches, in a scan. They take turns with a step of Pyro's `ReweightedWakeSleep(vectorize_particles=False)`, which is called once
-for each datum, as weights would otherwise be joint over the batch, and takes one step of Adam on the sum of the
-gradients. Prints milliseconds for each (medians over rounds), the median of the ratios to the first one within each
+branches, in a scan. They take turns with a step of Pyro's `ReweightedWakeSleep(vectorize_particles=False)`, which is
+called once for each datum, as weights would otherwise be joint over the batch, and takes one step of Adam on the sum of
+the gradients. Prints milliseconds for each (medians over rounds), the median of the ratios to the first one within each
 round, and seconds until the first step is done.
 
 The second trains by paths with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and

@@ -106,7 +106,7 @@ class Unrolled(Generic[T]):
             with latents:
                 next(of_more._ends(*jax.tree.unflatten(structure, leaves)))
 
-        with contextlib.suppress(UnannotatedBranch, UnannotatedError):
+        with contextlib.suppress(UnannotatedBranch, UnannotatedError, NotUnrolledError):
             jax.eval_shape(of_leaves, leaves)
         names &= latents.branching
         if names <= self.also_branching:
