@@ -55,18 +55,25 @@ def constant_distribution(fn: Distribution) -> Distribution:
 
     Attribute by attribute, as a class of the user's need not tell JAX of all its arrays.
     """
-    return _constant(fn)
+    return _constant(fn, {})
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: Any, known: dict[int, Any]) -> Any:
+    """What may be in a distribution, stopped; what is held twice, or holds itself, is stopped once."""
+    if id(value) in known:
+        return known[id(value)]
     if isinstance(value, _HOLDERS):
-        other = copy(value)
-        vars(other).update({name: _constant(part) for name, part in vars(value).items()})
+        other = known[id(value)] = copy(value)
+        vars(other).update({name: _constant(part, known) for name, part in vars(value).items()})
         return other
     if isinstance(value, jax.Array):
         return lax.stop_gradient(value)  # so that no way of drawing is differentiated
-    is_leaf = lambda part: part is not value and isinstance(part, _HOLDERS)
-    return jax.tree.map(_constant, value, is_leaf=is_leaf) if isinstance(value, list | tuple | dict) else value
+    if type(value) is dict:  # whose keys, unlike those of a tree, need no order
+        return {name: _constant(part, known) for name, part in value.items()}
+    if not isinstance(value, list | tuple) or jax.tree_util.all_leaves([value]):
+        return value
+    is_part = lambda part: part is not value
+    return jax.tree.map(lambda part: _constant(part, known), value, is_leaf=is_part)
 
 
 def _next(bound: Any, sign: int, dtype: Any) -> Any:

@@ -58,6 +58,8 @@ class _Merge:
                     eqns[where[key]], first[key] = _with_unused(eqns[where[key]], eqn.outvars)
                     for var, one in zip(eqn.outvars, first[key], strict=True):
                         name[var] = name.get(one, one)
+                        if one is var:  # nobody had used it so far
+                            continue
                         if jnp.issubdtype(getattr(var.aval, "dtype", bool), jax.dtypes.prng_key):
                             eqns.append(_CLONE.replace(invars=[one], outvars=[var]))
                         else:

@@ -12,6 +12,9 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpyro
+from numpyro.distributions import Distribution
+from numpyro.distributions.constraints import Constraint
+from numpyro.distributions.transforms import Transform
 
 F = TypeVar("F", bound=Callable)
 
@@ -39,8 +42,8 @@ def at_site(function: F) -> F:
     """Mark a function of distributions and arrays, to be compiled within `compiled_sites`.
 
     It is compiled for trees of a structure that comes up again. A distribution that is made of functions, say, may have
-    a structure of its own each time, and one that Python computes with cannot be compiled: these are called as they
-    are.
+    a structure of its own each time, one that Python computes with cannot be compiled, and one of a user's class may
+    have attributes that its tree lacks: these are called as they are.
     """
     compiled = jax.jit(function)
     seen: dict[Any, bool] = {}  # whether functions of trees of a structure can be compiled
@@ -52,7 +55,7 @@ def at_site(function: F) -> F:
         try:
             structure = jax.tree.structure(args)
             can_be = seen.get(structure)
-        except TypeError:  # without a hash
+        except Exception:  # without a hash, or of a class that is no tree
             return function(*args)
         if can_be:
             try:
@@ -62,7 +65,16 @@ def at_site(function: F) -> F:
         elif can_be is None:
             if len(seen) >= _MOST_KINDS:
                 seen.clear()
-            seen[structure] = True
+            seen[structure] = all(map(_is_of_numpyro, args))
         return function(*args)
 
     return cast(F, call)
+
+
+def _is_of_numpyro(value: Any) -> bool:
+    """Whether a distribution, and all that it is made of, are of NumPyro's own classes, whose trees lack nothing."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_of_numpyro, value))
+    if not isinstance(value, Distribution | Transform | Constraint):
+        return True
+    return type(value).__module__.startswith("numpyro.") and all(map(_is_of_numpyro, vars(value).values()))

@@ -37,7 +37,7 @@ class Adaptive(Executor):
         self.particle_sharding = particle_sharding
         self.data = mapped.data
         self._branches = False
-        self._too_many_paths = False
+        self._not_unrolled = False
 
     @property
     def ragged(self) -> bool:
@@ -46,8 +46,8 @@ class Adaptive(Executor):
 
     @property
     def in_python(self) -> bool:
-        """Whether programs have been found to have too many paths to be compiled as a whole."""
-        return self._too_many_paths
+        """Whether programs have been found that cannot be compiled as a whole."""
+        return self._not_unrolled
 
     def __call__(self, particle: ParticleFn[T], programs: Programs, num: int) -> T:
         """Run all particles in one of these ways."""
@@ -72,7 +72,7 @@ class Adaptive(Executor):
         try:
             return run(self.all_paths)
         except NotUnrolledError as error:
-            self._too_many_paths = True
+            self._not_unrolled = True
             fail_not_unrolled(error)
 
     def watch(self) -> Messenger:

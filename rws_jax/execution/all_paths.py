@@ -1,7 +1,9 @@
 """Programs that branch in Python, compiled as a whole: particles run along all paths, and each is given its own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import jax
@@ -19,6 +21,19 @@ Rest = TypeVar("Rest")
 # On a CPU, by paths, Python takes a millisecond or more for each path. In that time XLA does so many operations.
 _MAX_WASTED = 30_000_000
 _MAX_RATIO = 4.0  # of work that is small in any case
+
+
+_has_choice: ContextVar[bool] = ContextVar("paths_if_cheaper", default=False)
+
+
+@contextmanager
+def paths_if_cheaper() -> Iterator[None]:
+    """Within it, whoever traces a call can run by paths instead, and programs that waste much work are not unrolled."""
+    token = _has_choice.set(True)
+    try:
+        yield
+    finally:
+        _has_choice.reset(token)
 
 
 class AllPaths(Executor):
@@ -73,6 +88,8 @@ class AllPaths(Executor):
         """By paths, each particle runs along its own path alone, for some time in Python for each path."""
         (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
         wasted = 3 * num * (of_all - of_one)  # with the way back
+        if not _has_choice.get():
+            return
         if jax.default_backend() == "cpu" and of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
             raise NotUnrolledError(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
 

@@ -25,7 +25,7 @@ def stand_in(site: Site, dreamt: jax.Array, real: Any) -> jax.Array:
     Raises:
       ValueError: if numbers that the distribution draws are none of that type.
     """
-    real = real if hasattr(real, "dtype") else jnp.asarray(real)
+    real, dreamt = (value if hasattr(value, "dtype") else jnp.asarray(value) for value in (real, dreamt))
     dreamt, mask = _of_type(site, dreamt, real), mask_of_values(site["fn"])
     if mask is None:
         return dreamt

@@ -1,12 +1,14 @@
 """Whether a step can be compiled as a whole, or calls what is compiled, as its programs branch in Python."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from rws_jax.core.errors import is_own
 from rws_jax.core.layers import ProgramFn
 from rws_jax.core.trees import is_traced
-from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.execution.all_paths import paths_if_cheaper
+from rws_jax.execution.branching.errors import BranchingSiteError, warn_of_path
 from rws_jax.execution.executor import Executor
 from rws_jax.programs.program import Arguments
 
@@ -48,10 +50,12 @@ class Dispatched:
             if not self.jittable:
                 break
             try:
-                return self._compiled(rws_state, *args, **kwargs)
-            except BranchingSiteError:  # what the executor has found out, it knows from now on
+                with paths_if_cheaper() if is_known else nullcontext():
+                    return self._compiled(rws_state, *args, **kwargs)
+            except BranchingSiteError as error:  # what the executor has found out, it knows from now on
                 if not is_known:
                     raise
+                warn_of_path(error)
                 if self.jittable and check_state is not None:  # only un-jitted is a new state held against `init`'s
                     check_state(rws_state, *args, **kwargs)
             except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values

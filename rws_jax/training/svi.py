@@ -46,6 +46,8 @@ class ReweightedWakeSleep(ELBO):
     move) is checked by `SVI.run` too; with a jitted ``SVI.update``, call ``svi.evaluate(state, *args)`` once before,
     un-jitted.
 
+    Programs with branching sites take all of their parameters before they branch, as ``SVI.init`` sees one branch.
+
     Args:
       num_particles: K, particles per unit in wake; at least 2 if a wake loss is computed.
       insomnia: share of wake-phi in the guide's loss, a number in [0, 1].
@@ -53,7 +55,6 @@ class ReweightedWakeSleep(ELBO):
       num_sleep_particles: dreams per step, each as large as the data; default `num_particles`.
       vectorize_particles: whether particles are mapped over. If False, each runs on its own and un-jitted: call
         ``SVI.update`` in a Python loop then, as ``SVI.run`` compiles, and where branching sites make many paths.
-        Programs with branching sites take all of their parameters before they branch, as ``SVI.init`` sees one branch.
       max_plate_nesting: accepted as Pyro has it, and not needed: particles never take a dim of the programs.
       strict_enumeration_warning: whether to warn of sites annotated for enumeration. They are drawn like all others.
       control_variate: whether wake-phi's gradient has its control variate; see `wake_phi_loss`.

@@ -50,3 +50,48 @@ def test_values_are_not_validated_within():
         dist.Normal(0.0, -1.0)
     with pytest.raises(ValueError, match="invalid scale"):
         dist.Normal(0.0, -1.0)
+
+
+class Tempered(dist.Normal):
+    """A user's, whose tree lacks the power; there is another one at the class."""
+
+    power = 1.0
+
+    def __init__(self, loc, power):
+        super().__init__(loc, 1.0)
+        self.power = power
+
+    def log_prob(self, value):
+        return self.power * super().log_prob(value)
+
+
+class Twice(dist.transforms.Transform):
+    """A user's, which is no tree."""
+
+    domain = codomain = dist.constraints.real
+
+    def __call__(self, x):
+        return 2.0 * x
+
+    def _inverse(self, y):
+        return y / 2.0
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.full(jnp.shape(x), jnp.log(2.0))
+
+
+OF_USERS = {
+    "attribute": Tempered(0.3, 3.0),
+    "attribute within": Tempered(jnp.array(0.3), 3.0).expand([2]).to_event(1),
+    "transform": dist.TransformedDistribution(dist.Normal(0.3, 1.0), Twice()),
+}
+
+
+@pytest.mark.parametrize("kind", OF_USERS)
+def test_classes_of_users_are_called_as_they_are(kind):
+    """What their trees lack would be lost."""
+    fn, log_prob = OF_USERS[kind], at_site(lambda fn, value: fn.log_prob(value))
+    value = jnp.full(fn.event_shape, 0.7)
+    with compiled_sites():
+        for _ in range(3):
+            np.testing.assert_allclose(log_prob(fn, value), fn.log_prob(value), rtol=1e-6)

@@ -399,8 +399,11 @@ def many_of(num):
 
 BY_PATHS = {
     "a loop without bound": (PROGRAMS["geometric"][:2], "more than 12 branching sites on the path heads_0=0"),
-    "counts without bound": ((poisson_model, poisson_guide), "branching site 'count' has more than 64 values"),
-    "too many paths": (many_of(7), "more than 64 paths"),
+    "counts without bound": (
+        (poisson_model, poisson_guide),
+        "branching site 'count' has more than max_paths=64 values",
+    ),
+    "too many paths": (many_of(7), "more than max_paths=64 paths"),
     "an error along a path": ((four_model, four_guide), "list index out of range"),
 }
 
@@ -419,12 +422,51 @@ def test_what_cannot_be_compiled_as_a_whole_runs_by_paths(name):
 
 
 def test_paths_that_waste_much_work_go_by_paths(monkeypatch):
-    """On a CPU; here any work is too much."""
+    """On a CPU, where there is a choice; here any work is too much."""
     monkeypatch.setattr(all_paths, "_MAX_RATIO", 1.0)
     monkeypatch.setattr(all_paths, "_MAX_WASTED", 0)
-    rws = make(num_particles=2)
-    with pytest.raises(BranchingSiteError, match="2 paths that take 2 times the work of one"):
-        jax.jit(rws.step)(rws.init(jax.random.key(0), X), X)
+    rws, jitted = make(num_particles=2), make(num_particles=2)
+    state = rws.init(jax.random.key(0), X)
+    assert rws.step(state, X)[1].num_compiled is not None
+    jitted.init(jax.random.key(0), X)
+    assert jax.jit(jitted.step)(state, X)[1].num_compiled is None
+
+
+def test_an_error_along_a_path_is_warned_of_where_others_run():
+    """By paths, it would show once a particle comes along."""
+    rws = make(four_model, four_guide, num_particles=2)
+    state = rws.init(jax.random.key(0), X[:2])
+    with pytest.warns(UserWarning, match="run by paths, as one of these fails: list index out of range"):
+        rws.step(state, X[:2])
+
+
+class OneBased(dist.CategoricalLogits):
+    """Draws from 1 on, but enumerates from 0 on."""
+
+    @property
+    def support(self):
+        return dist.constraints.integer_interval(1, self.logits.shape[-1])
+
+    def sample(self, key, sample_shape=()):
+        return super().sample(key, sample_shape) + 1
+
+    def log_prob(self, value):
+        return super().log_prob(value - 1)
+
+
+def test_values_outside_of_the_support_are_not_enumerated():
+    def one_based_model(x):
+        z = numpyro.sample("z", OneBased(jnp.array([0.3, -0.2])), infer=BRANCHES)
+        numpyro.sample("x", dist.Normal(2.0 if z == 2 else numpyro.param("p", 0.1), 1.0), obs=x)
+
+    def one_based_guide(x):
+        numpyro.sample("z", OneBased(numpyro.param("a", 0.3) * x * jnp.arange(2.0)), infer=BRANCHES)
+
+    rws, unjitted = (make(one_based_model, one_based_guide, vectorize_particles=v) for v in (True, False))
+    state = rws.init(jax.random.key(0), X)
+    (found, info), (expected, _) = rws.step(state, X), unjitted.step(state, X)
+    assert info.num_compiled is not None
+    chex.assert_trees_all_close(found.plain[:2], expected.plain[:2], rtol=1e-4)
 
 
 def test_paths_that_nobody_takes_are_not_counted():

@@ -119,3 +119,21 @@ def test_a_constant_distribution_leaves_the_one_that_it_is_made_of_alone():
         return constant.log_prob(jnp.ones(2)), fn.log_prob(1.0)
 
     assert jax.jacfwd(slopes)(0.5) == (0.0, -0.375)  # of the first one none; (1 - a) / 2 - a is standard normal
+
+
+class Notes(dict):
+    """No tree of JAX's."""
+
+
+class Pair(tuple):
+    """Nor is this one."""
+
+
+@pytest.mark.parametrize("attribute", [Notes(a=1), Pair((1, 2)), [Notes(a=1)], {1: 2, "a": 3}, None], ids=str)
+def test_a_constant_distribution_may_hold_anything(attribute):
+    """Also itself."""
+    fn = dist.Normal(0.5, 1.0)
+    fn.note = fn if attribute is None else attribute
+    constant = constant_distribution(fn)
+    assert constant.loc == 0.5
+    assert constant.note is constant if attribute is None else constant.note == attribute

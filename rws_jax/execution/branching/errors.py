@@ -1,6 +1,7 @@
 """Messages for programs that branch in Python."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -104,23 +105,38 @@ def fail_traced(found: str) -> NoReturn:
         "programs have branching sites, but the call is traced by jit, scan or vmap",
         expected="a call outside of JAX transformations other than grad, once before: Python has to run the programs",
         found=found,
-        hint="call it, or rws.init or svi.evaluate, un-jitted first; or call it in a Python loop, or branch by"
-        " numpyro.contrib.control_flow.cond or handlers.mask instead",
+        hint="call rws.init (for one seed after the other), svi.evaluate or the function itself un-jitted first; or"
+        " branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
     )
 
 
 def fail_not_unrolled(error: Exception) -> NoReturn:
-    """The call is traced, and programs cannot be compiled as a whole."""
+    """The call is traced, and programs cannot be compiled as a whole; a mistake on one of the paths is the user's."""
+    mistake = error.__cause__
+    if mistake is not None and is_own(mistake):
+        raise BranchingSiteError(str(mistake)) from error
     fail(
         BranchingSiteError,
         "programs have branching sites, but the call is traced by jit, scan or vmap, and they cannot be compiled as a"
         " whole",
-        expected="sites of few values, as Bernoulli and Categorical are, with few paths in all",
+        expected="sites of few values, as Bernoulli and Categorical are, with few paths in all that can each be run",
         found=str(error),
         hint="call it in a Python loop, or by rws_jax.fit, one loss at a time: then each path is compiled by itself; or"
         " branch by numpyro.contrib.control_flow.cond or handlers.mask instead",
         cause=error,
     )
+
+
+def warn_of_path(error: BranchingSiteError) -> None:
+    """Programs go by paths since one of these fails, which may be a mistake that would show late."""
+    reason = error.__cause__
+    mistake = None if reason is None else reason.__cause__
+    if mistake is not None and not isinstance(mistake, UnannotatedError):
+        warnings.warn(
+            f"programs are not compiled as a whole, but run by paths, as one of these fails: {reason}. If no particle"
+            " can take it, nothing is lost but time.",
+            stacklevel=3,
+        )
 
 
 def fail_not_deterministic(trace: BranchingTrace, expected: str, found: str) -> NoReturn:

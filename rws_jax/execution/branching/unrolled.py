@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 from numpyro.distributions import Distribution
 
-from rws_jax.core.errors import first_line
+from rws_jax.core.errors import CONCRETIZATION_ERRORS, first_line
 from rws_jax.core.merged import merged
 from rws_jax.core.work import work, work_by_group
 from rws_jax.execution.branching.errors import UnannotatedError
@@ -136,7 +136,7 @@ class Unrolled(Generic[T]):
             except TraceEnded as end:
                 frontier += self._following(begun, end)[::-1]
                 if num_ends + len(frontier) > self.max_paths:
-                    raise NotUnrolledError(f"more than {self.max_paths} paths") from None
+                    raise NotUnrolledError(f"more than max_paths={self.max_paths} paths") from None
                 continue
             except Exception as error:
                 if begun.is_impossible:  # programs need not be prepared for it
@@ -155,7 +155,7 @@ class Unrolled(Generic[T]):
         values = _support_of(end.fn, self.max_paths)
         if values is None:
             raise NotUnrolledError(
-                f"branching site {end.name!r} has more than {self.max_paths} values, or unknown ones"
+                f"branching site {end.name!r} has more than max_paths={self.max_paths} values, or unknown ones"
             )
         following = []
         for value in values:
@@ -186,7 +186,12 @@ def _support_of(fn: Distribution, max_num: int) -> Iterator[np.ndarray] | None:
     try:
         with jax.ensure_compile_time_eval():
             of_element = np.ravel(fn.enumerate_support(expand=False))
-    except (NotImplementedError, jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+            # A class of a user's may draw other values than the one that it is made of.
+            support: Any = fn.support
+            is_inside = [bool(jnp.all(support(value))) for value in of_element]
+    except (NotImplementedError, *CONCRETIZATION_ERRORS):
+        return None
+    if not all(is_inside):
         return None
     num_elements = math.prod(fn.batch_shape)
     if fn.event_shape or len(of_element) ** num_elements > max_num:
