@@ -42,9 +42,8 @@ def drawn_inside(site: Site) -> Any:
     The handler of branching sites draws what they draw.
     """
     is_free = site["value"] is None and not site["infer"].get("branching")
-    site["is_drawn"] = is_free and may_round(site["fn"])
-    is_own = site["is_drawn"] or (is_free and are_sites_compiled())
-    return draw_site(site, site["kwargs"]["rng_key"]) if is_own else None
+    site["is_drawn"] = is_free and (may_round(site["fn"]) or are_sites_compiled())
+    return draw_site(site, site["kwargs"]["rng_key"]) if site["is_drawn"] else None
 
 
 def draw_site(site: Site, rng_key: Any) -> Any:

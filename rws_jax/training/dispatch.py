@@ -56,23 +56,23 @@ class Dispatched:
                 if not is_known:
                     raise
                 warn_of_path(error)
-                if self.jittable and check_state is not None:  # only un-jitted is a new state held against `init`'s
-                    check_state(rws_state, *args, **kwargs)
             except (TypeError, IndexError) as error:  # of these kinds are JAX's errors on traced values
                 is_of_jax = not is_own(error) or error.__cause__ is not None
-                if self.jittable and is_of_jax and is_known:
-                    self._explain(rws_state, *args, **kwargs)
-                if self.jittable:
+                if not (is_known and is_of_jax and self._finds_branching(rws_state, *args, **kwargs)):
                     raise
+            if self.jittable and check_state is not None:  # only un-jitted is a new state held against `init`'s
+                check_state(rws_state, *args, **kwargs)
         return self._in_python(rws_state, *args, **kwargs)
 
-    def _explain(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Name what Python has to know, with the values at hand."""
+    def _finds_branching(self, rws_state: Any, /, *args: Any, **kwargs: Any) -> bool:
+        """Whether programs turn out to have branching sites; else the error names what Python has to know."""
+        was_known = self._executor.ragged
         try:
             self._check_compiles(rws_state, *args, **kwargs)
         except BranchingSiteError:
-            if self.jittable:
+            if was_known:
                 raise
+        return self._executor.ragged and not was_known
 
 
 class NotJittable:

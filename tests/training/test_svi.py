@@ -529,9 +529,8 @@ def test_what_is_compiled_of_programs_that_branch_is_kept():
     """An update that meets no new path runs no program, and is checked no more."""
     calls = []
     programs = [counted(program, True, calls) for program in (two_branches, two_branches_guide)]
-    svi = SVI(
-        *programs, optax.adam(0.1), loss=ReweightedWakeSleep(num_particles=200)
-    )  # each path has groups of one size
+    loss = ReweightedWakeSleep(num_particles=1000)  # more than are run un-jitted, and groups of one size on each path
+    svi = SVI(*programs, optax.adam(0.1), loss=loss)
     state = svi.init(jax.random.key(0), 1.3)
     num_calls = []
     for _ in range(3):
