@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, keys, merged, sites, supports
+from rws_jax.core import draws, keys, merged, site_functions, sites, supports
 from rws_jax.estimators import (
     bound,
     defensive,
@@ -35,10 +35,21 @@ from rws_jax.posterior.dreams import dreamt, p_values, ranking, uniformity
 from rws_jax.posterior.held_out import evaluation, evidence
 from rws_jax.posterior.predictive import predictive_particles
 from rws_jax.posterior.samples import estimate, layout, psis, weighted
-from rws_jax.programs import density, drawing, handlers, held, independence, levels, lockstep, predict, program
+from rws_jax.programs import (
+    density,
+    drawing,
+    handlers,
+    held,
+    independence,
+    levels,
+    lockstep,
+    predict,
+    program,
+    randomness,
+)
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_cost, test_losses, test_options
-from tests.core import test_keys, test_merged, test_support
+from tests.core import test_keys, test_merged, test_site_functions, test_support
 from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
 from tests.execution import (
     test_all_paths,
@@ -92,7 +103,7 @@ def functions_of(namespace, module):
         function = getattr(value, "__func__", value)
         if isinstance(value, property | cached_property):
             function = value.fget if isinstance(value, property) else value.func
-        if not isinstance(function, types.FunctionType | type):
+        if not isinstance(function, type):
             function = inspect.unwrap(function) if callable(function) else function  # of what is compiled by itself
         if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
             yield f"{namespace.__name__}.{name}", function
@@ -209,8 +220,8 @@ MUTATIONS = {
     ),
     "parts of a distribution differentiated": (
         draws,
-        "jax.tree.map(_constant, value, is_leaf=is_leaf) if isinstance(value, list | tuple | dict) else value",
-        "value",
+        "return jax.tree.map(lambda part: _constant(part, known), value, is_leaf=is_part)",
+        "return value",
         one_run,
     ),
     "weights not detached": (
@@ -390,10 +401,16 @@ MUTATIONS = {
         '2.0 * log_density(site["fn"], latents[name], proposal_dists(site)) for',
         by_hand("scaled"),
     ),
+    "attributes of users' classes lost": (
+        site_functions,
+        'type(value).__module__.startswith("numpyro.") and ',
+        "",
+        partial(test_site_functions.test_classes_of_users_are_called_as_they_are, "attribute"),
+    ),
     "one draw for all particles": (
-        handlers,
-        'jax.random.fold_in(rng_key, self.index.number_in(msg.get("cond_indep_stack", ())))',
-        "jax.random.fold_in(rng_key, 0)",
+        randomness,
+        'numbers.append(self.index.number_in(msg.get("cond_indep_stack", ())))',
+        "numbers.append(0)",
         test_losses.test_a_particle_depends_on_the_seed_and_its_index_alone,
     ),
     "density outside of the support": (
@@ -453,9 +470,9 @@ MUTATIONS = {
         partial(test_optimizers.test_each_side_is_given_its_own_loss, {}),
     ),
     "one randomness for all data": (
-        handlers,
-        "rng_key = jax.random.fold_in(rng_key, self.index.datum)",
-        "pass",
+        randomness,
+        "numbers = [] if self.index.datum is None else [self.index.datum]",
+        "numbers = []",
         test_data.test_a_draw_depends_on_seed_datum_and_particle_alone,
     ),
     "gradients of paths without weights": (
@@ -820,7 +837,7 @@ MUTATIONS = {
         compiled_anew(test_nested.test_which_draws_are_the_same_in_a_scan),
     ),
     "a key in the body of a scan that depends on the particle": (
-        handlers,
+        randomness,
         'msg["type"] == "control_flow" or msg.get("is_of_site")',
         'msg["type"] == "control_flow"',
         compiled_anew(test_nested.test_which_draws_are_the_same_in_a_scan),
