@@ -104,7 +104,7 @@ class _Chunks:
 
 
 def _renumbered(particle: ParticleFn[T], number_of: Callable[[Any], Any]) -> ParticleFn[T]:
-    """The same particle, which is told the number of its datum among all data."""
+    """The same particle, at the number of its datum among all data."""
 
     def of_chunk(programs: Programs, index: Index) -> T:
         return particle(programs, index._replace(datum=number_of(index.datum)))

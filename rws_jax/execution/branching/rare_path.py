@@ -27,7 +27,7 @@ class DrawsFirst(Protocol):
 
 
 class Drawn(NamedTuple):
-    """The branching trace of a particle, and what it has drawn; None if drawing cannot be told from computing."""
+    """The branching trace of a particle, and what it has drawn; None if it computes all at once."""
 
     trace: BranchingTrace
     draws: Draws | None

@@ -120,6 +120,8 @@ class Unrolled(Generic[T]):
             self.traces.append(trace)
             ends.append(_End(is_taken, numbers, ragged))
             layouts.append(layout)
+        if not ends:
+            raise NotUnrolledError("no path that can be run")
         check_alike(layouts)
         self._layout = layouts[0]
         return ends
