@@ -6,6 +6,7 @@ what comes back to each of them is different. Merged before, they have one deriv
 
 import os
 from collections.abc import Hashable
+from functools import cache
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-_CLONE = jax.make_jaxpr(jax.random.clone)(jax.random.key(0)).eqns[0]
 _OF_JAX = os.path.dirname(jax.__file__) + os.sep
 _MAX_BYTES = 2**20  # of a constant that is compared by its values
 
@@ -23,6 +23,12 @@ _MAX_BYTES = 2**20  # of a constant that is compared by its values
 def merged(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """The same function, in which equal operations are done once."""
     return _Merge().of(jaxpr)
+
+
+@cache
+def _clone() -> JaxprEqn:
+    """The equation that clones a key; not made as this is imported, which is to start no device."""
+    return jax.make_jaxpr(jax.random.clone)(jax.random.key(0)).eqns[0]
 
 
 class _Merge:
@@ -50,7 +56,7 @@ class _Merge:
             inputs = [var if isinstance(var, Literal) else same.get(var, var) for var in eqn.invars]
             named = [var if isinstance(var, Literal) else name.get(var, var) for var in eqn.invars]
             eqn = eqn.replace(invars=inputs)
-            if eqn.primitive is _CLONE.primitive:
+            if eqn.primitive is _clone().primitive:
                 name[eqn.outvars[0]] = named[0]
             elif not eqn.effects:
                 key = self._operation(eqn), *map(_input_key, named)
@@ -61,7 +67,7 @@ class _Merge:
                         if one is var:  # nobody had used it so far
                             continue
                         if jnp.issubdtype(getattr(var.aval, "dtype", bool), jax.dtypes.prng_key):
-                            eqns.append(_CLONE.replace(invars=[one], outvars=[var]))
+                            eqns.append(_clone().replace(invars=[one], outvars=[var]))
                         else:
                             same[var] = one
                     continue

@@ -208,7 +208,7 @@ def test_paths_keep_double_precision(compiles_all):
 def test_steps_by_paths_are_unjitted_steps():
     """With all paths compiled, some of them, or none."""
     model, guide, x = *PROGRAMS["nested"][:2], jnp.array([0.5, 2.0])
-    options = {"num_particles": 4, "insomnia": 0.5, "data_axes": 0, "phi_steps": 2, "defensive": 0.2}
+    options = {"num_particles": 4, "insomnia": 0.5, "data_axes": 0, "phi_steps": 2, "defensive": 0.2, "max_paths": 1}
     options |= {"theta_optimizer": optax.adam(0.05), "phi_optimizer": optax.adam(0.03)}
 
     def train(**more):
