@@ -28,7 +28,7 @@ def merged(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 @cache
 def _clone() -> JaxprEqn:
     """The equation that clones a key; not made as this is imported, which is to start no device."""
-    return jax.make_jaxpr(jax.random.clone)(jax.random.key(0)).eqns[0]
+    return jax.make_jaxpr(jax.random.clone)(jax.eval_shape(jax.random.key, 0)).eqns[0]
 
 
 class _Merge:
