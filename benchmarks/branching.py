@@ -35,14 +35,14 @@ import numpyro.distributions as dist
 
 import rws_jax
 
-STEERS = {"branching": True}
+BRANCHES = {"branching": True}
 IN_SCAN = 100  # steps in a compiled loop
 
 
 def model(x):
     """The branch, by Python, of one datum."""
     logits = numpyro.param("logits", mixture.STARTS["far"]) / 2.0
-    z = int(numpyro.sample("z", dist.Categorical(logits=logits), infer=STEERS))
+    z = int(numpyro.sample("z", dist.Categorical(logits=logits), infer=BRANCHES))
     for branch in range(mixture.NUM_BRANCHES):
         if z == branch:
             numpyro.sample("x", dist.Normal(10.0 * branch, 5.0), obs=x)
@@ -52,12 +52,12 @@ def guide(x):
     """As in `mixture.py`, on one datum."""
     hidden = jnp.tanh(mixture.linear("q1", x[None], 16))
     hidden = jnp.tanh(mixture.linear("q2", hidden, 16))
-    numpyro.sample("z", dist.Categorical(logits=mixture.linear("q3", hidden, mixture.NUM_BRANCHES)), infer=STEERS)
+    numpyro.sample("z", dist.Categorical(logits=mixture.linear("q3", hidden, mixture.NUM_BRANCHES)), infer=BRANCHES)
 
 
 def uniform_guide(x):
     """Proposes every branch."""
-    numpyro.sample("z", dist.Categorical(jnp.full(mixture.NUM_BRANCHES, 1.0 / mixture.NUM_BRANCHES)), infer=STEERS)
+    numpyro.sample("z", dist.Categorical(jnp.full(mixture.NUM_BRANCHES, 1.0 / mixture.NUM_BRANCHES)), infer=BRANCHES)
 
 
 def train(num_particles, num_steps, seed):

@@ -12,7 +12,7 @@ from rws_jax.checks import matching, sites
 from rws_jax.core.layers import MutableState
 from rws_jax.core.sites import Trace, latent_sites
 from rws_jax.estimators import defensive, weights
-from rws_jax.estimators.bound import of_live_units
+from rws_jax.estimators.bound import of_all_units, of_live_units
 from rws_jax.estimators.scored import Scored, Weighed
 from rws_jax.estimators.weights import OfUnits, WeightSummary
 from rws_jax.execution.executor import Executor
@@ -187,7 +187,7 @@ class Wake:
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
         """Run one set of particles, and compute all that wake learns from it."""
         sums, summary = executor.summed(self.particle, programs, self.num, _Summarise(self.phi_loss))
-        return WakeLosses(jnp.where(jnp.any(summary.num_alive > 0), sums[0], jnp.inf), sums[1], summary)
+        return WakeLosses(of_all_units(sums[0], jnp.any(summary.num_alive > 0)), sums[1], summary)
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,11 @@ class AllPaths(Executor):
 
     def _check_work(self, unrolled: Unrolled, num: int) -> None:
         """By paths, each particle runs along its own path alone, for some time in Python for each path."""
+        if not _has_choice.get() or jax.default_backend() != "cpu":
+            return
         (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
         wasted = 3 * num * (of_all - of_one)  # with the way back
-        if not _has_choice.get():
-            return
-        if jax.default_backend() == "cpu" and of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
+        if of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
             raise NotUnrolledError(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
 
     def begin(self) -> None:

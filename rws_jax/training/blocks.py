@@ -17,7 +17,8 @@ import numpy as np
 from jax import lax
 
 from rws_jax.core.trees import copied
-from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.execution.all_paths import paths_if_cheaper
+from rws_jax.execution.branching.errors import BranchingSiteError, warn_of_path
 from rws_jax.programs.program import Arguments
 from rws_jax.training.batches import arguments_of
 from rws_jax.training.fit_checks import check_info
@@ -63,10 +64,11 @@ class Steps:
         """The state after so many steps, or fewer if batches end, and all infos; None if there was no batch."""
         if num_steps == self._loop_size and self._compiled is not None:
             try:
-                with self._first.pop("loop", nullcontext)():
+                with self._first.pop("loop", nullcontext)(), paths_if_cheaper():
                     state, infos = self._compiled.loop(num_steps, state, args, kwargs)
                 return state, jax.device_get(infos)
-            except BranchingSiteError:  # whether programs branch is known only once they run
+            except BranchingSiteError as error:  # whether programs can be unrolled is known only once they run
+                warn_of_path(error)
                 self._loop_size = None
         batches = itertools.repeat(()) if self._batches is None else self._batches
         state = copied(state) if self._may_donate else state
@@ -82,11 +84,13 @@ class Steps:
         return state, _map(np.concatenate, blocks) if blocks else None
 
     def _one(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        try:
+        if self._step is self._in_python:
             return self._step(*args, **kwargs)
-        except BranchingSiteError:
-            if self._step is self._in_python:
-                raise
+        try:
+            with paths_if_cheaper():
+                return self._step(*args, **kwargs)
+        except BranchingSiteError as error:
+            warn_of_path(error)
             self._step = self._in_python
             return self._step(*args, **kwargs)
 

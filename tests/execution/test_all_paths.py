@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import rws_jax
 from rws_jax.execution import all_paths
 from rws_jax.execution.branching.errors import BranchingSiteError
+from rws_jax.training import blocks
 from tests import models
 from tests.checks.test_errors import check
 from tests.core.test_support import enable_x64
@@ -432,12 +433,28 @@ def test_paths_that_waste_much_work_go_by_paths(monkeypatch):
     assert jax.jit(jitted.step)(state, X)[1].num_compiled is None
 
 
-def test_an_error_along_a_path_is_warned_of_where_others_run():
+@pytest.mark.parametrize("loop_from", [1, 5000], ids=["loop", "function"])
+def test_fit_goes_by_paths_where_these_waste_less(loop_from, monkeypatch):
+    monkeypatch.setattr(all_paths, "_MAX_RATIO", 1.0)
+    monkeypatch.setattr(all_paths, "_MAX_WASTED", 0)
+    monkeypatch.setattr(blocks, "LOOP_FROM", loop_from)
+    rws = make(num_particles=2)
+    step = rws.step if loop_from == 1 else lambda *args: rws.step(*args)
+    state = rws.init(jax.random.key(0), X)
+    _, infos = rws_jax.fit(step, state, 2, X, progress_bar=False, steps_per_block=2)
+    assert infos.num_compiled is not None
+
+
+@pytest.mark.parametrize("kind", ["step", "function", "loop"])
+def test_an_error_along_a_path_is_warned_of_where_others_run(kind, monkeypatch):
     """By paths, it would show once a particle comes along."""
+    monkeypatch.setattr(blocks, "LOOP_FROM", 1 if kind == "loop" else 5000)
     rws = make(four_model, four_guide, num_particles=2)
     state = rws.init(jax.random.key(0), X[:2])
+    step = rws.step if kind == "loop" else lambda *args: rws.step(*args)
+    fit = lambda: rws_jax.fit(step, state, 1, X[:2], progress_bar=False, steps_per_block=1)
     with pytest.warns(UserWarning, match="run by paths, as one of these fails: list index out of range"):
-        rws.step(state, X[:2])
+        rws.step(state, X[:2]) if kind == "step" else fit()
 
 
 class OneBased(dist.CategoricalLogits):

@@ -29,6 +29,7 @@ from numpyro.infer.autoguide import (
 import rws_jax
 from rws_jax import ReweightedWakeSleep
 from rws_jax import __main__ as demo
+from rws_jax.execution.branching.errors import BranchingSiteError
 from tests import models
 from tests.checks import test_errors
 from tests.checks.test_errors import check
@@ -720,3 +721,48 @@ def test_elements_that_depend_on_one_another_are_refused_by_run():
     svi = SVI(model, test_errors.guide, optax.adam(0.1), loss=ReweightedWakeSleep())
     with pytest.raises(ValueError, match="depend on one another at site 'x' of the model"):
         svi.run(jax.random.key(0), 2, test_errors.X, progress_bar=False)
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_a_run_compiles_programs_that_branch_as_a_whole():
+    """Its losses are those of updates one by one, also where nothing has run before."""
+    programs = [counted(program, True, []) for program in (two_branches, two_branches_guide)]
+    make = lambda: SVI(*programs, optax.adam(0.1), loss=ReweightedWakeSleep(num_particles=5, insomnia=0.5))
+    result = make().run(jax.random.key(0), 3, 1.3, progress_bar=False)
+    svi = make()
+    state, losses = svi.init(jax.random.key(0), 1.3), []
+    for _ in range(3):
+        state, loss = svi.update(state, 1.3)
+        losses.append(loss)
+    assert jnp.allclose(result.losses, jnp.array(losses), rtol=1e-5)
+    chex.assert_trees_all_close(result.params, svi.get_params(state), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_a_jitted_update_of_programs_that_branch_wants_one_call_before():
+    programs = [counted(program, True, []) for program in (two_branches, two_branches_guide)]
+    svi = SVI(*programs, optax.adam(0.1), loss=ReweightedWakeSleep(num_particles=5))
+    state = svi.init(jax.random.key(0), 1.3)
+    with pytest.raises(TypeError, match="programs have branching sites, but the call is traced") as error:
+        jax.jit(svi.update)(state, 1.3)
+    check(error, BranchingSiteError, "svi.evaluate", "un-jitted first")
+    svi.evaluate(state, 1.3)
+    found, expected = jax.jit(svi.update)(state, 1.3), svi.update(state, 1.3)
+    assert jnp.allclose(found[1], expected[1], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("allow_key_reuse")
+def test_data_in_chunks_are_the_same_run():
+    """Of SVI, of `fit`, and of what `evaluate` reports."""
+    model = lambda x: numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+    guide = lambda x: numpyro.sample("z", dist.Normal(numpyro.param("a", 0.3) * x, 1.0))
+    x, options = jnp.array([0.3, -1.0, 2.0]), {"num_particles": 3, "data_axes": 0}
+
+    def results_of(**more):
+        svi = SVI(model, guide, optax.adam(0.1), loss=ReweightedWakeSleep(**options, **more))
+        run = svi.run(jax.random.key(0), 2, x, init_state=svi.init(jax.random.key(0), x[0]), progress_bar=False)
+        rws = rws_jax.make_step(model, guide, **options, **more)
+        state, infos = rws_jax.fit(rws.step, rws.init(jax.random.key(0), x), 2, x, progress_bar=False)
+        return run.losses, run.params, state.plain.phi, infos.phi_loss, rws.evaluate(state, x).ess_mean
+
+    chex.assert_trees_all_close(results_of(data_chunk_size=2), results_of(), rtol=1e-5)
