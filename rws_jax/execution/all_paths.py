@@ -18,10 +18,6 @@ from rws_jax.programs.program import Programs
 T = TypeVar("T")
 Sums = TypeVar("Sums")
 Rest = TypeVar("Rest")
-# On a CPU, by paths, Python takes a millisecond or more for each path. In that time XLA does so many operations.
-_MAX_WASTED = 30_000_000
-_MAX_RATIO = 4.0  # of work that is small in any case
-
 
 _has_choice: ContextVar[bool] = ContextVar("paths_if_cheaper", default=False)
 
@@ -86,11 +82,8 @@ class AllPaths(Executor):
 
     def _check_work(self, unrolled: Unrolled, num: int) -> None:
         """By paths, each particle runs along its own path alone, for some time in Python for each path."""
-        if not _has_choice.get() or jax.default_backend() != "cpu":
-            return
-        (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
-        wasted = 3 * num * (of_all - of_one)  # with the way back
-        if of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * num_paths:
+        if _has_choice.get() and unrolled.wastes(num):
+            (of_all, of_one), num_paths = unrolled.work, len(unrolled.traces)
             raise NotUnrolledError(f"{num_paths} paths that take {of_all / of_one:.0f} times the work of one")
 
     def begin(self) -> None:

@@ -64,12 +64,13 @@ class ByPaths(Executor):
         pairs = np.argwhere(np.ones((*shape, 1)[:2]))[:, ::-1].astype(np.int32)  # datum and number of each particle
         layouts = []
 
-        def run(floats: list[jax.Array]) -> tuple[_Results, GroupedRun]:
+        def run(floats: list[jax.Array], has_way_back: bool) -> tuple[_Results, GroupedRun]:
             _check_known(floats)
             arrays = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in floats]
             while True:
                 try:
-                    grouped = GroupedRun(cache, kind, inputs.with_params(with_floats(arrays)), pairs, self.max_size)
+                    own = inputs.with_params(with_floats(arrays))
+                    grouped = GroupedRun(cache, kind, own, pairs, self.max_size, has_way_back=has_way_back)
                     break
                 except UnannotatedBranch as site:
                     cache.add_branching(site.name)
@@ -86,10 +87,10 @@ class ByPaths(Executor):
 
         @jax.custom_vjp
         def results_of(floats: list[jax.Array]) -> _Results:
-            return run(floats)[0]
+            return run(floats, False)[0]
 
         def forward(floats: list[jax.Array]) -> tuple[_Results, _Held]:
-            results, grouped = run(floats)
+            results, grouped = run(floats, True)
             return results, _Held(grouped)
 
         def backward(held: _Held, cotangents: _Results) -> tuple[list[jax.Array]]:

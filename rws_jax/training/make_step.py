@@ -158,7 +158,7 @@ def make_step(
         simulated_data_to_args=simulated_data_to_args,
         observed_sites=observed_sites,
     )
-    executor = options.execution.executor(PathCache(compile_after, max_compiled, max_paths))
+    executor = options.execution.executor(PathCache(compile_after, max_compiled, max_paths, trees_at_once=True))
     loss = StepLoss(unconstrained(model), unconstrained(guide), options, executor)
     updates = Updates(*optimizers, has_dreams=options.sleep is not None)
     return functions_of(loss, updates, phi_steps)

@@ -101,7 +101,7 @@ class KnownPrograms:
             check_program(guide, "guide")
             of_model = svi_program(model, "model", self._warns_of_enumeration)
             of_guide = svi_program(guide, "guide", self._warns_of_enumeration)
-            executor = self._options.execution.executor(PathCache())
+            executor = self._options.execution.executor(PathCache(trees_at_once=True))
             self._known[key] = SviPrograms(of_model, of_guide, StepLoss(of_model, of_guide, self._options, executor))
             while len(self._known) > _MAX_KNOWN:
                 del self._known[next(iter(self._known))]

@@ -15,10 +15,12 @@ import numpy as np
 
 from rws_jax.core.trees import split_floats
 from rws_jax.execution.branching.compiled_path import CompiledPath
+from rws_jax.execution.branching.compiled_tree import CompiledTree
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.branching.path_cache import SIZES, Kind, PathCache
 from rws_jax.execution.branching.rare_path import RarePath, drawn
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
+from rws_jax.execution.branching.unrolled import NotUnrolledError
 from rws_jax.execution.executor import check_alike
 from rws_jax.execution.ragged import Layout, Ragged, scattered
 from rws_jax.programs.program import Index, Programs
@@ -35,11 +37,27 @@ class Group(NamedTuple):
     values: tuple[list[Any], ...] = ()  # of each particle, if it is rare: what its gradients need
 
 
+class TreeGroup(NamedTuple):
+    """Particles that have run along a tree of traces."""
+
+    tree: CompiledTree
+    members: np.ndarray
+    has_left: np.ndarray  # whether each of them has left the tree
+    held: list[jax.Array] | None  # what its gradients need; None: it is computed anew, to save memory
+
+
 class GroupedRun:
     """The forward pass, done when it is made, and what the way back needs of it."""
 
     def __init__(
-        self, cache: PathCache, kind: Kind, programs: Programs, pairs: np.ndarray, max_size: int | None
+        self,
+        cache: PathCache,
+        kind: Kind,
+        programs: Programs,
+        pairs: np.ndarray,
+        max_size: int | None,
+        *,
+        has_way_back: bool,
     ) -> None:
         self._cache, self._kind, self._programs, self._pairs = cache, kind, programs, pairs
         self._grads = _zeros_like(split_floats(programs.params)[0])
@@ -47,14 +65,63 @@ class GroupedRun:
         self.layout: Layout | None = None  # the tree that these are the numbers of
         self._of_datum: dict[int, Programs] = {}
         self._ragged: list[list[Ragged]] = []  # what is ragged in it, of each group
+        self._traces: set[BranchingTrace] = set()
         self.groups: list[Group] = []
-        frontier = [((), np.arange(len(pairs)))]
+        self.tree_groups: list[TreeGroup] = []
+        self._has_way_back, self._keeps = has_way_back, max_size is None
+        frontier = _parts((), np.arange(len(pairs)), max_size)
+        frontier = _merged(self._beyond_tree([members for _, members in frontier]))
         while frontier:
             parts = [part for trace, members in frontier for part in _parts(trace, members, max_size)]
             frontier = _merged(self._beyond(parts))
         members = [group.members for group in self.groups]
         self.ragged = [scattered(parts, members) for parts in zip(*self._ragged, strict=True)]
-        cache.traces |= {tuple(value for value in group.trace if value.is_of_program) for group in self.groups}
+        cache.traces |= {tuple(value for value in trace if value.is_of_program) for trace in self._traces}
+
+    def _beyond_tree(self, parts: list[np.ndarray]) -> list[tuple[BranchingTrace, np.ndarray]]:
+        """Run particles along a tree of traces, if there is one; those that leave it are left, or all."""
+        calls, everyone = [], [((), members) for members in parts]
+        for members in parts:
+            tree = self._cache.find_tree(self._kind, len(members))
+            if tree is None:  # the same for all parts, but for the size of the last one
+                return everyone
+            for start in range(0, len(members), tree.size):
+                part = members[start : start + tree.size]
+                try:
+                    passed = tree.forward(self._programs, self._pairs[part])
+                except NotUnrolledError:
+                    self._cache.drop_trees(self._kind)
+                    return everyone
+                is_safe = True
+                if self._has_way_back:  # no derivative along a trace that is not taken may spoil the others'
+                    nothing = np.zeros(passed.numbers.shape, passed.numbers.dtype)
+                    _, is_safe = tree.backward(passed.held, nothing, self._grads)
+                self._cache.keep(self._kind, tree)
+                calls.append((tree, part, passed if self._keeps else passed._replace(held=None), is_safe))
+        fetched = jax.device_get([(passed.numbers, passed.which, is_safe) for *_, passed, is_safe in calls])
+        if not all(is_safe for *_, is_safe in fetched):
+            self._cache.drop_trees(self._kind)
+            return everyone
+        left = []
+        for (tree, members, passed, _), (numbers, which, _) in zip(calls, fetched, strict=True):
+            numbers, which = numbers[: len(members)], which[: len(members)]
+            left += self._leave_tree(TreeGroup(tree, members, which >= len(tree.handlers), passed.held), numbers, which)
+        return left
+
+    def _leave_tree(
+        self, group: TreeGroup, numbers: np.ndarray, which: np.ndarray
+    ) -> list[tuple[BranchingTrace, np.ndarray]]:
+        tree, members, left = group.tree, group.members, []
+        self._lay_out(numbers.shape[1], tree.layout)
+        self.results[members] = numbers
+        self.tree_groups.append(group)
+        for number in np.unique(which).tolist():
+            if number < len(tree.handlers):
+                self._cache.check_supports(tree.handlers[number])
+                self._traces.add(tree.traces[number])
+            else:
+                left.append((tree.traces[number], members[which == number]))
+        return left
 
     def _beyond(self, frontier: list[tuple[BranchingTrace, np.ndarray]]) -> Iterator[tuple[BranchingTrace, np.ndarray]]:
         """Go one branching site further; particles at the end of their programs are done."""
@@ -114,17 +181,25 @@ class GroupedRun:
         return [*split_floats(programs.params)[0], *jax.tree.leaves((programs, numbers, draws))]
 
     def _finish(self, group: Group, numbers: np.ndarray, ragged: list[Ragged], layout: Layout | None) -> None:
-        if not self.groups:
-            self.results = np.zeros((len(self._pairs), numbers.shape[1]), jnp.result_type(float))
-            self.layout = layout
-        check_alike([self.layout, layout])
+        self._lay_out(numbers.shape[1], layout)
         self.results[group.members] = numbers
         self._ragged.append(ragged)
         self.groups.append(group)
+        self._traces.add(group.trace)
+
+    def _lay_out(self, num: int, layout: Layout | None) -> None:
+        if self.layout is None:
+            self.results = np.zeros((len(self._pairs), num), jnp.result_type(float))
+            self.layout = layout
+        check_alike([self.layout, layout])
 
     def gradients(self, cotangents: np.ndarray) -> list[jax.Array]:
         """Gradients of all parameters that are floats, given the cotangents of `results`."""
         grads = self._grads
+        for tree, members, has_left, held in self.tree_groups:
+            weights = np.where(has_left[:, None], 0, cotangents[members])
+            held = tree.forward(self._programs, self._pairs[members]).held if held is None else held
+            grads, _ = tree.backward(held, weights, grads)
         for group in self.groups:
             weights = cotangents[group.members]
             if group.compiled is not None:

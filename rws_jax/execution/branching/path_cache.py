@@ -2,14 +2,16 @@
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rws_jax.checks.arguments import check_int
 from rws_jax.execution.branching.compiled_path import CompiledPath
+from rws_jax.execution.branching.compiled_tree import TREE, CompiledTree
 from rws_jax.execution.branching.errors import fail_supports
 from rws_jax.execution.branching.handler import BranchHandler
 from rws_jax.execution.branching.rare_path import RarePath
@@ -39,18 +41,22 @@ class Kind(NamedTuple):
 class PathCache:
     """Compiled paths, the least recently used of which go, and counts of what has run."""
 
-    def __init__(self, compile_after: int = 256, max_compiled: int = 1000, max_paths: int = 64) -> None:
+    def __init__(
+        self, compile_after: int = 256, max_compiled: int = 1000, max_paths: int = 64, *, trees_at_once: bool = False
+    ) -> None:
         hint = "leave it out; it changes no result"
         check_int(compile_after, "compile_after", 0, expected="an int >= 0, a number of particles", hint=hint)
         check_int(max_compiled, "max_compiled", 1, expected="an int >= 1, a number of functions", hint=hint)
         check_int(max_paths, "max_paths", 1, expected="an int >= 1, a number of paths", hint=hint)
         self.compile_after, self.max_compiled, self.max_paths = compile_after, max_compiled, max_paths
+        self.trees_at_once = trees_at_once  # a tree is compiled as it is asked for, and not if it is frequent
         self.also_branching: set[str] = set()  # sites that another program annotates than the one that draws them
-        self._compiled: OrderedDict[tuple, CompiledPath] = OrderedDict()  # by kind, trace and size
+        self._compiled: OrderedDict[tuple, Any] = OrderedDict()  # paths and trees, by kind, trace and size
         self._rare: OrderedDict[tuple, RarePath] = OrderedDict()  # by kind and trace
         self._sizes: dict[tuple, list[int]] = {}  # those compiled of each kind and trace
         self._num_seen: Counter[tuple] = Counter()  # un-jitted particles along a whole trace
         self._num_parted: Counter[tuple] = Counter()  # by kind, trace and size
+        self._without_tree: set[Kind] = set()
         self._frequent: set[tuple] = set()  # kinds and beginnings of traces that are worth to be compiled
         self._supports: dict[tuple[str, str], tuple[str, BranchingTrace]] = {}
         self._warned_of: set[str] = set()
@@ -71,20 +77,38 @@ class PathCache:
 
         It is not if as many have come to this point together, or in all along one whole trace that begins so.
         """
+        new = partial(CompiledPath, kind.particle, kind.data, trace)
+        return self._find(kind, trace, num, lambda size: new(size, self.also_branching, self.check_supports))
+
+    def find_tree(self, kind: Kind, num: int) -> CompiledTree | None:
+        """A function of the tree of few traces for particles, so many or a part of them; None: there is none so far."""
+        if self.max_paths == 1 or kind in self._without_tree:
+            return None
+        new = partial(CompiledTree, kind.particle, kind.data)
+        return self._find(kind, TREE, num, lambda size: new(size, self.max_paths, self.also_branching))
+
+    def drop_trees(self, kind: Kind) -> None:
+        """The programs have no tree, or one of which derivatives are not finite along traces that are not taken."""
+        self._without_tree.add(kind)
+        for size in self._sizes.pop((kind, TREE), []):
+            del self._compiled[kind, TREE, size]
+
+    def _find(self, kind: Kind, trace: Any, num: int, new: Callable[[int], Any]) -> Any:
         sizes = self._sizes.get((kind, trace), [])
         fitting = [size for size in sizes if num <= size <= _MAX_PADDING * num]
         if fitting:
             key = kind, trace, min(fitting)
             self._compiled.move_to_end(key)
             return self._compiled[key]
-        if not sizes and num <= self.compile_after and (kind, trace) not in self._frequent:
+        is_rare = num <= self.compile_after and (kind, trace) not in self._frequent
+        if not sizes and is_rare and not (trace is TREE and self.trees_at_once):
             return None
         size = next(size for size in SIZES if size >= num)
         if sizes and num <= _MAX_PARTS * max(sizes):
             self._num_parted[kind, trace, size] += 1
             if self._num_parted[kind, trace, size] <= _MAX_PARTED:
                 return self._compiled[kind, trace, max(sizes)]
-        return CompiledPath(kind.particle, kind.data, trace, size, self.also_branching, self.check_supports)
+        return new(size)
 
     def count(self, kind: Kind, trace: BranchingTrace, num: int) -> None:
         """Count particles that have come along a whole trace un-jitted."""
@@ -94,6 +118,9 @@ class PathCache:
             self._num_parted.clear()
             self._frequent.clear()
         self._num_seen[kind, trace] += num
+        self._num_seen[kind, TREE] += num
+        if self._num_seen[kind, TREE] > self.compile_after:
+            self._frequent.add((kind, TREE))
         if self._num_seen[kind, trace] > self.compile_after:
             self._frequent |= {(kind, trace[:length]) for length in range(len(trace) + 1)}
 
@@ -110,7 +137,7 @@ class PathCache:
             self._rare.popitem(last=False)
         return self._rare[key]
 
-    def keep(self, kind: Kind, compiled: CompiledPath) -> None:
+    def keep(self, kind: Kind, compiled: CompiledPath | CompiledTree) -> None:
         """Keep a function once it has been called: an interruption while it is compiled leaves all as it was."""
         key = kind, compiled.trace, compiled.size
         if key not in self._compiled:
@@ -131,6 +158,7 @@ class PathCache:
         self._compiled.clear()
         self._sizes.clear()
         self._rare.clear()
+        self._without_tree.clear()
 
     def check_supports(self, handler: BranchHandler) -> None:
         """A site of one name has one kind of values, on all branching traces."""

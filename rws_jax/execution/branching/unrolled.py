@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax.core import Tracer
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from numpyro.distributions import Distribution
 
 from rws_jax.core.errors import CONCRETIZATION_ERRORS, first_line
@@ -35,6 +35,10 @@ T = TypeVar("T")
 MIN_LOG_PROB = -13.8  # one in a million; NumPyro takes a probability of zero for 1e-7
 MAX_DEPTH = 12  # branching sites on a path: loops without bound are found out soon
 
+# On a CPU, by paths, Python takes a millisecond or more for each path. In that time XLA does so many operations.
+_MAX_WASTED = 30_000_000
+_MAX_RATIO = 4.0  # of work that is small in any case
+
 
 class NotUnrolledError(Exception):
     """A particle cannot be unrolled; the message says why."""
@@ -44,7 +48,7 @@ class Along(NamedTuple):
     """What a particle computes, and which of the traces it has come along."""
 
     result: Any
-    is_taken: jax.Array  # truth values, one for each trace
+    is_taken: jax.Array  # truth values, one for each trace, and for each beginning that is left over
 
 
 class _End(NamedTuple):
@@ -87,15 +91,27 @@ class Unrolled(Generic[T]):
                 self.also_branching.add(site.name)
             except UnannotatedError as error:  # it may be, in one that would have run later
                 self._annotate(leaves, structure, error)
+        return self._chosen(traced, shapes, leaves)
+
+    def _chosen(self, traced: ClosedJaxpr, shapes: list["_End"], leaves: list[jax.Array]) -> Along:
+        """Compute all that has been traced, operations that are equal once, and choose."""
         once = merged(traced)
         by_end = work_by_group(once, [len(jax.tree.leaves(end)) for end in shapes])
         self.work = work(once), sum(by_end) / len(by_end)
         ends = jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(once)(*leaves))
-        taken = [end.is_taken for end in ends]
-        choose = partial(_chosen, taken)
-        numbers = map(choose, zip(*(end.numbers for end in ends), strict=True))
-        ragged = [chosen(parts, choose) for parts in zip(*(end.ragged for end in ends), strict=True)]
+        taken, whole = [end.is_taken for end in ends], ends[: len(self.traces)]
+        choose = partial(_chosen, taken[: len(whole)])
+        numbers = map(choose, zip(*(end.numbers for end in whole), strict=True))
+        ragged = [chosen(parts, choose) for parts in zip(*(end.ragged for end in whole), strict=True)]
         return Along(cast(Layout, self._layout).filled(numbers, ragged), jnp.stack(taken))
+
+    def wastes(self, num: int) -> bool:
+        """Whether so many particles had better run by paths, each along its own alone, on a CPU."""
+        if jax.default_backend() != "cpu":
+            return False
+        of_all, of_one = self.work
+        wasted = 3 * num * (of_all - of_one)  # with the way back
+        return of_all > _MAX_RATIO * of_one and wasted > _MAX_WASTED * len(self.traces)
 
     def _annotate(self, leaves: list[jax.Array], structure: Any, error: UnannotatedError) -> None:
         """Note which sites that an error is of are annotated in any program, found out along a single path."""

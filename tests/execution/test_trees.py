@@ -1,0 +1,155 @@
+"""Programs with too many paths for one function: most particles run along a few, compiled as one, and the others leave."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import rws_jax
+from rws_jax.execution import by_paths
+from rws_jax.execution.branching import compiled_tree
+from rws_jax.execution.branching.path_cache import PathCache
+from tests.core.test_support import enable_x64
+from tests.execution import test_branching as branching
+from tests.execution.test_rare_paths import PROGRAMS
+
+pytestmark = pytest.mark.usefixtures("allow_key_reuse", "allow_rank_promotion")
+BRANCHES = {"branching": True}
+
+
+def careful_model(x):
+    """Only what is accepted has a square root; its derivative is no number for all others."""
+    scale, number, accepted = numpyro.param("scale", 1.2), 0, 0
+    while not accepted:
+        z = numpyro.sample(f"z_{number}", dist.Normal(0.0, 1.0))
+        accept = dist.Bernoulli(jnp.where(z > 0.0, 0.7, 0.0))
+        accepted = numpyro.sample(f"accept_{number}", accept, infer=BRANCHES)
+        number += 1
+    numpyro.sample("x", dist.Normal(jnp.sqrt(scale * z), 0.5), obs=x)
+
+
+def careful_guide(x):
+    loc, number, accepted = numpyro.param("loc", 0.3), 0, 0
+    while not accepted:
+        z = numpyro.sample(f"z_{number}", dist.Normal(loc, 1.0))
+        accept = dist.Bernoulli(jnp.where(z > 0.0, 0.7, 0.0))
+        accepted = numpyro.sample(f"accept_{number}", accept, infer=BRANCHES)
+        number += 1
+
+
+LOOPS = {name: PROGRAMS[name] for name in ("geometric", "rejection loop")} | {
+    "careful": (careful_model, careful_guide, jnp.array([0.4, 1.0]))
+}
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """The losses compile trees at once, and nothing else; their caches."""
+    made = []
+
+    def cache_of(*fns):
+        made.append(PathCache(compile_after=10**6, trees_at_once=True))
+        return made[-1]
+
+    monkeypatch.setattr(by_paths, "_cache_of", functools.cache(cache_of))
+    return made
+
+
+def num_trees(cache):
+    return sum(trace is compiled_tree.TREE for _, trace, _ in cache._compiled)
+
+
+def loss_and_gradient(loss, programs, params, x, **options):
+    options = {"num_particles": 6, "data_axes": 0, **options}
+    evaluate = lambda theta, phi: loss(theta, phi, *branching.seeded(*programs), x, **options)
+    return jax.value_and_grad(evaluate, argnums=(0, 1))(*params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"defensive": 0.3}], ids=["wake and sleep", "defensive"])
+@pytest.mark.parametrize("rounds", [1, 2, 8])
+@pytest.mark.parametrize("name", LOOPS)
+def test_particles_of_a_tree_compute_what_unjitted_ones_do(name, rounds, options, caches, monkeypatch):
+    """With one round, about half of all leave."""
+    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", rounds)
+    monkeypatch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
+    *programs, x = LOOPS[name]
+    params = branching.params_of(*programs, x)
+    found = branching.losses_and_gradients(programs, params, x[:2], 6, **options)
+    expected = branching.losses_and_gradients(programs, params, x[:2], 6, vectorize_particles=False, **options)
+    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=1e-5)
+    assert all(num_trees(cache) == (name != "careful" or not cache._without_tree) for cache in caches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["geometric", "rejection loop"])
+def test_a_tree_keeps_double_precision(name, caches, monkeypatch):
+    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
+    with enable_x64(True):
+        *programs, x = LOOPS[name]
+        x = np.asarray(x[:2], np.float64)
+        params = branching.params_of(*programs, x)
+        found = branching.losses_and_gradients(programs, params, x, 6)
+        expected = branching.losses_and_gradients(programs, params, x, 6, vectorize_particles=False)
+        chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert all(map(num_trees, caches))
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 8}], ids=["at once", "chunks"])
+def test_particles_that_leave_run_along_their_paths(options, caches, monkeypatch):
+    """The value and the gradient are those of paths alone, and so are the counts."""
+    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", 1)
+    monkeypatch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
+    *programs, x = LOOPS["geometric"]
+    params = branching.params_of(*programs, x)
+    found = loss_and_gradient(rws_jax.wake_phi_loss, programs, params, x[:2], **options)
+    (cache,) = caches
+    assert num_trees(cache) == 1
+    assert 0 < cache.num_unjitted < 12
+    monkeypatch.setattr(by_paths, "_cache_of", lambda *fns: alone)
+    alone = PathCache(compile_after=10**6, max_paths=1)
+    expected = loss_and_gradient(rws_jax.wake_phi_loss, programs, params, x[:2], **options)
+    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=1e-6)
+    assert alone.num_unjitted == 12
+    assert cache.traces == alone.traces
+    assert num_trees(alone) == 0
+
+
+def test_derivatives_along_paths_that_are_not_taken_do_no_harm(caches, monkeypatch):
+    """A step that would meet one which is not finite runs by paths, as do all that follow."""
+    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", 1)
+    monkeypatch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
+    *programs, x = LOOPS["careful"]
+    params = {"scale": 1.2}, {"loc": 0.3}
+    found = loss_and_gradient(rws_jax.wake_theta_loss, programs, params, x)
+    (cache,) = caches
+    assert cache._without_tree
+    assert num_trees(cache) == 0
+    expected = loss_and_gradient(rws_jax.wake_theta_loss, programs, params, x, vectorize_particles=False)
+    chex.assert_tree_all_finite(found)
+    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=1e-6)
+
+
+def test_a_tree_is_traced_once(monkeypatch):
+    """One function for all steps, and it draws all but the few that leave."""
+    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", 4)
+    traced = []
+    init = compiled_tree.Truncated._all_ends
+    monkeypatch.setattr(
+        compiled_tree.Truncated, "_all_ends", lambda self, *args: (traced.append(self), init(self, *args))[1]
+    )
+    *programs, x = LOOPS["geometric"]
+    rws = rws_jax.make_step(*programs, num_particles=6, data_axes=0)
+    state = rws.init(jax.random.key(0), x)
+    for _ in range(3):
+        state, info = rws.step(state, x)
+    assert len(traced) == 1
+    assert info.num_compiled == 1
+    assert info.num_unjitted <= 2
+    assert info.finite
