@@ -27,7 +27,7 @@ from rws_jax.estimators import (
 )
 from rws_jax.estimators import resampling as estimators_resampling
 from rws_jax.execution import accumulated, all_paths, chunked, data_chunks, ragged, vectorized
-from rws_jax.execution.branching import compiled_path, grouped_run, unrolled
+from rws_jax.execution.branching import compiled_path, compiled_tree, grouped_run, unrolled
 from rws_jax.guides import arguments, axes, context, networks, proposing
 from rws_jax.guides.proposals import arrays, elements, mixture, reals
 from rws_jax.posterior import evidence_particle
@@ -60,6 +60,7 @@ from tests.execution import (
     test_devices,
     test_one_by_one,
     test_ragged,
+    test_trees,
 )
 from tests.guides import test_compile_guide, test_plates, test_proposals, test_sequences
 from tests.guides import test_routes as test_routes_of_guides
@@ -999,6 +1000,24 @@ MUTATIONS = {
         "| any_taken[number]",
         "| True",
         test_all_paths.test_paths_that_nobody_takes_are_not_counted,
+    ),
+    "particles that leave a tree left in it": (
+        compiled_tree,
+        "jnp.argmax(is_taken)",
+        "jnp.argmax(is_taken[: len(self._unrolled.traces)])",
+        partial(test_trees.test_particles_that_leave_run_along_their_paths, {}),
+    ),
+    "gradients of the particles of a tree unweighted": (
+        compiled_tree,
+        "weights[: len(cotangents)] = cotangents",
+        "weights[:] = 1.0",
+        partial(test_trees.test_particles_that_leave_run_along_their_paths, {}),
+    ),
+    "a derivative that is not finite on a path that is not taken": (
+        grouped_run,
+        "if not all(is_safe for *_, is_safe in fetched):",
+        "if False:",
+        test_trees.test_derivatives_along_paths_that_are_not_taken_do_no_harm,
     ),
     "functions merged whatever their derivatives": (
         merged,

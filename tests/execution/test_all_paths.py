@@ -15,7 +15,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rws_jax
-from rws_jax.execution import all_paths
+from rws_jax.execution.branching import unrolled
 from rws_jax.execution.branching.errors import BranchingSiteError
 from rws_jax.training import blocks
 from tests import models
@@ -424,8 +424,8 @@ def test_what_cannot_be_compiled_as_a_whole_runs_by_paths(name):
 
 def test_paths_that_waste_much_work_go_by_paths(monkeypatch):
     """On a CPU, where there is a choice; here any work is too much."""
-    monkeypatch.setattr(all_paths, "_MAX_RATIO", 1.0)
-    monkeypatch.setattr(all_paths, "_MAX_WASTED", 0)
+    monkeypatch.setattr(unrolled, "_MAX_RATIO", 1.0)
+    monkeypatch.setattr(unrolled, "_MAX_WASTED", 0)
     rws, jitted = make(num_particles=2), make(num_particles=2)
     state = rws.init(jax.random.key(0), X)
     assert rws.step(state, X)[1].num_compiled is not None
@@ -435,8 +435,8 @@ def test_paths_that_waste_much_work_go_by_paths(monkeypatch):
 
 @pytest.mark.parametrize("loop_from", [1, 5000], ids=["loop", "function"])
 def test_fit_goes_by_paths_where_these_waste_less(loop_from, monkeypatch):
-    monkeypatch.setattr(all_paths, "_MAX_RATIO", 1.0)
-    monkeypatch.setattr(all_paths, "_MAX_WASTED", 0)
+    monkeypatch.setattr(unrolled, "_MAX_RATIO", 1.0)
+    monkeypatch.setattr(unrolled, "_MAX_WASTED", 0)
     monkeypatch.setattr(blocks, "LOOP_FROM", loop_from)
     rws = make(num_particles=2)
     step = rws.step if loop_from == 1 else lambda *args: rws.step(*args)

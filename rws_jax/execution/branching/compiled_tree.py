@@ -116,7 +116,7 @@ class CompiledTree:
 
         Args:
           held: from the way forward.
-          cotangents: those of the numbers of the particles, zero for all that left.
+          cotangents: those of the numbers of the particles; for those that have left, any.
           grads: gradients so far.
         """
         weights = np.zeros((self.size, cotangents.shape[-1]), cotangents.dtype)

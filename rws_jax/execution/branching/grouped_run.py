@@ -42,7 +42,6 @@ class TreeGroup(NamedTuple):
 
     tree: CompiledTree
     members: np.ndarray
-    has_left: np.ndarray  # whether each of them has left the tree
     held: list[jax.Array] | None  # what its gradients need; None: it is computed anew, to save memory
 
 
@@ -105,7 +104,7 @@ class GroupedRun:
         left = []
         for (tree, members, passed, _), (numbers, which, _) in zip(calls, fetched, strict=True):
             numbers, which = numbers[: len(members)], which[: len(members)]
-            left += self._leave_tree(TreeGroup(tree, members, which >= len(tree.handlers), passed.held), numbers, which)
+            left += self._leave_tree(TreeGroup(tree, members, passed.held), numbers, which)
         return left
 
     def _leave_tree(
@@ -196,10 +195,9 @@ class GroupedRun:
     def gradients(self, cotangents: np.ndarray) -> list[jax.Array]:
         """Gradients of all parameters that are floats, given the cotangents of `results`."""
         grads = self._grads
-        for tree, members, has_left, held in self.tree_groups:
-            weights = np.where(has_left[:, None], 0, cotangents[members])
+        for tree, members, held in self.tree_groups:  # nothing comes back to those that have left
             held = tree.forward(self._programs, self._pairs[members]).held if held is None else held
-            grads, _ = tree.backward(held, weights, grads)
+            grads, _ = tree.backward(held, cotangents[members], grads)
         for group in self.groups:
             weights = cotangents[group.members]
             if group.compiled is not None:
