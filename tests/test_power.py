@@ -1003,8 +1003,8 @@ MUTATIONS = {
     ),
     "particles that leave a tree left in it": (
         compiled_tree,
-        "jnp.argmax(is_taken)",
-        "jnp.argmax(is_taken[: len(self._unrolled.traces)])",
+        "jnp.append(is_taken, True)",
+        "is_taken[: len(self._unrolled.traces)]",
         partial(test_trees.test_particles_that_leave_run_along_their_paths, {}),
     ),
     "gradients of the particles of a tree unweighted": (

@@ -1,7 +1,9 @@
 """Programs that branch in Python, run by paths: all particles, of all data, that share a branching trace run together.
 
-Each trace is compiled by itself, or run un-jitted while few particles have come along it. Weights need all particles of
-a datum, whatever their traces, so results come first, and gradients once it is known what they are weighted with.
+Each trace is compiled by itself, or run un-jitted while few particles have come along it. The first rounds of a loop
+without bound are compiled together, and particles that take more of them go on along their traces. Weights need all
+particles of a datum, whatever their traces, so results come first, and gradients once it is known what they are
+weighted with.
 """
 
 from functools import lru_cache

@@ -94,8 +94,9 @@ def make_step(
         step is one update on all of them, in one pass: large batches in little memory, and faster where what a chunk
         computes stays in the processor's cache. Results do not depend on it, but for keys of the kind ``rbg``.
       max_paths: if programs have branching sites, up to how many paths are compiled as a whole: all are then computed
-        for every particle, and one is chosen. With 1, programs run by paths; results do not depend on it.
-      compile_after: if programs run by paths, how many particles run along a path before it is compiled.
+        for every particle, and one is chosen. Of a loop without bound these are its first rounds. With 1, programs run
+        by paths alone; results do not depend on it.
+      compile_after: if programs run by paths, how many particles run along a path before it is compiled by itself.
       max_compiled: how many compiled functions of paths are kept; the least recently used ones go.
       model_has_params: set to False to leave out wake-theta in pure sleep; a model with parameters is then an error.
       shared_params: whether param sites may occur in both programs. They start as in the model, are kept in

@@ -24,9 +24,13 @@ from rws_jax.programs.program import Index, Programs
 
 T = TypeVar("T")
 TREE = None  # stands for all traces of a tree, where others are named
-MAX_ROUNDS = 8  # branching sites on a path of the tree
-_MAX_ENDS = 16  # a tree that branches out takes long to compile, and holds few of the particles
-_MAX_LEFT = 0.25  # beginnings that are left over, for each end: 1/8 for a loop
+# Branching sites on a path of the tree. Each round of a rejection loop of three sites takes 0.3 s to trace and 0.5 s to
+# compile; the first particle that leaves takes 2.7 s, and each that follows 10 to 100 ms.
+MAX_ROUNDS = 8
+# A tree that branches out takes long to compile, and holds few of the particles: a loop has 8 ends, and a ninth that is
+# left over, and with defensive proposals 14 and two.
+_MAX_ENDS = 16
+_MAX_LEFT = 0.25  # beginnings that are left over, for each end
 
 
 class Truncated(Unrolled[T]):
@@ -86,8 +90,8 @@ class CompiledTree:
 
     @property
     def traces(self) -> list[BranchingTrace]:
-        """The whole ones, and then the beginnings of all others."""
-        return self._unrolled.traces + self._unrolled.left
+        """The whole ones, and then the beginnings of all others, the empty one last."""
+        return [*self._unrolled.traces, *self._unrolled.left, ()]
 
     @property
     def handlers(self) -> list[BranchHandler]:
@@ -134,6 +138,7 @@ class CompiledTree:
             numbers, ragged, self.layout = split(result)
             if ragged or not numbers:
                 raise NotUnrolledError("arrays by name, which are those of the paths that are taken")
+            is_taken = jnp.append(is_taken, True)  # the start, for a value that its distribution is not known to draw
             return jnp.stack(numbers), jnp.argmax(is_taken)
 
         of_all = lambda floats: jax.vmap(of_one, (None, 0, 0))(floats, *pairs.T)

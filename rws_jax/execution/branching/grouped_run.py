@@ -1,8 +1,9 @@
 """All particles of all data along their branching traces: those that share one run together, forward and back.
 
 One function for each beginning of a trace draws up to the next branching site. What is drawn there comes to the host,
-particles are grouped by it, and so on until the programs end. Then the function of each whole trace, called again,
-gives its part of the gradient.
+particles are grouped by it, and so on until the programs end. If programs have a tree of few traces, all particles run
+along it first, and those that leave it go on so. Then the function of each whole trace, called again, gives its part of
+the gradient.
 """
 
 from collections.abc import Iterable, Iterator
