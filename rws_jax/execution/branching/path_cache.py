@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,15 +76,21 @@ class PathCache:
 
         It is not if as many have come to this point together, or in all along one whole trace that begins so.
         """
-        new = partial(CompiledPath, kind.particle, kind.data, trace)
-        return self._find(kind, trace, num, lambda size: new(size, self.also_branching, self.check_supports))
+
+        def new(size: int) -> CompiledPath:
+            return CompiledPath(kind.particle, kind.data, trace, size, self.also_branching, self.check_supports)
+
+        return self._find(kind, trace, num, new)
 
     def find_tree(self, kind: Kind, num: int) -> CompiledTree | None:
         """A function of the tree of few traces for particles, so many or a part of them; None: there is none so far."""
         if self.max_paths == 1 or kind in self._without_tree:
             return None
-        new = partial(CompiledTree, kind.particle, kind.data)
-        return self._find(kind, TREE, num, lambda size: new(size, self.max_paths, self.also_branching))
+
+        def new(size: int) -> CompiledTree:
+            return CompiledTree(kind.particle, kind.data, size, self.max_paths, self.also_branching)
+
+        return self._find(kind, TREE, num, new)
 
     def drop_trees(self, kind: Kind) -> None:
         """The programs have no tree, or one of which derivatives are not finite along traces that are not taken."""
