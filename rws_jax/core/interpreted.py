@@ -15,7 +15,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 from rws_jax.core.dependence import without_unused
-from rws_jax.core.trees import is_float
 
 
 class Interpreted:
@@ -23,22 +22,17 @@ class Interpreted:
 
     def __init__(self, jaxpr: ClosedJaxpr, differentiated: Sequence[int]) -> None:
         """Take a jaxpr, and which of its inputs gradients are asked for: floats."""
-        jaxpr = without_unused(jaxpr)
         self._start: list[Any] = []  # constants, and None for each number that is yet to come
-        self._inputs = [self._slot() for _ in jaxpr.jaxpr.invars]
-        self._slots: dict[Var, int] = dict(zip(jaxpr.jaxpr.invars, self._inputs, strict=True))
+        self._slots: dict[Var, int] = {}
+        self._inputs = [self._slot(var) for var in jaxpr.jaxpr.invars]
         self._literals: dict[Hashable, int] = {}
         for var, value in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
-            self._slots[var] = self._slot(value)
+            self._slot(var, value)
         self._differentiated = [self._inputs[place] for place in differentiated]
-        self._moving = set(self._differentiated)  # slots that have a derivative
-        self._steps: list[_Step] = []
-        known: dict[Hashable, tuple[int, ...]] = {}
-        nameless = jaxpr.jaxpr.debug_info._replace(arg_names=None, result_paths=None)
-        empty = jaxpr.jaxpr.replace(constvars=[], invars=[], outvars=[], eqns=[], debug_info=nameless)
-        for eqn in jaxpr.jaxpr.eqns:
-            self._add(eqn, _Kind.of(eqn, empty), known)
+        found = self._different(jaxpr.jaxpr.eqns)
         self._outputs = [self._slot_of(atom) for atom in jaxpr.jaxpr.outvars]
+        self._moving = set(self._differentiated)  # slots that have a derivative
+        self._steps = [self._step(*each) for each in self._needed(found)]
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Outputs, and all values on the way, which `gradients` needs."""
@@ -63,30 +57,61 @@ class Interpreted:
         for step in reversed(self._steps):
             if step.moving and any(slot in sums for slot in step.outputs):
                 own = [sums.pop(slot) if slot in sums else _zeros_like(values[slot]) for slot in step.outputs]
-                grads = step.backward([values[slot] for slot in step.inputs], own, step.moving)
-                for place, grad in zip(step.moving, grads, strict=True):
-                    add(step.inputs[place], grad)
+                if step.backward is None:
+                    for place in step.moving:
+                        add(step.inputs[place], own[0])
+                    continue
+                slots = [step.inputs[place] for place in step.moving]
+                before = [sums[slot] for slot in slots[: step.num_added]]
+                grads = step.backward([values[slot] for slot in step.inputs], own, before, step.moving)
+                sums.update(zip(slots, grads[: step.num_added], strict=False))
+                for slot, grad in zip(slots[step.num_added :], grads[step.num_added :], strict=True):
+                    add(slot, grad)
         return [sums[slot] for slot in self._differentiated]
 
-    def _add(self, eqn: JaxprEqn, kind: "_Kind", known: dict[Hashable, tuple[int, ...]]) -> None:
-        inputs = tuple(self._slot_of(atom) for atom in eqn.invars)
-        key = None if eqn.effects else (kind, inputs)
-        outputs = known.get(key) if key is not None else None
-        if outputs is None:
-            outputs = tuple(self._slot() for _ in eqn.outvars)
-            places = [place for place, slot in enumerate(inputs) if slot in self._moving]
-            constant = eqn.primitive.name == "stop_gradient"
-            moving = () if constant else tuple(p for p in places if is_float(eqn.invars[p].aval))
-            if moving:
-                self._moving.update(slot for slot, var in zip(outputs, eqn.outvars, strict=True) if _is_float(var.aval))
-            functions = _functions(kind)
-            self._steps.append(_Step(functions.forward, functions.backward, inputs, outputs, moving))
-            if key is not None:
-                known[key] = outputs
-        self._slots.update(zip(eqn.outvars, outputs, strict=True))
+    def _different(self, eqns: Sequence[JaxprEqn]) -> list[tuple[JaxprEqn, tuple[int, ...], tuple[int, ...]]]:
+        """Those of the equations that differ, with slots of inputs and outputs."""
+        known: dict[Hashable, tuple[int, ...]] = {}
+        found = []
+        for eqn in eqns:
+            inputs = tuple([self._slot_of(atom) for atom in eqn.invars])
+            key = None if eqn.effects else (eqn.primitive, _params_of(eqn), inputs)
+            outputs = known.get(key) if key is not None else None
+            if outputs is None:
+                outputs = tuple([self._slot(var) for var in eqn.outvars])
+                found.append((eqn, inputs, outputs))
+                if key is not None:
+                    known[key] = outputs
+            else:
+                self._slots.update(zip(eqn.outvars, outputs, strict=True))
+        return found
 
-    def _slot(self, value: Any = None) -> int:
+    def _needed(
+        self, found: list[tuple[JaxprEqn, tuple[int, ...], tuple[int, ...]]]
+    ) -> list[tuple["_Function", tuple[int, ...], tuple[int, ...]]]:
+        """Functions for those of the equations that outputs need, of what they need of each."""
+        needed, kept = set(self._outputs), []
+        for eqn, inputs, outputs in reversed(found):
+            used = tuple([slot in needed for slot in outputs])
+            if eqn.effects or any(used):
+                function = _function(_Kind.of(eqn, used))
+                inputs = tuple([inputs[place] for place in function.inputs])
+                needed.update(inputs)
+                kept.append((function, inputs, tuple([outputs[place] for place in function.outputs])))
+        return kept[::-1]
+
+    def _step(self, function: "_Function", inputs: tuple[int, ...], outputs: tuple[int, ...]) -> "_Step":
+        moving = tuple([place for place in function.floats if inputs[place] in self._moving])
+        if moving:
+            self._moving.update([outputs[place] for place in function.float_outputs])
+        added = tuple([p for p in moving if inputs[p] in self._differentiated and inputs.count(inputs[p]) == 1])
+        moving = (*added, *[place for place in moving if place not in added])
+        return _Step(function.forward, function.backward, inputs, outputs, moving, len(added))
+
+    def _slot(self, var: Var | None = None, value: Any = None) -> int:
         self._start.append(value)
+        if var is not None:
+            self._slots[var] = len(self._start) - 1
         return len(self._start) - 1
 
     def _slot_of(self, atom: Any) -> int:
@@ -96,7 +121,7 @@ class Interpreted:
         value = np.asarray(atom.val, aval.dtype)
         key = value.tobytes(), str(value.dtype), value.shape
         if key not in self._literals:
-            self._literals[key] = self._slot(_literal(*key))
+            self._literals[key] = self._slot(value=_literal(*key))
         return self._literals[key]
 
 
@@ -104,10 +129,11 @@ class _Step(NamedTuple):
     """An equation: where in the list of all values its inputs and outputs are, and which inputs have a derivative."""
 
     forward: Any
-    backward: Any
+    backward: Any  # None: each input has the cotangent of the output
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     moving: tuple[int, ...]
+    num_added: int  # how many of these, the first ones, are inputs of the whole function: sums so far are added to
 
 
 @dataclass(frozen=True)
@@ -115,44 +141,89 @@ class _Kind:
     """What an equation does, whatever the values it does it to: equal for equal equations."""
 
     primitive: Any
-    key: Hashable
+    params: Hashable
+    avals: tuple
+    used: tuple[bool, ...]  # which of its outputs
     eqn: JaxprEqn = field(compare=False)
-    empty: Jaxpr = field(compare=False)  # to be filled with it
 
     @classmethod
-    def of(cls, eqn: JaxprEqn, empty: Jaxpr) -> "_Kind":
-        avals = tuple(atom.aval for atom in eqn.invars)
-        params = tuple(sorted(eqn.params.items()))
-        try:
-            hash(params)
-        except TypeError:  # an equation of its own
-            params = id(eqn)
-        return cls(eqn.primitive, (params, avals), eqn, empty)
+    def of(cls, eqn: JaxprEqn, used: tuple[bool, ...]) -> "_Kind":
+        return cls(eqn.primitive, _params_of(eqn), tuple([atom.aval for atom in eqn.invars]), used, eqn)
 
 
-class _Functions(NamedTuple):
+def _params_of(eqn: JaxprEqn) -> Hashable:
+    params = tuple(sorted(eqn.params.items()))
+    try:
+        hash(params)
+    except TypeError:  # an equation of its own
+        return id(eqn)
+    return params
+
+
+class _Function(NamedTuple):
+    """An equation compiled, forward and back, of those of its inputs and outputs that are needed."""
+
     forward: Any
     backward: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    floats: tuple[int, ...]  # which of these inputs have a derivative, if any of what they depend on has
+    float_outputs: tuple[int, ...]
 
 
 @lru_cache(maxsize=10_000)
-def _functions(kind: _Kind) -> _Functions:
-    eqn = kind.eqn
-    inputs: list[Any] = [Var(atom.aval) for atom in eqn.invars]
-    outputs: list[Any] = [Var(atom.aval) for atom in eqn.outvars]
-    alone = [eqn.replace(invars=inputs, outvars=outputs)]
-    run = jaxpr_as_fun(ClosedJaxpr(kind.empty.replace(invars=inputs, outvars=outputs, eqns=alone), []))
+def _function(kind: _Kind) -> _Function:
+    outputs = tuple(place for place, is_used in enumerate(kind.used) if is_used)
+    jaxpr = _body(kind.eqn, outputs)
+    read = {var for eqn in jaxpr.jaxpr.eqns for var in eqn.invars if not isinstance(var, Literal)}
+    read |= {var for var in jaxpr.jaxpr.outvars if not isinstance(var, Literal)}
+    inputs = tuple(place for place, var in enumerate(jaxpr.jaxpr.invars) if var in read)
+    invars = [jaxpr.jaxpr.invars[place] for place in inputs]
+    run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr.replace(invars=invars, debug_info=_empty().debug_info), jaxpr.consts))
 
-    def backward(values: list[Any], cotangents: list[Any], moving: tuple[int, ...]) -> tuple[Any, ...]:
+    def backward(values: list[Any], cotangents: list[Any], totals: list[Any], moving: tuple[int, ...]) -> list[Any]:
         def outputs_of(*of_moving: Any) -> list[Any]:
             given = dict(zip(moving, of_moving, strict=True))
             return run(*[given.get(place, value) for place, value in enumerate(values)])
 
-        outputs, pullback = jax.vjp(outputs_of, *[values[place] for place in moving])
-        none = [np.zeros(output.shape, jax.dtypes.float0) for output in outputs]  # as JAX wants it
-        return pullback([zero if ct is None else ct for ct, zero in zip(cotangents, none, strict=True)])
+        results, pullback = jax.vjp(outputs_of, *[values[place] for place in moving])
+        none = [np.zeros(result.shape, jax.dtypes.float0) for result in results]  # as JAX wants it
+        grads = pullback([zero if ct is None else ct for ct, zero in zip(cotangents, none, strict=True)])
+        return [total + grad for total, grad in zip(totals, grads, strict=False)] + list(grads[len(totals) :])
 
-    return _Functions(jax.jit(run), jax.jit(backward, static_argnums=2))
+    name = kind.eqn.primitive.name
+    is_sum = name in ("add", "add_any") and len({var.aval.shape for var in kind.eqn.invars}) == 1
+    floats = tuple(place for place, var in enumerate(invars) if _is_float(var.aval))
+    return _Function(
+        jax.jit(run),
+        None if is_sum else jax.jit(backward, static_argnums=3),
+        inputs,
+        outputs,
+        () if name == "stop_gradient" else floats,
+        tuple(place for place, var in enumerate(jaxpr.jaxpr.outvars) if _is_float(var.aval)),
+    )
+
+
+def _body(eqn: JaxprEqn, outputs: tuple[int, ...]) -> ClosedJaxpr:
+    """Some outputs of an equation as a function of all of its inputs; a function that it calls is taken as its body."""
+    called: Any = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") and not eqn.effects else None
+    if isinstance(called, ClosedJaxpr):
+        inner = called.jaxpr
+        outvars = [inner.outvars[place] for place in outputs]
+        return without_unused(
+            ClosedJaxpr(inner.replace(outvars=outvars, debug_info=_empty().debug_info), called.consts)
+        )
+    invars, outvars = [Var(atom.aval) for atom in eqn.invars], [Var(atom.aval) for atom in eqn.outvars]
+    alone = [eqn.replace(invars=invars, outvars=outvars)]
+    kept = [outvars[place] for place in outputs]
+    return ClosedJaxpr(_empty().replace(invars=invars, outvars=kept, eqns=alone, effects=eqn.effects), [])
+
+
+@lru_cache(maxsize=1)
+def _empty() -> Jaxpr:
+    """To be filled; without names of arguments."""
+    jaxpr = jax.make_jaxpr(lambda: ())().jaxpr
+    return jaxpr.replace(debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None))
 
 
 def _zeros_like(value: jax.Array) -> jax.Array | None:
@@ -166,7 +237,12 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> jax.Array:
 
 
 def _is_float(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.inexact)
+    return _is_float_type(array.dtype)
+
+
+@lru_cache(maxsize=100)
+def _is_float_type(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 @lru_cache(maxsize=10_000)

@@ -45,30 +45,43 @@ def at_site(function: F) -> F:
     a structure of its own each time, one that Python computes with cannot be compiled, and one of a user's class may
     have attributes that its tree lacks: these are called as they are.
     """
-    compiled = jax.jit(function)
-    seen: dict[Any, bool] = {}  # whether functions of trees of a structure can be compiled
+    known: dict[Any, Callable | None] = {}  # for trees of a structure that has come up; None: it cannot be compiled
 
     @wraps(function)
     def call(*args: Any) -> Any:
         if not _is_on.get():
             return function(*args)
+        # An argument that is there twice, as the distribution that has drawn its own value, is taken once.
+        places = tuple([min(place for place, other in enumerate(args) if other is arg) for arg in args])
         try:
-            structure = jax.tree.structure(args)
-            can_be = seen.get(structure)
+            leaves, structure = jax.tree.flatten([args[place] for place in dict.fromkeys(places)])
+            kind = structure, places
+            is_new = kind not in known
         except Exception:  # without a hash, or of a class that is no tree
             return function(*args)
-        if can_be:
+        compiled = None if is_new else known[kind]
+        if compiled is not None:
             try:
-                return compiled(*args)
+                return compiled(leaves)
             except Exception:  # whatever Python does to values that it does not know
-                seen[structure] = False
-        elif can_be is None:
-            if len(seen) >= _MOST_KINDS:
-                seen.clear()
-            seen[structure] = all(map(_is_of_numpyro, args))
+                known[kind] = None
+        elif is_new:
+            if len(known) >= _MOST_KINDS:
+                known.clear()
+            known[kind] = _of_leaves(function, structure, places) if all(map(_is_of_numpyro, args)) else None
         return function(*args)
 
     return cast(F, call)
+
+
+def _of_leaves(function: Callable, structure: Any, places: tuple[int, ...]) -> Callable:
+    """A function compiled for arguments of a structure, of their leaves; `places` says which argument each one is."""
+
+    def of_leaves(leaves: list[Any]) -> Any:
+        different = dict(zip(dict.fromkeys(places), jax.tree.unflatten(structure, leaves), strict=True))
+        return function(*[different[place] for place in places])
+
+    return jax.jit(of_leaves)
 
 
 def _is_of_numpyro(value: Any) -> bool:

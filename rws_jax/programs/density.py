@@ -16,7 +16,7 @@ from numpyro.distributions import Distribution
 from rws_jax.checks.units import check_subsampling
 from rws_jax.core.log_probs import exact
 from rws_jax.core.site_functions import at_site
-from rws_jax.core.sites import Site, Trace, latent_sites, plate_sizes
+from rws_jax.core.sites import Site, Trace, latent_sites, plate_sizes, sample_sites
 from rws_jax.core.supports import feasible, in_support, is_all_known
 
 # Which distribution the value of a site was drawn from; None where that is not known.
@@ -77,24 +77,31 @@ class Units:
         Returns:
           Log density in nats, shape ``units``.
         """
-        log_densities = self.log_densities(run, latents, proposal_dists).values()
-        return sum(log_densities, jnp.zeros(self.shape))  # there may be no site
+        total = jnp.zeros(self.shape)  # there may be no site
+        for name, site in sample_sites(run).items():
+            if self.sizes or self._is_scaled(site) or site.get("is_constant"):
+                total = total + self._log_density(name, site, latents, proposal_dists)
+            else:
+                total = _with_log_density(total, site["fn"], *_value_and_source(name, site, latents, proposal_dists))
+        return total
 
     def log_densities(
         self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists
     ) -> dict[str, jax.Array]:
         """The same of each site."""
-        log_densities = {}
-        for name, site in run.items():
-            if site["type"] == "sample":
-                is_latent = name in latents
-                value, source = (latents[name], proposal_dists(site)) if is_latent else (site["value"], site["fn"])
-                log_prob = log_density(site["fn"], value, source)
-                scale = 1.0 if site["scale"] is None else site["scale"]
-                if site["scale"] is not None or self.scale != 1.0:
-                    log_prob = log_prob * (scale / self.scale)
-                log_densities[name] = self.sum_of(site, log_prob)
-        return log_densities
+        sites = sample_sites(run).items()
+        return {name: self._log_density(name, site, latents, proposal_dists) for name, site in sites}
+
+    def _log_density(
+        self, name: str, site: Site, latents: dict[str, jax.Array], proposal_dists: ProposalDists
+    ) -> jax.Array:
+        log_prob = log_density(site["fn"], *_value_and_source(name, site, latents, proposal_dists))
+        if self._is_scaled(site):
+            log_prob = log_prob * ((1.0 if site["scale"] is None else site["scale"]) / self.scale)
+        return self.sum_of(site, log_prob)
+
+    def _is_scaled(self, site: Site) -> bool:
+        return site["scale"] is not None or self.scale != 1.0
 
     def log_proposal(self, run: Trace, latents: dict[str, jax.Array], proposal_dists: ProposalDists) -> jax.Array:
         """Sum the log densities of latent sites alone, free of scales: what a run that draws them draws them from."""
@@ -129,6 +136,19 @@ class Units:
         event_dim, num_dims = site["fn"].event_dim, jnp.ndim(site["value"])
         batch_shape = (1,) * (num_dims - len(self.batch_shape) - event_dim) + self.batch_shape
         return of_units.reshape(batch_shape + (1,) * event_dim)
+
+
+def _value_and_source(
+    name: str, site: Site, latents: dict[str, jax.Array], proposal_dists: ProposalDists
+) -> tuple[Any, Distribution | None]:
+    """The value to score a site at, and the distribution that it was drawn from."""
+    return (latents[name], proposal_dists(site)) if name in latents else (site["value"], site["fn"])
+
+
+@at_site
+def _with_log_density(total: Any, fn: Distribution, value: Any, proposal_dist: Distribution | None) -> Any:
+    """A total with the log density of a site added, where all is one unit: one function, as it is one call."""
+    return total + Units((), 1.0).sum(log_density(fn, value, proposal_dist))
 
 
 @at_site

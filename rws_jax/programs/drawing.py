@@ -13,6 +13,7 @@ from rws_jax.core.draws import constant_distribution, may_round, moved_inside
 from rws_jax.core.site_functions import are_sites_compiled, at_site
 from rws_jax.core.sites import Site
 from rws_jax.core.supports import feasible
+from rws_jax.core.trees import is_traced
 
 
 def at_steps(value: Any, steps: tuple) -> Any:
@@ -33,7 +34,14 @@ def drawn_before(
     matching.check_drawn(role, site, latents)
     value = at_steps(latents[site["name"]], steps)
     matching.check_shape(role, site, jnp.shape(value))
-    return value if proposal_dists is None else _feasible(site["fn"], value, proposal_dists(site))
+    if proposal_dists is None or is_put_back(site):
+        return value
+    return _feasible(site["fn"], value, proposal_dists(site))
+
+
+def is_put_back(site: Site) -> bool:
+    """Whether the handler of branching sites puts the drawn value in the place of a traced one."""
+    return bool(are_sites_compiled() and site["infer"].get("branching") and is_traced(site["fn"]))
 
 
 def drawn_inside(site: Site) -> Any:

@@ -39,10 +39,15 @@ class randomness(Messenger):
         numbers = [] if self.index.datum is None else [self.index.datum]
         if msg["type"] != "plate" and not (in_body and self.index.local is not None):
             numbers.append(self.index.number_in(msg.get("cond_indep_stack", ())))
-        rng_key = _folded(rng_key, numbers)
-        msg["kwargs"]["rng_key"] = rng_key if msg["type"] == "control_flow" else plain(rng_key)  # scans split theirs
+        folded = _folded if msg["type"] == "control_flow" else _plain_folded  # scans split theirs
+        msg["kwargs"]["rng_key"] = folded(rng_key, numbers)
 
 
 @at_site
 def _folded(rng_key: Any, numbers: list[Any]) -> Any:
     return reduce(jax.random.fold_in, numbers, rng_key)
+
+
+@at_site
+def _plain_folded(rng_key: Any, numbers: list[Any]) -> Any:
+    return plain(_folded(rng_key, numbers))

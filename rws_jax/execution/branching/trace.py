@@ -1,6 +1,7 @@
 """Branching traces: what a program has drawn, one after the other, at the sites that Python branches on."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ class BranchingValue(NamedTuple):
     @property
     def array(self) -> jax.Array:
         """The value as a program sees it."""
-        return jnp.asarray(self.value, self.dtype)
+        return _array(self)
 
 
 BranchingTrace = tuple[BranchingValue, ...]
@@ -39,6 +40,12 @@ def describe_trace(trace: Iterable[BranchingValue]) -> str:
     """A branching trace as messages tell it."""
     values = ", ".join(f"{value.name}={value.value}" for value in trace)
     return f"the path {values}" if values else "the empty path, before any branching site"
+
+
+@lru_cache(maxsize=10_000)
+def _array(value: BranchingValue) -> jax.Array:
+    with jax.ensure_compile_time_eval():  # as it is kept, whatever is traced
+        return jnp.asarray(value.value, value.dtype)
 
 
 def _frozen(value: Any) -> Any:
