@@ -20,6 +20,11 @@ def is_traced(tree: object) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def stopped(tree: Any) -> Any:
+    """The same tree, held constant; what is not traced is constant already, and costs no operation."""
+    return lax.stop_gradient(tree) if is_traced(tree) else tree
+
+
 def is_known(tree: object) -> bool:
     """Whether this process can read the values of all leaves now."""
     leaves = jax.tree.leaves(tree)

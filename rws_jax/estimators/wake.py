@@ -11,6 +11,7 @@ from jax import lax
 from rws_jax.checks import matching, sites
 from rws_jax.core.layers import MutableState
 from rws_jax.core.sites import Trace, latent_sites
+from rws_jax.core.trees import stopped
 from rws_jax.estimators import defensive, weights
 from rws_jax.estimators.bound import of_all_units, of_live_units
 from rws_jax.estimators.scored import Scored, Weighed
@@ -99,14 +100,14 @@ class WakeParticle:
             sites.check_unbranched(guide_run)
             sites.check_reparameterised(guide_run)
             return Draws.of(guide_run)
-        stopped = programs.map(Program.stopped)  # so that no way of drawing is differentiated
+        constant = programs.map(Program.stopped)  # so that no way of drawing is differentiated
         if self.delta:
-            draws = defensive.draw(stopped, index, self.delta)
+            draws = defensive.draw(constant, index, self.delta)
         else:
-            guide_run = sample(stopped.guide, programs.arguments, index)
+            guide_run = sample(constant.guide, programs.arguments, index)
             sites.check_guide(guide_run)
             draws = Draws.of(guide_run)
-        return lax.stop_gradient(draws)  # removes the gradient of whatever was drawn from, closed over or not
+        return stopped(draws)  # removes the gradient of whatever was drawn from, closed over or not
 
     def drawn(self, programs: Programs, index: Index) -> tuple[WakeRuns, Draws]:
         """Draw latents as constants, and run all programs at these draws: the guide once, where it draws all of them.

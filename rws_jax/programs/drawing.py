@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from numpyro.distributions import Distribution
 
 from rws_jax.checks import matching
@@ -13,7 +14,6 @@ from rws_jax.core.draws import constant_distribution, may_round, moved_inside
 from rws_jax.core.site_functions import are_sites_compiled, at_site
 from rws_jax.core.sites import Site
 from rws_jax.core.supports import feasible
-from rws_jax.core.trees import is_traced
 
 
 def at_steps(value: Any, steps: tuple) -> Any:
@@ -41,7 +41,11 @@ def drawn_before(
 
 def is_put_back(site: Site) -> bool:
     """Whether the handler of branching sites puts the drawn value in the place of a traced one."""
-    return bool(are_sites_compiled() and site["infer"].get("branching") and is_traced(site["fn"]))
+    return bool(
+        are_sites_compiled()
+        and site["infer"].get("branching")
+        and any(isinstance(part, Tracer) for part in vars(site["fn"]).values())
+    )
 
 
 def drawn_inside(site: Site) -> Any:

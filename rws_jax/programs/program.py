@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import lax
 from numpyro.handlers import seed
 
 from rws_jax.checks.sites import fail_unseeded
@@ -15,7 +14,9 @@ from rws_jax.checks.static import argument_name, fail_table, fail_unhashable, fa
 from rws_jax.core.errors import first_line
 from rws_jax.core.keys import quick
 from rws_jax.core.layers import MutableState, Params, ProgramFn, hashable, layers
+from rws_jax.core.site_functions import at_site
 from rws_jax.core.static import Static, is_foreign, is_traceable, unwrapped_static
+from rws_jax.core.trees import stopped
 from rws_jax.programs.keys import keys
 
 
@@ -111,7 +112,7 @@ class Program:
         if self.is_seeded:
             return self.fn
         # One key is used in several runs on purpose, which JAX's check of reuse has to know.
-        return keys(self.fn, quick(jax.random.clone(self.rng_key)), self.hide_types, draws=draws)
+        return keys(self.fn, _quick_clone(self.rng_key), self.hide_types, draws=draws)
 
     def key_of(self, index: Index) -> jax.Array:
         """The program's key for one datum, the same for all of its particles."""
@@ -122,7 +123,7 @@ class Program:
 
     def stopped(self) -> "Program":
         """The same program with its parameters held constant."""
-        return replace(self, params=lax.stop_gradient(self.params))  # removes the gradient of whoever owns them
+        return replace(self, params=stopped(self.params))  # removes the gradient of whoever owns them
 
 
 @partial(
@@ -178,6 +179,11 @@ class Programs:
         defensive_guide = self.defensive_guide and change(self.defensive_guide)
         model, guide = change(self.model), change(self.own_guide)
         return replace(self, model=model, own_guide=guide, defensive_guide=defensive_guide)
+
+
+@at_site
+def _quick_clone(rng_key: Any) -> Any:
+    return quick(jax.random.clone(rng_key))
 
 
 def _taken(leaf: Any, path: tuple, program: ProgramFn | None) -> Any:
