@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, keys, merged, site_functions, sites, supports
+from rws_jax.core import draws, interpreted, keys, merged, site_functions, sites, supports
 from rws_jax.estimators import (
     bound,
     defensive,
@@ -49,7 +49,7 @@ from rws_jax.programs import (
 )
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_cost, test_losses, test_options
-from tests.core import test_keys, test_merged, test_site_functions, test_support
+from tests.core import test_interpreted, test_keys, test_merged, test_site_functions, test_support
 from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
 from tests.execution import (
     test_all_paths,
@@ -198,10 +198,41 @@ def drawn_anew(test):
     return run
 
 
+def interpreted_anew(function):
+    """The test of a function that is differentiated equation by equation, each of which is compiled anew."""
+
+    def run():
+        interpreted._function.cache_clear()
+        try:
+            test_interpreted.test_values_and_gradients_are_those_of_jax(function)
+        finally:
+            interpreted._function.cache_clear()
+
+    return run
+
+
 MUTATIONS = {
+    "gradients of the particles before forgotten": (
+        interpreted,
+        "[total + grad for",
+        "[grad for",
+        interpreted_anew(test_interpreted.nested),
+    ),
+    "the cotangent of a sum for its first input alone": (
+        interpreted,
+        "for place in step.moving:",
+        "for place in step.moving[:1]:",
+        interpreted_anew(test_interpreted.two_sums),
+    ),
+    "what a call needs read off the wrong outputs": (
+        interpreted,
+        "inner.outvars[place] for place in outputs",
+        "inner.outvars[place] for place in range(len(outputs))",
+        interpreted_anew(test_interpreted.last_of_several),
+    ),
     "draws not detached": (
         wake,
-        "return lax.stop_gradient(draws)",
+        "return stopped(draws)",
         "return draws",
         closing_over(rws_jax.wake_phi_loss, {"defensive": 0.3}),
     ),

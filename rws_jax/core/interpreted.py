@@ -192,7 +192,7 @@ def _function(kind: _Kind) -> _Function:
         return [total + grad for total, grad in zip(totals, grads, strict=False)] + list(grads[len(totals) :])
 
     name = kind.eqn.primitive.name
-    is_sum = name in ("add", "add_any") and len({var.aval.shape for var in kind.eqn.invars}) == 1
+    is_sum = name in ("add", "add_any") and len({jnp.shape(aval) for aval in kind.avals}) == 1
     floats = tuple(place for place, var in enumerate(invars) if _is_float(var.aval))
     return _Function(
         jax.jit(run),
@@ -213,7 +213,8 @@ def _body(eqn: JaxprEqn, outputs: tuple[int, ...]) -> ClosedJaxpr:
         return without_unused(
             ClosedJaxpr(inner.replace(outvars=outvars, debug_info=_empty().debug_info), called.consts)
         )
-    invars, outvars = [Var(atom.aval) for atom in eqn.invars], [Var(atom.aval) for atom in eqn.outvars]
+    invars: list[Any] = [Var(atom.aval) for atom in eqn.invars]
+    outvars: list[Any] = [Var(atom.aval) for atom in eqn.outvars]
     alone = [eqn.replace(invars=invars, outvars=outvars)]
     kept = [outvars[place] for place in outputs]
     return ClosedJaxpr(_empty().replace(invars=invars, outvars=kept, eqns=alone, effects=eqn.effects), [])

@@ -97,7 +97,8 @@ class Units:
     ) -> jax.Array:
         log_prob = log_density(site["fn"], *_value_and_source(name, site, latents, proposal_dists))
         if self._is_scaled(site):
-            log_prob = log_prob * ((1.0 if site["scale"] is None else site["scale"]) / self.scale)
+            scale = 1.0 if site["scale"] is None else site["scale"]
+            log_prob = log_prob * (scale / self.scale)
         return self.sum_of(site, log_prob)
 
     def _is_scaled(self, site: Site) -> bool:

@@ -61,20 +61,31 @@ def drawn_inside(site: Site) -> Any:
 def draw_site(site: Site, rng_key: Any) -> Any:
     """Draw from the distribution of a site, off the border of its support where that is open."""
     site = site | {"kwargs": site["kwargs"] | {"rng_key": rng_key}}
-    return _inside(site["fn"], sampled(site)) if may_round(site["fn"]) else sampled(site)
+    if not may_round(site["fn"]):
+        return sampled(site)
+    return _inside(site["fn"], sampled(site)) if _has_arguments(site) else _sampled_inside(site["fn"], rng_key)
 
 
 def sampled(site: Site) -> Any:
     """Draw from the distribution of a site by its key, as NumPyro does."""
     fn, args, kwargs = site["fn"], site["args"], site["kwargs"]
-    if args or kwargs.keys() - {"rng_key", "sample_shape"} or kwargs.get("sample_shape"):
-        return fn(*args, **kwargs)
-    return _sampled(fn, kwargs["rng_key"])
+    return fn(*args, **kwargs) if _has_arguments(site) else _sampled(fn, kwargs["rng_key"])
+
+
+def _has_arguments(site: Site) -> bool:
+    kwargs = site["kwargs"]
+    return bool(site["args"] or kwargs.keys() - {"rng_key", "sample_shape"} or kwargs.get("sample_shape"))
 
 
 @at_site
 def _sampled(fn: Distribution, rng_key: Any) -> Any:
     return fn(rng_key=rng_key)
+
+
+@at_site
+def _sampled_inside(fn: Distribution, rng_key: Any) -> Any:
+    drawn: Any = fn(rng_key=rng_key)
+    return moved_inside(fn, drawn)
 
 
 _inside = at_site(moved_inside)

@@ -48,7 +48,25 @@ def output_is_input(x, y):
     return y, y, 3.0 * jnp.ones(())
 
 
-FUNCTIONS = [branches, loop, several_outputs, nested, stopped, output_is_input]
+def two_sums(x, y):
+    """Sums of numbers of one shape, of one number with itself, and of which one summand has no derivative."""
+    both = jnp.sin(x) + jnp.cos(x)
+    return jnp.sum(both + both) + jnp.sum(x + lax.stop_gradient(x)) * y
+
+
+def last_of_several(x, y):
+    """A call of which the last output alone is needed."""
+    *_, last = network(x, y)
+    return jnp.sum(last)
+
+
+def first_and_last_of_several(x, y):
+    first, _, last = network(x, y)
+    return jnp.sum(first * last)
+
+
+FUNCTIONS = [branches, loop, several_outputs, nested, stopped, output_is_input, two_sums]
+FUNCTIONS += [last_of_several, first_and_last_of_several]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)

@@ -20,7 +20,7 @@ class BranchingValue(NamedTuple):
     def of(cls, name: str, value: jax.Array | np.ndarray) -> "BranchingValue":
         """Make one of an array whose values are known."""
         value = np.asarray(value)
-        return cls(name, _frozen(value.tolist()), str(value.dtype))
+        return cls(name, _frozen(value.tolist()), _name_of(value.dtype))
 
     @property
     def is_of_program(self) -> bool:
@@ -46,6 +46,11 @@ def describe_trace(trace: Iterable[BranchingValue]) -> str:
 def _array(value: BranchingValue) -> jax.Array:
     with jax.ensure_compile_time_eval():  # as it is kept, whatever is traced
         return jnp.asarray(value.value, value.dtype)
+
+
+@lru_cache(maxsize=100)
+def _name_of(dtype: np.dtype) -> str:
+    return str(dtype)
 
 
 def _frozen(value: Any) -> Any:
