@@ -65,7 +65,8 @@ def _hashed(key: jax.Array, count: jax.Array) -> jax.Array:
             y = x ^ (y << jnp.uint32(rotation) | y >> jnp.uint32(32 - rotation))
         x = x + schedule[(group + 1) % 3]
         y = y + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
-    return jnp.stack([x, y], axis=-1)
+    # Without a barrier XLA writes one hash out anew in each kernel that uses it, and theirs in those that use them.
+    return lax.optimization_barrier(jnp.stack([x, y], axis=-1))
 
 
 def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
