@@ -46,7 +46,7 @@ class Updates:
         """After one of several updates of the guide."""
         new, has_signal, still_finite = self._of_phi(old, grads, insomnia, aux)
         finite = old.finite & still_finite
-        guide = optax.tree.where(finite & has_signal, new, old.guide)
+        guide = chosen(finite & has_signal, new, old.guide)
         return Progress(guide, chosen(finite, aux.mutable_state, old.mutable_state), finite)
 
     def of_both(
@@ -67,8 +67,8 @@ class Updates:
         norms = [optax.tree.norm(tree) for tree in grads]  # not finite if any gradient, or its square, is not
         finite = progress.finite & finite & has_signal & all_finite(norms)
         finite = finite & stays_finite(new_model.params, model.params)
-        model = optax.tree.where(finite & aux.alive, new_model, model)
-        guide = optax.tree.where(finite, new_guide, Trained(state.phi, state.phi_opt_state))
+        model = chosen(finite & aux.alive, new_model, model)
+        guide = chosen(finite, new_guide, Trained(state.phi, state.phi_opt_state))
         # Key and count go on in any case: the next step draws anew, where the same draws would fail again.
         new_state = RWSState(
             theta=model.params,
