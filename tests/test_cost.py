@@ -74,6 +74,20 @@ def test_a_wake_step_costs_hardly_more_than_one_written_by_hand():
     assert 0.9 < ratio <= 1.15
 
 
+def num_kernels(step, *args):
+    return jax.jit(step).lower(*args).compile().as_text().count(" fusion(")
+
+
+@pytest.mark.usefixtures("allow_rank_promotion")
+def test_a_step_is_not_many_more_kernels_than_one_written_by_hand():
+    """The guard, the info and keys for every particle: most of the time to compile a step is spent on its kernels."""
+    x = (jax.random.uniform(jax.random.key(0), (BATCH_SIZE, 64)) < 0.3).astype(float)
+    rws = rws_jax.make_step(demo.model, demo.guide, num_particles=NUM_PARTICLES)
+    state = rws.init(jax.random.key(0), x)
+    by_hand = num_kernels(lambda state, x: step_by_hand(optax.adam(1e-3), state, x), state.plain[:5], x)
+    assert num_kernels(rws.step, state, x) <= 1.4 * by_hand
+
+
 def work(jaxpr):
     """Numbers that a function computes, products of matrices as so many as they multiply; loops count all their steps.
 

@@ -459,7 +459,7 @@ MUTATIONS = {
     ),
     "steps that are not finite": (
         updates,
-        "optax.tree.where(finite, new_guide, Trained(state.phi, state.phi_opt_state))",
+        "chosen(finite, new_guide, Trained(state.phi, state.phi_opt_state))",
         "new_guide",
         test_step.test_an_update_that_overflows_is_not_taken,
     ),
@@ -477,8 +477,8 @@ MUTATIONS = {
     ),
     "model updated by dead units": (
         updates,
-        "optax.tree.where(finite & aux.alive, new_model, model)",
-        "optax.tree.where(finite, new_model, model)",
+        "chosen(finite & aux.alive, new_model, model)",
+        "chosen(finite, new_model, model)",
         test_step.test_dreams_rescue_a_guide_that_has_left_the_support,
     ),
     "state of steps that are not finite": (

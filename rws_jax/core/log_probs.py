@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 from numpyro.distributions import BernoulliLogits, BinomialLogits, Distribution, InverseGamma
@@ -64,6 +65,18 @@ def _exact_parts(value: Any) -> Any:
 def _log_prob(logits: jax.Array, value: jax.Array, total: jax.Array | int) -> jax.Array:
     """Of `value` successes, in any order; where logits are infinite all trials come out alike."""
     infinite = jnp.isinf(logits)
-    safe = jnp.where(infinite, 0.0, logits)
+    safe = lax.select(infinite, jnp.zeros_like(logits), logits)
     certain = jnp.where(value == jnp.where(logits > 0, total, 0), 0.0, -jnp.inf)
-    return jnp.where(infinite, certain, value * safe - total * jax.nn.softplus(safe))
+    return jnp.where(infinite, certain, value * safe - total * _softplus(safe))
+
+
+@jax.custom_jvp
+def _softplus(x: jax.Array) -> jax.Array:
+    """``log(1 + exp(x))`` of finite numbers, by fewer operations than in `jax.nn.softplus`; its derivative is one."""
+    return lax.max(x, jnp.zeros_like(x)) + lax.log1p(lax.exp(-lax.abs(x)))
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (dx,) = primals, tangents
+    return _softplus(x), dx * lax.logistic(x)

@@ -63,12 +63,16 @@ def chosen(condition: jax.Array, tree: Any, other: Any) -> Any:
     if kinds[0] != kinds[1]:
         return with_keys_cloned(optax.tree.where(condition, tree, other))
     both = strong(tree), strong(other)
-    return with_keys_cloned(lax.platform_dependent(condition, *both, cpu=_branch, default=optax.tree.where))
+    return with_keys_cloned(lax.platform_dependent(condition, *both, cpu=_branch, default=_select))
 
 
 def _branch(condition: jax.Array, tree: Any, other: Any) -> Any:
     """A branch for all leaves, where a select is a kernel to be compiled for each; GPUs would wait for the host."""
     return lax.cond(condition, lambda: tree, lambda: other)
+
+
+def _select(condition: jax.Array, tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda leaf, alternative: lax.select(condition, leaf, alternative), tree, other)
 
 
 def trainable(tree: Any) -> Any:
@@ -95,7 +99,7 @@ def stays_finite(new: Any, old: Any) -> jax.Array:
     """Whether no number turns infinite, as a parameter may after a huge update."""
 
     def largest(new: jax.Array, old: jax.Array) -> jax.Array:
-        # A maximum of floats, which is NaN if one of them is, compiles in half the time that a reduction of truths takes.
+        # A maximum of floats is NaN if one of them is, and compiles in half the time of a reduction of truths.
         return jnp.max(jnp.where(jnp.isfinite(old), abs(new), 0.0), initial=0.0)
 
     pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)

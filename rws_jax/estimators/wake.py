@@ -188,7 +188,8 @@ class Wake:
     def __call__(self, executor: Executor, programs: Programs) -> WakeLosses:
         """Run one set of particles, and compute all that wake learns from it."""
         sums, summary = executor.summed(self.particle, programs, self.num, _Summarise(self.phi_loss))
-        return WakeLosses(of_all_units(sums[0], jnp.any(summary.num_alive > 0)), sums[1], summary)
+        has_live = jnp.sum(summary.num_alive == 0) < summary.num_alive.size  # by a number that the info has too
+        return WakeLosses(of_all_units(sums[0], has_live), sums[1], summary)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import logsumexp
 
 PerParticle = Annotated[jax.Array, "(particles, *units)"]
 OfUnits = Annotated[jax.Array, "units"]
@@ -38,7 +37,7 @@ def log_weights(log_p: PerParticle, log_q: PerParticle) -> PerParticle:
 
 def alive(log_w: PerParticle, axis: int = 0) -> OfUnits:
     """Which units have at least one particle of non-zero weight; shape ``units``."""
-    return jnp.any(log_w != -jnp.inf, axis=axis)
+    return jnp.max(log_w, axis=axis) != -jnp.inf  # the maximum is that of `_relative`: one reduction for both
 
 
 def bound(log_w: PerParticle, axis: int = 0) -> OfUnits:
@@ -53,9 +52,10 @@ def bound(log_w: PerParticle, axis: int = 0) -> OfUnits:
     Returns:
       Shape ``units``.
     """
-    live = alive(log_w, axis)
-    total = logsumexp(jnp.where(jnp.expand_dims(live, axis), log_w, 0.0), axis=axis)
-    return jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[axis])
+    live, log_max = alive(log_w, axis), lax.stop_gradient(_log_max(log_w, axis))  # whose gradients cancel
+    total = jnp.sum(_relative(log_w, axis), axis=axis)  # a logsumexp that shares its arithmetic with the weights
+    log_total = jnp.log(jnp.where(live, total, 1.0)) + log_max
+    return jnp.where(live, log_total, -jnp.inf) - jnp.log(log_w.shape[axis])
 
 
 class WeightSummary(NamedTuple):
@@ -142,5 +142,11 @@ def gradient_only(x: jax.Array) -> jax.Array:
 
 def _relative(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
+    log_max = lax.stop_gradient(_log_max(log_w, axis))  # what is made of these does not depend on their scale
+    return jnp.exp(log_w - jnp.expand_dims(log_max, axis))
+
+
+def _log_max(log_w: PerParticle, axis: int) -> OfUnits:
+    """The largest of each unit, or zero where that is not finite."""
     log_max = jnp.max(log_w, axis=axis)
-    return jnp.exp(log_w - jnp.expand_dims(jnp.where(log_max == -jnp.inf, 0.0, log_max), axis))
+    return jnp.where(jnp.isfinite(log_max), log_max, 0.0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rws_jax.checks.mutable_state import fail_branching
+from rws_jax.core.keys import split
 from rws_jax.core.layers import MutableState, Params, ProgramFn
 from rws_jax.core.trees import strong
 from rws_jax.estimators.wake import WakeLosses
@@ -55,7 +56,7 @@ class StepLoss:
         options, executor = self.options, self.executor
         executor.begin()
         has_u = options.wake.u is not None
-        rng_keys = [*jax.random.split(rng_key, 5 if has_u else 4), None]
+        rng_keys = [*split(rng_key, 5 if has_u else 4), None]
         total, alive, metrics, new_state = jnp.zeros(()), jnp.array(True), {}, mutable_state
         if options.trains_phi_on_wake or (jax.tree.leaves(params[0]) and trains_theta):
             awake = self.programs(params, (rng_keys[0], rng_keys[1], rng_keys[4]), arguments, mutable_state or {})
@@ -112,9 +113,10 @@ def _wake_metrics(losses: WakeLosses, trains_phi: bool) -> tuple[jax.Array, jax.
     """Wake-theta as a term of the total, whether any particle is alive, and metrics."""
     ess, num_alive, num_dead = losses.weights
     metrics = {"wake_theta_loss": losses.theta_loss} | ({"wake_phi_loss": losses.phi_loss} if trains_phi else {})
-    metrics |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": jnp.sum(num_alive == 0)}
+    num_dead_units = jnp.sum(num_alive == 0)
+    metrics |= {"ess_mean": jnp.mean(ess), "ess_min": jnp.min(ess), "num_dead_units": num_dead_units}
     metrics["num_dead_particles"] = jnp.sum(num_dead)
-    alive = jnp.any(num_alive > 0)
+    alive = num_dead_units < num_alive.size
     return jnp.where(alive, losses.theta_loss, 0.0), alive, metrics  # an infinite loss is for the info to show
 
 

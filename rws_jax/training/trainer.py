@@ -16,6 +16,7 @@ from rws_jax.checks.control_flow import fail_static
 from rws_jax.checks.options import check_scheduled_insomnia
 from rws_jax.checks.params import check_all_found
 from rws_jax.core.errors import CONCRETIZATION_ERRORS
+from rws_jax.core.keys import split
 from rws_jax.core.layers import MutableState, Params
 from rws_jax.core.trees import copied, strong
 from rws_jax.core.unconstrained import Unconstrained
@@ -81,7 +82,7 @@ class Trainer:
         check_state(rws_state, RWSState)
         state, arguments = rws_state.plain, Arguments.of(args, kwargs, self.loss.model)
         self.kinds.check(state, lambda: self._like_init(state, arguments))
-        rng_key, step_key, *guide_key = jax.random.split(state.rng_key, 2 if self.phi_steps == 1 else 3)
+        rng_key, step_key, *guide_key = split(state.rng_key, 2 if self.phi_steps == 1 else 3)
         insomnia = self._insomnia(state.step)
 
         def gradients(

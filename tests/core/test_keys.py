@@ -35,6 +35,18 @@ def test_quick_keys_make_the_keys_that_jax_makes(partitionable):
         assert plain(quick(rng_key)) == rng_key
 
 
+def test_each_hash_is_compiled_once():
+    """Without barriers each kernel has the whole chain of hashes in it that its key is made by."""
+
+    def derived_in_turn(rng_key):
+        for _ in range(4):
+            rng_key, of_site = jax.random.split(rng_key)
+        return DATA(jax.vmap(jax.random.fold_in, (None, 0))(of_site, jnp.arange(3)))
+
+    compiled = jax.jit(derived_in_turn).lower(quick(jax.random.key(0))).compile().as_text()
+    assert compiled.count(" xor(") <= 5 * 25  # five hashes of 20 rounds, and schedules of their keys
+
+
 @pytest.mark.parametrize(
     "rng_key", [jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0), None], ids=["rbg", "without a type", "none"]
 )

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rws_jax.core.keys import each_once
 from rws_jax.core.trees import split_floats
 from rws_jax.execution.branching.handler import BranchHandler, TraceEnded, UnannotatedBranch
 from rws_jax.execution.branching.trace import BranchingTrace
@@ -110,7 +109,7 @@ class CompiledTree:
         """
         filled = np.repeat(pairs[:1], self.size, axis=0)
         filled[: len(pairs)] = pairs
-        with _one_context(), each_once():  # it is compiled within this call
+        with _one_context():
             return self._forward(programs, filled)
 
     def backward(
