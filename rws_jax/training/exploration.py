@@ -15,6 +15,7 @@ from jax.core import Tracer
 from numpyro.distributions import Distribution
 
 from rws_jax.core.layers import MutableState, Params
+from rws_jax.core.site_functions import compiled_sites
 from rws_jax.core.sites import param_sites
 from rws_jax.execution.branching.handler import KnownValues, Latents
 from rws_jax.execution.branching.trace import BranchingValue
@@ -96,7 +97,8 @@ def _others(latents: Latents) -> Iterator[tuple[BranchingValue, ...]]:
 
 def _may_draw(fn: Distribution, value: BranchingValue) -> bool:
     """Whether this value can occur: a program need not be prepared for one of probability zero."""
-    return bool(jnp.all(log_density(fn, value.array, None) > _MIN_LOG_PROB))
+    with compiled_sites():
+        return bool(np.all(log_density(fn, value.array, None) > _MIN_LOG_PROB))
 
 
 def _values(fn: Distribution) -> Iterable:
