@@ -207,16 +207,16 @@ def _function(kind: _Kind) -> _Function:
 def _body(eqn: JaxprEqn, outputs: tuple[int, ...]) -> ClosedJaxpr:
     """Some outputs of an equation as a function of all of its inputs; a function that it calls is taken as its body."""
     called: Any = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") and not eqn.effects else None
-    if isinstance(called, ClosedJaxpr):
+    outvars = [called.jaxpr.outvars[place] for place in outputs] if isinstance(called, ClosedJaxpr) else []
+    if outvars and not any(isinstance(var, Literal) for var in outvars):  # which has no type of its own there
         inner = called.jaxpr
-        outvars = [inner.outvars[place] for place in outputs]
         return without_unused(
             ClosedJaxpr(inner.replace(outvars=outvars, debug_info=_empty().debug_info), called.consts)
         )
     invars: list[Any] = [Var(atom.aval) for atom in eqn.invars]
-    outvars: list[Any] = [Var(atom.aval) for atom in eqn.outvars]
-    alone = [eqn.replace(invars=invars, outvars=outvars)]
-    kept = [outvars[place] for place in outputs]
+    own: list[Any] = [Var(atom.aval) for atom in eqn.outvars]
+    alone = [eqn.replace(invars=invars, outvars=own)]
+    kept = [own[place] for place in outputs]
     return ClosedJaxpr(_empty().replace(invars=invars, outvars=kept, eqns=alone, effects=eqn.effects), [])
 
 

@@ -64,6 +64,7 @@ def _exact_parts(value: Any) -> Any:
 
 def _log_prob(logits: jax.Array, value: jax.Array, total: jax.Array | int) -> jax.Array:
     """Of `value` successes, in any order; where logits are infinite all trials come out alike."""
+    logits = jnp.asarray(logits, jnp.result_type(logits, float))  # they may be whole numbers
     infinite = jnp.isinf(logits)
     safe = lax.select(infinite, jnp.zeros_like(logits), logits)
     certain = jnp.where(value == jnp.where(logits > 0, total, 0), 0.0, -jnp.inf)

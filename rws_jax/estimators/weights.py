@@ -37,7 +37,8 @@ def log_weights(log_p: PerParticle, log_q: PerParticle) -> PerParticle:
 
 def alive(log_w: PerParticle, axis: int = 0) -> OfUnits:
     """Which units have at least one particle of non-zero weight; shape ``units``."""
-    return jnp.max(log_w, axis=axis) != -jnp.inf  # the maximum is that of `_relative`: one reduction for both
+    # No maximum would do: XLA's on CPU may lose a NaN, which is not dead but wrong.
+    return _total(log_w, axis) != 0.0
 
 
 def bound(log_w: PerParticle, axis: int = 0) -> OfUnits:
@@ -53,8 +54,7 @@ def bound(log_w: PerParticle, axis: int = 0) -> OfUnits:
       Shape ``units``.
     """
     live, log_max = alive(log_w, axis), lax.stop_gradient(_log_max(log_w, axis))  # whose gradients cancel
-    total = jnp.sum(_relative(log_w, axis), axis=axis)  # a logsumexp that shares its arithmetic with the weights
-    log_total = jnp.log(jnp.where(live, total, 1.0)) + log_max
+    log_total = jnp.log(jnp.where(live, _total(log_w, axis), 1.0)) + log_max
     return jnp.where(live, log_total, -jnp.inf) - jnp.log(log_w.shape[axis])
 
 
@@ -86,8 +86,8 @@ def normalise(log_w: PerParticle, axis: int = 0) -> PerParticle:
     Returns:
       Shape ``(particles, *units)``.
     """
-    live, w = jnp.expand_dims(alive(log_w, axis), axis), _relative(log_w, axis)
-    return jnp.where(live, w / jnp.where(live, jnp.expand_dims(jnp.sum(w, axis=axis), axis), 1.0), 0.0)
+    live, total = (jnp.expand_dims(x, axis) for x in (alive(log_w, axis), _total(log_w, axis)))
+    return jnp.where(live, _relative(log_w, axis) / jnp.where(live, total, 1.0), 0.0)
 
 
 def log_mixture(log_q: PerParticle, log_u: PerParticle, delta: float) -> PerParticle:
@@ -144,6 +144,11 @@ def _relative(log_w: PerParticle, axis: int = 0) -> PerParticle:
     """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
     log_max = lax.stop_gradient(_log_max(log_w, axis))  # what is made of these does not depend on their scale
     return jnp.exp(log_w - jnp.expand_dims(log_max, axis))
+
+
+def _total(log_w: PerParticle, axis: int = 0) -> OfUnits:
+    """The sum of `_relative`: zero for a dead unit, at least one for a live one, NaN if any is; shared by all above."""
+    return jnp.sum(_relative(log_w, axis), axis=axis)
 
 
 def _log_max(log_w: PerParticle, axis: int) -> OfUnits:

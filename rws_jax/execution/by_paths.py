@@ -60,7 +60,8 @@ class ByPaths(Executor):
         _check_keys(programs)
         cache = self.cache or _cache_of(particle, *(program.fn for program in programs.all))
         avals = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(programs))
-        kind = Kind(particle, self.data, jax.tree.structure(programs), avals)
+        config: Any = jax.config
+        kind = Kind(particle, self.data, (jax.tree.structure(programs), config.jax_enable_x64), avals)
         num_data = self.data.count(programs)
         shape = (num,) if num_data is None else (num, num_data)
         pairs = np.argwhere(np.ones((*shape, 1)[:2]))[:, ::-1].astype(np.int32)  # datum and number of each particle

@@ -54,6 +54,17 @@ def two_sums(x, y):
     return jnp.sum(both + both) + jnp.sum(x + lax.stop_gradient(x)) * y
 
 
+@jax.jit
+def constant_output(x, y):
+    return jnp.sum(x) * y, 1.0
+
+
+def constant_of_a_call(x, y):
+    """A call one output of which is a number of Python."""
+    first, second = constant_output(x, y)
+    return first * second, second
+
+
 def last_of_several(x, y):
     """A call of which the last output alone is needed."""
     *_, last = network(x, y)
@@ -66,7 +77,7 @@ def first_and_last_of_several(x, y):
 
 
 FUNCTIONS = [branches, loop, several_outputs, nested, stopped, output_is_input, two_sums]
-FUNCTIONS += [last_of_several, first_and_last_of_several]
+FUNCTIONS += [last_of_several, first_and_last_of_several, constant_of_a_call]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)

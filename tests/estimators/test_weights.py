@@ -66,6 +66,14 @@ def test_a_wrong_weight_is_passed_on_and_not_hidden(bad):
     assert weights.bound(log_w)[1] == weights.bound(LOG_W)[1]
 
 
+@pytest.mark.parametrize("rest", [-jnp.inf, -2.0])
+def test_one_nan_among_many_particles_and_units_is_not_lost(rest):
+    log_w = jnp.full((50, 128), rest).at[17, 3].set(jnp.nan)
+    live, bounds, w = jax.jit(lambda x: (weights.alive(x), weights.bound(x), weights.normalise(x)))(log_w)
+    assert bool(live[3] & jnp.isnan(bounds[3]) & jnp.isnan(w[:, 3]).any())
+    assert (live.sum(), jnp.isnan(bounds).sum()) == ((1, 1) if rest == -jnp.inf else (128, 1))
+
+
 def test_one_dominating_weight_takes_all():
     log_w = jnp.array([[0.0], [-2000.0], [-1e30]])
     assert weights.summarise(log_w).effective_sample_size == 1.0

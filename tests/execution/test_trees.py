@@ -13,7 +13,7 @@ import pytest
 
 import rws_jax
 from rws_jax.execution import by_paths
-from rws_jax.execution.branching import compiled_tree
+from rws_jax.execution.branching import compiled_tree, handler
 from rws_jax.execution.branching.path_cache import PathCache
 from tests.core.test_support import enable_x64
 from tests.execution import test_branching as branching
@@ -158,3 +158,38 @@ def test_a_tree_is_traced_once(monkeypatch):
     assert info.num_compiled == 1
     assert info.num_unjitted <= 2
     assert info.finite
+
+
+def test_a_tree_that_was_traced_for_double_precision_leaves_that_for_single_as_it_is():
+    """JAX traces a function again in another context, and what one trace has noted is not for the other."""
+    *programs, x = LOOPS["geometric"]
+    x = np.asarray(x, np.float32)
+    params = jax.tree.map(jnp.float32, branching.params_of(*programs, x))
+    with small_trees() as cache:
+        value, grads = loss_and_gradient(rws_jax.wake_phi_loss, programs, params, x)
+        with enable_x64(True):
+            loss = rws_jax.wake_phi_loss(*params, *branching.seeded(*programs), x, num_particles=6, data_axes=0)
+        again = loss_and_gradient(rws_jax.wake_phi_loss, programs, params, x)
+    assert num_trees(cache)
+    assert float(loss) == pytest.approx(float(value), rel=1e-5)
+    chex.assert_trees_all_equal(again, (value, grads))
+
+
+def test_a_loop_that_a_nan_keeps_from_its_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(handler, "MAX_SITES", 50)
+
+    def guide(x):
+        number, slope = 0, numpyro.param("slope", 0.1)
+        while not numpyro.sample(f"end_{number}", dist.Bernoulli(logits=slope * x), infer=BRANCHES):
+            number += 1
+
+    def model(x):
+        number = 0
+        while not numpyro.sample(f"end_{number}", dist.Bernoulli(0.5), infer=BRANCHES):
+            number += 1
+        numpyro.sample("x", dist.Normal(number, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="no end of a loop at branching site 'end_50'") as error:
+        rws_jax.wake_theta_loss({}, {"slope": 0.1}, *branching.seeded(model, guide), jnp.array([jnp.nan]), data_axes=0)
+    assert "end_5=0, ... (38 more) ..., end_44=0" in str(error.value)
+    assert "at most 50 branching sites" in str(error.value)

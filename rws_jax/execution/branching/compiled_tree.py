@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from rws_jax.core.trees import split_floats
-from rws_jax.execution.branching.handler import BranchHandler, TraceEnded, UnannotatedBranch
+from rws_jax.execution.branching.handler import BranchHandler, TraceEnded
 from rws_jax.execution.branching.trace import BranchingTrace
 from rws_jax.execution.branching.unrolled import Along, NotUnrolledError, Unrolled
 from rws_jax.execution.data import Data
@@ -71,7 +71,7 @@ class Passed(NamedTuple):
 
     numbers: jax.Array
     which: jax.Array  # the trace of each, or the beginning that is left over
-    held: list[jax.Array]  # what the way back needs
+    pullback: Any  # a tree
 
 
 class CompiledTree:
@@ -82,7 +82,7 @@ class CompiledTree:
     def __init__(self, particle: ParticleFn, data: Data, size: int, max_paths: int, also_branching: set[str]) -> None:
         self.size, self.layout = size, None
         self._unrolled = Truncated(particle, max_paths, also_branching)
-        self._data, self._pullback = data, None  # known once it is traced
+        self._data = data
         self._forward = jax.jit(self._passed)
         self._backward = jax.jit(self._gradients)
         self.layout: Layout | None
@@ -113,19 +113,19 @@ class CompiledTree:
             return self._forward(programs, filled)
 
     def backward(
-        self, held: list[jax.Array], cotangents: np.ndarray, grads: list[jax.Array]
+        self, pullback: Any, cotangents: np.ndarray, grads: list[jax.Array]
     ) -> tuple[list[jax.Array], jax.Array]:
         """Gradients of the floats among the parameters with those of these particles added, and whether they are zero.
 
         Args:
-          held: from the way forward.
+          pullback: from the way forward.
           cotangents: those of the numbers of the particles; for those that have left, any.
           grads: gradients so far.
         """
         weights = np.zeros((self.size, cotangents.shape[-1]), cotangents.dtype)
         weights[: len(cotangents)] = cotangents
         with _one_context():
-            return self._backward(held, weights, grads)
+            return self._backward(pullback, weights, grads)
 
     def _passed(self, programs: Programs, pairs: jax.Array) -> Passed:
         floats, with_floats = split_floats(programs.params)
@@ -143,19 +143,16 @@ class CompiledTree:
         of_all = lambda floats: jax.vmap(of_one, (None, 0, 0))(floats, *pairs.T)
         try:
             numbers, pullback, which = jax.vjp(of_all, floats, has_aux=True)
-        except UnannotatedBranch:  # it is annotated in another program than the one that draws it
-            raise
         except Exception as error:  # by paths it is found whether particles come to it
             raise NotUnrolledError(str(error)) from error
         if self._unrolled.wastes(self.size):
             raise NotUnrolledError("paths that take much work")
-        held, self._pullback = jax.tree.flatten(pullback)
-        return Passed(numbers, which, held)
+        return Passed(numbers, which, pullback)
 
     def _gradients(
-        self, held: list[jax.Array], cotangents: jax.Array, grads: list[jax.Array]
+        self, pullback: Any, cotangents: jax.Array, grads: list[jax.Array]
     ) -> tuple[list[jax.Array], jax.Array]:
-        (of_these,) = jax.tree.unflatten(self._pullback, held)(cotangents)
+        (of_these,) = pullback(cotangents)
         is_zero = reduce(jnp.logical_and, (jnp.all(leaf == 0) for leaf in of_these), jnp.array(True))
         return optax.tree.add(grads, of_these), is_zero
 

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rws_jax.core.errors import fail, is_own, where_from
 from rws_jax.core.sites import Site
-from rws_jax.execution.branching.trace import BranchingTrace, describe_trace
+from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue, describe_trace
 
 
 class BranchingSiteError(TypeError):
@@ -137,6 +137,18 @@ def warn_of_path(error: BranchingSiteError) -> None:
             " can take it, nothing is lost but time.",
             stacklevel=3,
         )
+
+
+def fail_endless(name: str, taken: Sequence[BranchingValue]) -> NoReturn:
+    """A loop in Python goes on and on, as one that ends when a value is drawn which has no probability."""
+    fail(
+        ValueError,
+        f"no end of a loop at branching site {name!r}, on {describe_trace(taken)}",
+        expected=f"at most {len(taken):,} branching sites on a path",
+        found="more",
+        hint="where data or parameters are NaN, so is a probability, and the value that ends the loop is never drawn;"
+        " otherwise let the loop end after some rounds",
+    )
 
 
 def fail_not_deterministic(trace: BranchingTrace, expected: str, found: str) -> NoReturn:

@@ -43,7 +43,7 @@ class TreeGroup(NamedTuple):
 
     tree: CompiledTree
     members: np.ndarray
-    held: list[jax.Array] | None  # what its gradients need; None: it is computed anew, to save memory
+    pullback: Any  # from cotangents to gradients; None: it is computed anew, to save memory
 
 
 class GroupedRun:
@@ -95,9 +95,9 @@ class GroupedRun:
                 is_safe = True
                 if self._has_way_back:  # no derivative along a trace that is not taken may spoil the others'
                     nothing = np.zeros(passed.numbers.shape, passed.numbers.dtype)
-                    _, is_safe = tree.backward(passed.held, nothing, self._grads)
+                    _, is_safe = tree.backward(passed.pullback, nothing, self._grads)
                 self._cache.keep(self._kind, tree)
-                calls.append((tree, part, passed if self._keeps else passed._replace(held=None), is_safe))
+                calls.append((tree, part, passed if self._keeps else passed._replace(pullback=None), is_safe))
         fetched = jax.device_get([(passed.numbers, passed.which, is_safe) for *_, passed, is_safe in calls])
         if not all(is_safe for *_, is_safe in fetched):
             self._cache.drop_trees(self._kind)
@@ -105,7 +105,7 @@ class GroupedRun:
         left = []
         for (tree, members, passed, _), (numbers, which, _) in zip(calls, fetched, strict=True):
             numbers, which = numbers[: len(members)], which[: len(members)]
-            left += self._leave_tree(TreeGroup(tree, members, passed.held), numbers, which)
+            left += self._leave_tree(TreeGroup(tree, members, passed.pullback), numbers, which)
         return left
 
     def _leave_tree(
@@ -196,9 +196,10 @@ class GroupedRun:
     def gradients(self, cotangents: np.ndarray) -> list[jax.Array]:
         """Gradients of all parameters that are floats, given the cotangents of `results`."""
         grads = self._grads
-        for tree, members, held in self.tree_groups:  # nothing comes back to those that have left
-            held = tree.forward(self._programs, self._pairs[members]).held if held is None else held
-            grads, _ = tree.backward(held, cotangents[members], grads)
+        for tree, members, pullback in self.tree_groups:  # nothing comes back to those that have left
+            if pullback is None:
+                pullback = tree.forward(self._programs, self._pairs[members]).pullback
+            grads, _ = tree.backward(pullback, cotangents[members], grads)
         for group in self.groups:
             weights = cotangents[group.members]
             if group.compiled is not None:

@@ -14,9 +14,16 @@ from rws_jax.core.numpyro_internals import Messenger
 from rws_jax.core.sites import Site
 from rws_jax.core.supports import kind_of_support
 from rws_jax.core.trees import is_traced
-from rws_jax.execution.branching.errors import check_outside_of_plates, fail_not_deterministic, fail_traced
+from rws_jax.execution.branching.errors import (
+    check_outside_of_plates,
+    fail_endless,
+    fail_not_deterministic,
+    fail_traced,
+)
 from rws_jax.execution.branching.trace import BranchingTrace, BranchingValue
 from rws_jax.programs.drawing import sampled
+
+MAX_SITES = 10_000  # branching sites on a path: some ten seconds, after which a loop is taken for one without end
 
 
 class TraceEnded(BaseException):
@@ -78,6 +85,8 @@ class BranchHandler(Messenger):
         drawn = sampled(site)
         if not self.goes_on:
             raise TraceEnded(name, drawn, site["fn"])
+        if len(self.taken) == MAX_SITES:
+            fail_endless(name, self.taken)
         self.taken.append(BranchingValue.of(name, drawn))
         return drawn
 

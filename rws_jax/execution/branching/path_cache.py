@@ -29,7 +29,7 @@ _MAX_PARTED = 32  # ... groups of its size have not come as often
 
 
 class Kind(NamedTuple):
-    """What particles compute, for programs and arguments of which structure and shapes; hashable."""
+    """What particles compute, for programs and arguments of which structure, precision and shapes; hashable."""
 
     particle: ParticleFn
     data: Data

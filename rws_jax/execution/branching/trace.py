@@ -34,11 +34,15 @@ class BranchingValue(NamedTuple):
 
 
 BranchingTrace = tuple[BranchingValue, ...]
+_MOST_DESCRIBED = 12
 
 
 def describe_trace(trace: Iterable[BranchingValue]) -> str:
     """A branching trace as messages tell it."""
-    values = ", ".join(f"{value.name}={value.value}" for value in trace)
+    each = [f"{value.name}={value.value}" for value in trace]
+    if len(each) > _MOST_DESCRIBED:
+        each[_MOST_DESCRIBED // 2 : -_MOST_DESCRIBED // 2] = [f"... ({len(each) - _MOST_DESCRIBED} more) ..."]
+    values = ", ".join(each)
     return f"the path {values}" if values else "the empty path, before any branching site"
 
 
