@@ -1,12 +1,15 @@
-"""Every notebook is small, carries no outputs, and runs from top to bottom."""
+"""Every notebook is small, carries no outputs, and runs from top to bottom; the site shows what it has put out."""
 
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+URL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
@@ -15,11 +18,13 @@ def test_form(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert path.stat().st_size < 30_000
-    assert f"notebooks/{path.name}" in notebook.cells[0].source
+    in_colab = URL.replace("github.com", "colab.research.google.com/github")
+    assert f"({in_colab}/blob/main/notebooks/{path.name})" in notebook.cells[0].source
     assert "colab-badge.svg" in notebook.cells[0].source
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert "pip" in code[0].source
+    assert f"git+{URL}" in code[0].source
     assert "jax.devices()" in code[1].source
     assert "assert" in code[-1].source
 
@@ -32,3 +37,6 @@ def test_runs(path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    shown = ROOT / "docs" / "learn" / path.name
+    shown.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, shown)

@@ -1,0 +1,131 @@
+"""The documentation site: the pages of this folder, pages from elsewhere in the repository, and the notebooks.
+
+    python -m pip install -e ".[docs]"
+    python -m sphinx -W docs site
+
+Notebooks are kept without outputs. Those that a test run has left in `learn/`, with outputs, are shown as they are;
+others are run, in their short form.
+"""
+
+import os
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import rws_jax
+
+os.environ.setdefault("RWS_JAX_CI", "1")  # notebooks in their short form
+DOCS = Path(__file__).parent
+REPOSITORY = DOCS.parent
+URL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def notebooks():
+    """Lay notebooks beside the pages, where a test run has not; returns those that have their outputs."""
+    run, learn = [], DOCS / "learn"
+    learn.mkdir(exist_ok=True)
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        shown = learn / path.name
+        if shown.exists() and shown.stat().st_mtime > path.stat().st_mtime and '"output_type"' in shown.read_text():
+            run.append(f"learn/{path.name}")
+        else:
+            shutil.copyfile(path, shown)
+    return run
+
+
+project = "rws_jax"
+author = "The rws_jax authors"
+copyright = author
+version = release = rws_jax.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["figures", "conftest.py"]
+nitpicky = False
+
+html_theme = "sphinx_book_theme"
+html_title = "rws_jax"
+html_static_path = ["style"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "repository_url": URL,
+    "use_repository_button": True,
+    "use_issues_button": True,
+    "path_to_docs": "docs",
+    "show_toc_level": 2,
+    "show_navbar_depth": 1,
+}
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
+myst_heading_anchors = 4
+nb_execution_mode = "force"
+nb_execution_excludepatterns = notebooks()
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings say shapes, which types do not
+autodoc_class_signature = "separated"
+add_module_names = False
+default_role = "code"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+trim_doctest_flags = True
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Pages whose text is elsewhere in the repository, where readers of it expect them.
+ELSEWHERE = {
+    "benchmarks": "benchmarks/README.md",
+    "changelog": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+    "tests": "tests/README.md",
+}
+
+
+def setup(app):
+    """Bring in what is kept elsewhere."""
+    app.connect("source-read", _read)
+    app.connect("autodoc-process-signature", _signature)
+
+
+def _signature(app, what, name, obj, options, signature, returns):
+    """The default optimizer, a pair of functions, as one writes it."""
+    pair = r"\(<function chain\.<locals>\.init_fn>, <function chain\.<locals>\.update_fn>\)"
+    return signature and re.sub(pair, "optax.adam(1e-3)", signature), returns
+
+
+def _read(app, name, source):
+    """A page's text, with links that lead to pages of the site."""
+    path = REPOSITORY / ELSEWHERE[name] if name in ELSEWHERE else DOCS / f"{name}.md"
+    if not path.exists():  # a notebook
+        return
+    text = path.read_text() if name in ELSEWHERE else source[0]
+    source[0] = re.sub(r"\]\(([^)\s]+)\)", lambda match: f"]({_link(match[1], path.parent)})", text)
+
+
+def _link(target, folder):
+    """Where a link of a file of the repository leads on the site."""
+    file, _, anchor = target.partition("#")
+    if urlsplit(target).scheme or not file:
+        return target
+    path = (folder / file).resolve(strict=True)
+    anchor = anchor and f"#{anchor}"
+    for name, original in ELSEWHERE.items():
+        if path == REPOSITORY / original:
+            return f"{name}.md{anchor}"
+    if path.is_relative_to(DOCS):
+        return f"{path.relative_to(DOCS)}{anchor}"
+    if path.is_relative_to(REPOSITORY / "notebooks"):
+        return f"learn/{path.name}"
+    return f"{URL}/blob/main/{path.relative_to(REPOSITORY)}{anchor}"
