@@ -34,7 +34,8 @@ def bound_by_num_particles(
         ax.vlines(x, y - errors, y + errors, color=color)
     ax.set(xscale="log", xlabel="particles K", ylabel="log evidence per unit, nats")
     ax.ticklabel_format(axis="y", useOffset=False)  # an offset would be written where the legend is
-    ax.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+    ax.set_xticks(x, [f"{size:,.0f}" for size in x])
+    ax.minorticks_off()  # where sizes are no powers of ten, these have labels that overlap
     ax.grid(axis="y", color=GREY, alpha=0.25)
     legend(ax)
     return ax

@@ -173,9 +173,11 @@ def test_the_axis_of_weights_ends_where_they_are_of_no_account(ax):
 
 
 def test_axes_say_whole_numbers_and_no_offset(ax):
-    plots.bound_by_num_particles([1, 10], [-1.70233, -1.70221], ax=ax)
+    plots.bound_by_num_particles([2, 8, 2000], [-1.70233, -1.70221, -1.7022], ax=ax)
     ax.figure.canvas.draw()
     assert not ax.yaxis.get_offset_text().get_text()
+    labels = [label.get_text() for which in ("major", "minor") for label in ax.get_xticklabels(which=which)]
+    assert labels == ["2", "8", "2,000"]
     figure, other = plt.subplots()
     plots.pareto_k(np.array([0.3]), ax=other)
     assert [tick for tick in other.get_xticks() if -0.5 <= tick <= 0.5] == [0.0]
