@@ -1,13 +1,17 @@
 """What the pages in `docs` say is run: their Python blocks, in both libraries where Pyro is installed."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-PAGES = Path(__file__).parent.parent / "docs"
+import rws_jax
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs"
 
 
 def blocks(page):
@@ -51,3 +55,13 @@ def test_the_two_optimizers_of_the_migration_page_update_at_their_own_rates():
     after = svi.optim.get_params(update(state, observations=data)[0].optim_state)
     moved = {name: float(jnp.abs(after[name] - before[name])) for name in before}
     assert moved == pytest.approx({"weight": 1e-3, "slope": 1e-2, "bias": 1e-2}, rel=1e-3)  # Adam's first step
+
+
+def test_the_repository_has_one_address_and_one_version():
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    texts = {path: path.read_text() for path in ROOT.rglob("*") if path.suffix in {".cff", ".ipynb", ".md", ".toml"}}
+    found = {path.name: set(re.findall(r"https://github\.com/[\w-]+/rws_jax", text)) for path, text in texts.items()}
+    assert {name: urls for name, urls in found.items() if urls - {address}} == {}
+    citation = texts[ROOT / "CITATION.cff"]
+    assert f"repository-code: {address}\n" in citation
+    assert f"version: {rws_jax.__version__}\n" in citation

@@ -280,5 +280,5 @@ def test_without_arviz_the_error_says_what_to_install(monkeypatch):
     weighted = rws_jax.importance_sample(key(), {}, location, location_guide, X, num_particles=50)
     for name in ("arviz", "arviz_base"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r'pip install "rws_jax\[arviz\]"'):
+    with pytest.raises(ImportError, match=r'pip install "rws_jax\[posterior\]"'):
         rws_jax.to_arviz(weighted, key(1), {}, location, X, num_samples=10)

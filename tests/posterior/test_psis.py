@@ -139,5 +139,5 @@ def test_without_arviz_the_error_says_what_to_install(monkeypatch):
     for name in ("arviz", "arviz_stats", "arviz_stats.base"):
         monkeypatch.setitem(sys.modules, name, None)
     psis._arviz_psis.cache_clear()
-    with pytest.raises(ImportError, match=r'pip install "rws_jax\[arviz\]"'):
+    with pytest.raises(ImportError, match=r'pip install "rws_jax\[posterior\]"'):
         pareto_smoothed(NORMAL)

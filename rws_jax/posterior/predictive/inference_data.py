@@ -117,7 +117,7 @@ def _from_dict(
             except ImportError as error:
                 cause = error
         else:
-            message = 'to_arviz needs ArviZ: pip install "rws_jax[arviz]"'
+            message = 'to_arviz needs ArviZ: pip install "rws_jax[posterior]"'
             raise ImportError(message, name="arviz") from cause
     if "posterior" in inspect.signature(from_dict).parameters:  # before 1.0
         return from_dict(**tree, dims=dims, coords=coords)

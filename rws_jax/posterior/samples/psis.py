@@ -118,5 +118,5 @@ def _arviz_psis() -> Psis:
         try:
             return import_module("arviz").psislw
         except ImportError as error:
-            message = 'Pareto-smoothed weights and k-hat need ArviZ: pip install "rws_jax[arviz]"'
+            message = 'Pareto-smoothed weights and k-hat need ArviZ: pip install "rws_jax[posterior]"'
             raise ImportError(message, name="arviz") from error

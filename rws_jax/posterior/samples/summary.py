@@ -40,7 +40,7 @@ def summary(weighted: "WeightedSamples") -> str:
             " Draw by other keys to see how far estimates move."
         )
     elif not is_available():
-        tail = 'not known without ArviZ: pip install "rws_jax[arviz]"'
+        tail = 'not known without ArviZ: pip install "rws_jax[posterior]"'
     elif math.prod(shape) > _MAX_UNITS:
         tail = "of so many units by weighted.pareto_k()"
     elif num < MIN_PARTICLES:
