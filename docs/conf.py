@@ -106,12 +106,18 @@ def _signature(app, what, name, obj, options, signature, returns):
 
 
 def _read(app, name, source):
-    """A page's text, with links that lead to pages of the site."""
-    path = REPOSITORY / ELSEWHERE[name] if name in ELSEWHERE else DOCS / f"{name}.md"
-    if not path.exists():  # a notebook
-        return
-    text = path.read_text() if name in ELSEWHERE else source[0]
-    source[0] = re.sub(r"\]\(([^)\s]+)\)", lambda match: f"]({_link(match[1], path.parent)})", text)
+    """A page's text, with links that lead to pages of the site; the first page begins as the README does."""
+    page = DOCS / f"{name}.md"
+    if name in ELSEWHERE:
+        source[0] = _linked(REPOSITORY / ELSEWHERE[name])
+    elif page.exists():  # it is no notebook
+        source[0] = _linked(page)
+    if name == "index":
+        source[0] = _linked(REPOSITORY / "README.md").partition("## Documentation")[0] + source[0]
+
+
+def _linked(path):
+    return re.sub(r"\]\(([^)\s]+)\)", lambda match: f"]({_link(match[1], path.parent)})", path.read_text())
 
 
 def _link(target, folder):
