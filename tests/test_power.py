@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, interpreted, keys, merged, site_functions, sites, supports
+from rws_jax.core import draws, interpreted, keys, log_probs, merged, site_functions, sites, supports
 from rws_jax.estimators import (
     bound,
     defensive,
@@ -49,7 +49,7 @@ from rws_jax.programs import (
 )
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_cost, test_losses, test_options
-from tests.core import test_interpreted, test_keys, test_merged, test_site_functions, test_support
+from tests.core import test_interpreted, test_keys, test_log_probs, test_merged, test_site_functions, test_support
 from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
 from tests.execution import (
     test_all_paths,
@@ -1061,6 +1061,12 @@ MUTATIONS = {
         "np.asarray(value, dtype).tobytes()",
         "tuple(np.ravel(value).tolist())",
         test_merged.test_constants_are_compared_to_the_last_bit,
+    ),
+    "the sum over categories not differentiated": (
+        log_probs,
+        "d_chosen - jnp.broadcast_to(jnp.sum(probs * d_logits, axis=-1), log_prob.shape)",
+        "d_chosen",
+        partial(test_log_probs.test_the_density_of_a_category_is_the_one_of_numpyro, 3, (4,), (4,)),
     ),
 }
 
