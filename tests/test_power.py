@@ -226,8 +226,8 @@ MUTATIONS = {
     ),
     "what a call needs read off the wrong outputs": (
         interpreted,
-        "inner.outvars[place] for place in outputs",
-        "inner.outvars[place] for place in range(len(outputs))",
+        "called.jaxpr.outvars[place] for place in outputs",
+        "called.jaxpr.outvars[place] for place in range(len(outputs))",
         interpreted_anew(test_interpreted.last_of_several),
     ),
     "draws not detached": (
@@ -344,8 +344,8 @@ MUTATIONS = {
     ),
     "1/K forgotten in the bound": (
         weights,
-        "jnp.where(live, total, -jnp.inf) - jnp.log(log_w.shape[axis])",
-        "jnp.where(live, total, -jnp.inf)",
+        "jnp.where(live, log_total, -jnp.inf) - jnp.log(log_w.shape[axis])",
+        "jnp.where(live, log_total, -jnp.inf)",
         expected("guide"),
     ),
     "1/K forgotten in the baseline": (weights, "0.0) / log_w.shape[0]", "0.0)", by_hand("one latent")),

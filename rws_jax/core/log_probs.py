@@ -22,19 +22,19 @@ from numpyro.distributions import BernoulliLogits, BinomialLogits, CategoricalLo
 
 class _SmoothBernoulli(BernoulliLogits):
     def log_prob(self, value: ArrayLike) -> jax.Array:
-        return _log_prob(jnp.asarray(self.logits), jnp.asarray(value), 1)
+        return _log_prob(_floats(self.logits), jnp.asarray(value), 1)
 
 
 class _SmoothBinomial(BinomialLogits):
     def log_prob(self, value: ArrayLike) -> jax.Array:
         total, value = jnp.asarray(self.total_count), jnp.asarray(value)
         log_choices = gammaln(total + 1.0) - gammaln(value + 1.0) - gammaln(total - value + 1.0)
-        return log_choices + _log_prob(jnp.asarray(self.logits), value, total)
+        return log_choices + _log_prob(_floats(self.logits), value, total)
 
 
 class _DirectCategorical(CategoricalLogits):
     def log_prob(self, value: ArrayLike) -> jax.Array:
-        return _log_prob_of_category(jnp.asarray(self.logits), jnp.asarray(value))
+        return _log_prob_of_category(_floats(self.logits), jnp.asarray(value))
 
 
 class _DirectInverseGamma(InverseGamma):
@@ -66,6 +66,11 @@ def exact(fn: Distribution) -> Distribution:
     return other
 
 
+def _floats(logits: ArrayLike) -> jax.Array:
+    """Logits as NumPyro promotes them: they may be whole numbers."""
+    return jnp.asarray(logits, jnp.result_type(logits, float))
+
+
 def _has_parts(value: Any) -> bool:
     return isinstance(value, Distribution) or (isinstance(value, list | tuple) and any(map(_has_parts, value)))
 
@@ -79,7 +84,6 @@ def _exact_parts(value: Any) -> Any:
 
 def _log_prob(logits: jax.Array, value: jax.Array, total: jax.Array | int) -> jax.Array:
     """Of `value` successes, in any order; where logits are infinite all trials come out alike."""
-    logits = jnp.asarray(logits, jnp.result_type(logits, float))  # they may be whole numbers
     infinite = jnp.isinf(logits)
     safe = lax.select(infinite, jnp.zeros_like(logits), logits)
     certain = jnp.where(value == jnp.where(logits > 0, total, 0), 0.0, -jnp.inf)

@@ -1,5 +1,7 @@
 """Supports, masks and units: what a log density is where NumPyro's is a number, NaN or infinite."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -98,12 +100,12 @@ def test_draws_of_a_bernoulli_are_not_tested_again_but_other_draws_are():
     assert log_density(bernoulli, grey, dist.Normal(0.0, 1.0)) == -jnp.inf
 
 
-@pytest.mark.parametrize("fn", [dist.Bernoulli(logits=jnp.array(1)), dist.Binomial(3, logits=jnp.array([1, 0]))])
-def test_logits_may_be_whole_numbers(fn):
-    value = jnp.ones(fn.batch_shape, int)
-    of_floats = type(fn)(logits=fn.logits.astype(float), **{"total_count": 3} if fn.batch_shape else {})
-    assert jnp.array_equal(log_density(fn, value, None), log_density(of_floats, value, None))
-    assert jnp.allclose(log_density(fn, value, None), fn.log_prob(value))
+@pytest.mark.parametrize("of", [dist.Bernoulli, partial(dist.Binomial, 3), dist.Categorical])
+def test_logits_may_be_whole_numbers(of):
+    logits, value = jnp.array([1, 0]), jnp.array(1)
+    whole, floats = of(logits=logits), of(logits=logits.astype(float))
+    assert jnp.array_equal(log_density(whole, value, None), log_density(floats, value, None))
+    assert jnp.allclose(log_density(whole, value, None), whole.log_prob(value))
 
 
 def test_draws_of_vectors_off_by_rounding_are_not_taken_for_outside():
