@@ -66,7 +66,7 @@ def exact(fn: Distribution) -> Distribution:
     return other
 
 
-def _floats(logits: ArrayLike) -> jax.Array:
+def _floats(logits: Any) -> jax.Array:
     """Logits as NumPyro promotes them: they may be whole numbers."""
     return jnp.asarray(logits, jnp.result_type(logits, float))
 
