@@ -71,7 +71,7 @@ class Passed(NamedTuple):
 
     numbers: jax.Array
     which: jax.Array  # the trace of each, or the beginning that is left over
-    pullback: Any  # a tree
+    pullback: Any  # from cotangents of the numbers to gradients, a tree
 
 
 class CompiledTree:
@@ -80,12 +80,12 @@ class CompiledTree:
     trace = TREE
 
     def __init__(self, particle: ParticleFn, data: Data, size: int, max_paths: int, also_branching: set[str]) -> None:
-        self.size, self.layout = size, None
+        self.size = size
+        self.layout: Layout | None = None  # of the results, known once it is traced
         self._unrolled = Truncated(particle, max_paths, also_branching)
         self._data = data
         self._forward = jax.jit(self._passed)
         self._backward = jax.jit(self._gradients)
-        self.layout: Layout | None
 
     @property
     def traces(self) -> list[BranchingTrace]:
