@@ -49,7 +49,6 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["figures", "conftest.py"]
-nitpicky = False
 
 html_theme = "sphinx_book_theme"
 html_title = "rws_jax"
@@ -64,7 +63,7 @@ html_theme_options = {
     "show_navbar_depth": 1,
 }
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_excludepatterns = notebooks()

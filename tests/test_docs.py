@@ -59,9 +59,10 @@ def test_the_two_optimizers_of_the_migration_page_update_at_their_own_rates():
 
 def test_the_repository_has_one_address_and_one_version():
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-    texts = {path: path.read_text() for path in ROOT.rglob("*") if path.suffix in {".cff", ".ipynb", ".md", ".toml"}}
-    found = {path.name: set(re.findall(r"https://github\.com/[\w-]+/rws_jax", text)) for path, text in texts.items()}
-    assert {name: urls for name, urls in found.items() if urls - {address}} == {}
+    files = ["*.cff", "*.md", "pyproject.toml", "docs/*.md", "benchmarks/*.md", "tests/*.md", "notebooks/*.ipynb"]
+    texts = {path: path.read_text() for pattern in files for path in ROOT.glob(pattern)}
+    found = {path: set(re.findall(r"https://github\.com/[\w-]+/rws_jax", text)) for path, text in texts.items()}
+    assert {path: urls for path, urls in found.items() if urls - {address}} == {}
     citation = texts[ROOT / "CITATION.cff"]
     assert f"repository-code: {address}\n" in citation
     assert f"version: {rws_jax.__version__}\n" in citation

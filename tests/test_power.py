@@ -9,7 +9,7 @@ import pytest
 
 import rws_jax
 from rws_jax.checks import masks
-from rws_jax.core import draws, interpreted, keys, log_probs, merged, site_functions, sites, supports
+from rws_jax.core import draws, equations, interpreted, keys, log_probs, merged, site_functions, sites, supports, trees
 from rws_jax.estimators import (
     bound,
     defensive,
@@ -50,7 +50,15 @@ from rws_jax.programs import (
 from rws_jax.training import description, held_out, site_tables, step_loss, svi, trainer, updates
 from tests import test_cost, test_losses, test_options
 from tests.core import test_interpreted, test_keys, test_log_probs, test_merged, test_site_functions, test_support
-from tests.estimators import test_exact, test_nested, test_nested_weights, test_resampled, test_resampled_exact
+from tests.core import test_trees as test_trees_of_arrays
+from tests.estimators import (
+    test_exact,
+    test_nested,
+    test_nested_weights,
+    test_resampled,
+    test_resampled_exact,
+    test_weights,
+)
 from tests.execution import (
     test_all_paths,
     test_branching,
@@ -202,18 +210,18 @@ def interpreted_anew(function):
     """The test of a function that is differentiated equation by equation, each of which is compiled anew."""
 
     def run():
-        interpreted._function.cache_clear()
+        equations.function_of.cache_clear()
         try:
             test_interpreted.test_values_and_gradients_are_those_of_jax(function)
         finally:
-            interpreted._function.cache_clear()
+            equations.function_of.cache_clear()
 
     return run
 
 
 MUTATIONS = {
     "gradients of the particles before forgotten": (
-        interpreted,
+        equations,
         "[total + grad for",
         "[grad for",
         interpreted_anew(test_interpreted.nested),
@@ -225,7 +233,7 @@ MUTATIONS = {
         interpreted_anew(test_interpreted.two_sums),
     ),
     "what a call needs read off the wrong outputs": (
-        interpreted,
+        equations,
         "called.jaxpr.outvars[place] for place in outputs",
         "called.jaxpr.outvars[place] for place in range(len(outputs))",
         interpreted_anew(test_interpreted.last_of_several),
@@ -341,6 +349,30 @@ MUTATIONS = {
         "return cls(tuple(sorted((frame.dim, frame.size) for frame in common)), scale, frozenset(common))",
         "return cls((), scale)",
         expected("guide"),
+    ),
+    "a gradient of the largest weight in the bound": (
+        weights,
+        "lax.stop_gradient(_log_max(log_w, axis))  # what is made",
+        "_log_max(log_w, axis)  # what is made",
+        expected("guide"),
+    ),
+    "NaN weights taken for dead ones": (
+        weights,
+        "_total(log_w, axis) != 0.0",
+        "jnp.max(log_w, axis=axis) != -jnp.inf",
+        partial(test_weights.test_one_nan_among_many_particles_and_units_is_not_lost, float("-inf")),
+    ),
+    "NaN in large parameters not found": (
+        trees,
+        "jnp.sum(0.0 * jnp.where(jnp.isfinite(old), new, 0.0)) == 0.0",
+        "jnp.isfinite(jnp.max(jnp.where(jnp.isfinite(old), abs(new), 0.0), initial=0.0))",
+        partial(test_trees_of_arrays.test_one_number_that_is_not_finite_is_found_wherever_it_is, 5000, float("nan")),
+    ),
+    "the derivative of a softplus scaled": (
+        log_probs,
+        "dx * lax.logistic(x)",
+        "0.5 * dx * lax.logistic(x)",
+        by_hand("one latent"),
     ),
     "1/K forgotten in the bound": (
         weights,

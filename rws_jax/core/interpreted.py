@@ -5,16 +5,15 @@ done long before a whole function would be compiled.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
-from rws_jax.core.dependence import without_unused
+from rws_jax.core.equations import Function, Kind, function_of, is_float_aval, params_of
 
 
 class Interpreted:
@@ -75,7 +74,7 @@ class Interpreted:
         found = []
         for eqn in eqns:
             inputs = tuple([self._slot_of(atom) for atom in eqn.invars])
-            key = None if eqn.effects else (eqn.primitive, _params_of(eqn), inputs)
+            key = None if eqn.effects else (eqn.primitive, params_of(eqn), inputs)
             outputs = known.get(key) if key is not None else None
             if outputs is None:
                 outputs = tuple([self._slot(var) for var in eqn.outvars])
@@ -88,19 +87,19 @@ class Interpreted:
 
     def _needed(
         self, found: list[tuple[JaxprEqn, tuple[int, ...], tuple[int, ...]]]
-    ) -> list[tuple["_Function", tuple[int, ...], tuple[int, ...]]]:
+    ) -> list[tuple["Function", tuple[int, ...], tuple[int, ...]]]:
         """Functions for those of the equations that outputs need, of what they need of each."""
         needed, kept = set(self._outputs), []
         for eqn, inputs, outputs in reversed(found):
             used = tuple([slot in needed for slot in outputs])
             if eqn.effects or any(used):
-                function = _function(_Kind.of(eqn, used))
+                function = function_of(Kind.of(eqn, used))
                 inputs = tuple([inputs[place] for place in function.inputs])
                 needed.update(inputs)
                 kept.append((function, inputs, tuple([outputs[place] for place in function.outputs])))
         return kept[::-1]
 
-    def _step(self, function: "_Function", inputs: tuple[int, ...], outputs: tuple[int, ...]) -> "_Step":
+    def _step(self, function: "Function", inputs: tuple[int, ...], outputs: tuple[int, ...]) -> "_Step":
         moving = tuple([place for place in function.floats if inputs[place] in self._moving])
         if moving:
             self._moving.update([outputs[place] for place in function.float_outputs])
@@ -136,114 +135,14 @@ class _Step(NamedTuple):
     num_added: int  # how many of these, the first ones, are inputs of the whole function: sums so far are added to
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What an equation does, whatever the values it does it to: equal for equal equations."""
-
-    primitive: Any
-    params: Hashable
-    avals: tuple
-    used: tuple[bool, ...]  # which of its outputs
-    eqn: JaxprEqn = field(compare=False)
-
-    @classmethod
-    def of(cls, eqn: JaxprEqn, used: tuple[bool, ...]) -> "_Kind":
-        return cls(eqn.primitive, _params_of(eqn), tuple([atom.aval for atom in eqn.invars]), used, eqn)
-
-
-def _params_of(eqn: JaxprEqn) -> Hashable:
-    params = tuple(sorted(eqn.params.items()))
-    try:
-        hash(params)
-    except TypeError:  # an equation of its own
-        return id(eqn)
-    return params
-
-
-class _Function(NamedTuple):
-    """An equation compiled, forward and back, of those of its inputs and outputs that are needed."""
-
-    forward: Any
-    backward: Any
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    floats: tuple[int, ...]  # which of these inputs have a derivative, if any of what they depend on has
-    float_outputs: tuple[int, ...]
-
-
-@lru_cache(maxsize=10_000)
-def _function(kind: _Kind) -> _Function:
-    outputs = tuple(place for place, is_used in enumerate(kind.used) if is_used)
-    jaxpr = _body(kind.eqn, outputs)
-    read = {var for eqn in jaxpr.jaxpr.eqns for var in eqn.invars if not isinstance(var, Literal)}
-    read |= {var for var in jaxpr.jaxpr.outvars if not isinstance(var, Literal)}
-    inputs = tuple(place for place, var in enumerate(jaxpr.jaxpr.invars) if var in read)
-    invars = [jaxpr.jaxpr.invars[place] for place in inputs]
-    run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr.replace(invars=invars, debug_info=_empty().debug_info), jaxpr.consts))
-
-    def backward(values: list[Any], cotangents: list[Any], totals: list[Any], moving: tuple[int, ...]) -> list[Any]:
-        def outputs_of(*of_moving: Any) -> list[Any]:
-            given = dict(zip(moving, of_moving, strict=True))
-            return run(*[given.get(place, value) for place, value in enumerate(values)])
-
-        results, pullback = jax.vjp(outputs_of, *[values[place] for place in moving])
-        none = [np.zeros(result.shape, jax.dtypes.float0) for result in results]  # as JAX wants it
-        grads = pullback([zero if ct is None else ct for ct, zero in zip(cotangents, none, strict=True)])
-        return [total + grad for total, grad in zip(totals, grads, strict=False)] + list(grads[len(totals) :])
-
-    name = kind.eqn.primitive.name
-    is_sum = name in ("add", "add_any") and len({jnp.shape(aval) for aval in kind.avals}) == 1
-    floats = tuple(place for place, var in enumerate(invars) if _is_float(var.aval))
-    return _Function(
-        jax.jit(run),
-        None if is_sum else jax.jit(backward, static_argnums=3),
-        inputs,
-        outputs,
-        () if name == "stop_gradient" else floats,
-        tuple(place for place, var in enumerate(jaxpr.jaxpr.outvars) if _is_float(var.aval)),
-    )
-
-
-def _body(eqn: JaxprEqn, outputs: tuple[int, ...]) -> ClosedJaxpr:
-    """Some outputs of an equation as a function of all of its inputs; a function that it calls is taken as its body."""
-    called: Any = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") and not eqn.effects else None
-    outvars = [called.jaxpr.outvars[place] for place in outputs] if isinstance(called, ClosedJaxpr) else []
-    if outvars and not any(isinstance(var, Literal) for var in outvars):  # which has no type of its own there
-        inner = called.jaxpr
-        return without_unused(
-            ClosedJaxpr(inner.replace(outvars=outvars, debug_info=_empty().debug_info), called.consts)
-        )
-    invars: list[Any] = [Var(atom.aval) for atom in eqn.invars]
-    own: list[Any] = [Var(atom.aval) for atom in eqn.outvars]
-    alone = [eqn.replace(invars=invars, outvars=own)]
-    kept = [own[place] for place in outputs]
-    return ClosedJaxpr(_empty().replace(invars=invars, outvars=kept, eqns=alone, effects=eqn.effects), [])
-
-
-@lru_cache(maxsize=1)
-def _empty() -> Jaxpr:
-    """To be filled; without names of arguments."""
-    jaxpr = jax.make_jaxpr(lambda: ())().jaxpr
-    return jaxpr.replace(debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None))
-
-
 def _zeros_like(value: jax.Array) -> jax.Array | None:
     """The cotangent of what nothing depends on; None where there is none."""
-    return _zeros(value.shape, str(value.dtype)) if _is_float(value) else None
+    return _zeros(value.shape, str(value.dtype)) if is_float_aval(value) else None
 
 
 @lru_cache(maxsize=1000)
 def _zeros(shape: tuple[int, ...], dtype: str) -> jax.Array:
     return jnp.asarray(np.zeros(shape, dtype))
-
-
-def _is_float(array: Any) -> bool:
-    return _is_float_type(array.dtype)
-
-
-@lru_cache(maxsize=100)
-def _is_float_type(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 @lru_cache(maxsize=10_000)

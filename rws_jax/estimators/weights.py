@@ -141,7 +141,7 @@ def gradient_only(x: jax.Array) -> jax.Array:
 
 
 def _relative(log_w: PerParticle, axis: int = 0) -> PerParticle:
-    """``w / max w`` over the particles of each unit, which neither overflows nor vanishes."""
+    """``w / max w`` over the particles of each unit, which neither overflows nor vanishes where weights are finite."""
     log_max = lax.stop_gradient(_log_max(log_w, axis))  # what is made of these does not depend on their scale
     return jnp.exp(log_w - jnp.expand_dims(log_max, axis))
 

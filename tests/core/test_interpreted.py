@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rws_jax.core.interpreted import Interpreted, _function
+from rws_jax.core.equations import function_of
+from rws_jax.core.interpreted import Interpreted
 
 pytestmark = pytest.mark.usefixtures("allow_key_reuse")
 X, Y = jnp.array([0.3, -1.2, 0.7]), jnp.array(2.0)
@@ -102,13 +103,13 @@ def test_equal_equations_are_computed_once_and_compiled_once():
         return jnp.sum(jnp.sin(x) * 2.0 + jnp.sin(x) * 3.0)
 
     jaxpr = jax.make_jaxpr(function)(X)
-    before = _function.cache_info().misses
+    before = function_of.cache_info().misses
     interpreted = Interpreted(jaxpr, (0,))
     assert len(interpreted._steps) == 5  # one sine, two products, their sum, the sum over numbers
-    kinds = _function.cache_info().misses - before
+    kinds = function_of.cache_info().misses - before
     again = Interpreted(jax.make_jaxpr(lambda x: jnp.sum(jnp.sin(x) * 5.0 + jnp.sin(x) * 7.0))(X), (0,))
     assert kinds <= 4
-    assert _function.cache_info().misses == before + kinds
+    assert function_of.cache_info().misses == before + kinds
     np.testing.assert_allclose(again([X])[0][0], 12.0 * np.sin(X).sum(), rtol=1e-5)
 
 

@@ -77,7 +77,7 @@ def loss_and_gradient(loss, programs, params, x, **options):
 @pytest.mark.parametrize("name", LOOPS)
 def test_particles_of_a_tree_compute_what_unjitted_ones_do(name, rounds, options, caches, monkeypatch):
     """With two branching sites, about a quarter of all leave; with defensive proposals one of them says who draws."""
-    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", rounds)
+    monkeypatch.setattr(compiled_tree, "TREE_DEPTH", rounds)
     monkeypatch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
     *programs, x = LOOPS[name]
     params = branching.params_of(*programs, x)
@@ -91,7 +91,7 @@ def test_particles_of_a_tree_compute_what_unjitted_ones_do(name, rounds, options
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["geometric", "rejection loop"])
 def test_a_tree_keeps_double_precision(name, caches, monkeypatch):
-    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(compiled_tree, "TREE_DEPTH", 3)
     monkeypatch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
     with enable_x64(True):
         *programs, x = LOOPS[name]
@@ -108,7 +108,7 @@ def small_trees(**options):
     """Trees of one branching site, compiled at once, and the cache of the losses within."""
     cache = PathCache(compile_after=10**6, trees_at_once=True, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_tree, "MAX_ROUNDS", 1)
+        patch.setattr(compiled_tree, "TREE_DEPTH", 1)
         patch.setattr(compiled_tree, "_MAX_LEFT", 1.0)
         patch.setattr(by_paths, "_cache_of", lambda *fns: cache)
         yield cache
@@ -143,7 +143,7 @@ def test_derivatives_along_paths_that_are_not_taken_do_no_harm():
 
 def test_a_tree_is_traced_once(monkeypatch):
     """One function for all steps, and it draws all but the few that leave."""
-    monkeypatch.setattr(compiled_tree, "MAX_ROUNDS", 4)
+    monkeypatch.setattr(compiled_tree, "TREE_DEPTH", 4)
     traced = []
     init = compiled_tree.Truncated._all_ends
     monkeypatch.setattr(

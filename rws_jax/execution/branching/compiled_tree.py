@@ -25,7 +25,7 @@ T = TypeVar("T")
 TREE = None  # stands for all traces of a tree, where others are named
 # Branching sites on a path of the tree. Each round of a rejection loop of three sites takes 0.3 s to trace and 0.5 s to
 # compile; the first particle that leaves takes 2.7 s, and each that follows 10 to 100 ms.
-MAX_ROUNDS = 8
+TREE_DEPTH = 8
 # A tree that branches out takes long to compile, and holds few of the particles: a loop has 8 ends, and a ninth that is
 # left over, and with defensive proposals 14 and two.
 _MAX_ENDS = 16
@@ -60,7 +60,7 @@ class Truncated(Unrolled[T]):
         return ends + [ends[0]._replace(is_taken=begun.is_taken, numbers=[], ragged=[]) for begun in self._left]
 
     def _following(self, begun: Any, end: TraceEnded) -> list[Any]:
-        if len(begun.trace) == MAX_ROUNDS:
+        if len(begun.trace) == TREE_DEPTH:
             self._left.append(begun)
             return []
         return super()._following(begun, end)
@@ -71,7 +71,7 @@ class Passed(NamedTuple):
 
     numbers: jax.Array
     which: jax.Array  # the trace of each, or the beginning that is left over
-    pullback: Any  # from cotangents of the numbers to gradients, a tree
+    pullback: Any  # from cotangents of the numbers to gradients; a pytree
 
 
 class CompiledTree:
