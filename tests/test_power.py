@@ -372,7 +372,7 @@ MUTATIONS = {
         log_probs,
         "dx * lax.logistic(x)",
         "0.5 * dx * lax.logistic(x)",
-        by_hand("one latent"),
+        partial(test_user_programs.test_gradients_of_logits_are_exact_where_guides_start, 0.0, None),
     ),
     "1/K forgotten in the bound": (
         weights,
