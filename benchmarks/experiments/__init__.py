@@ -1,0 +1,1 @@
+"""Experiments of `reproduce.py`, one module each."""

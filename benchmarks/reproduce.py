@@ -1,0 +1,109 @@
+"""Results of papers, computed again. Each is an experiment with a name, and its numbers are kept in `results/NAME.json`.
+
+    python benchmarks/reproduce.py mixture          # what `results/mixture.json` has already is not computed again
+    python benchmarks/reproduce.py mixture --fresh  # all of it
+    python benchmarks/reproduce.py --tables         # tables of docs/science.md, from the JSON
+
+An experiment is a module of `experiments/` with three names:
+
+    SETTINGS         list of dicts: the arguments of each run, the number of its seeds among them
+    run(**settings)  numbers of one run: a dict of numbers or of lists, for each seed one
+    tables(runs)     Markdown, from a list of dicts `settings | numbers`
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import re
+import time
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpyro
+import optax
+
+import rws_jax
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SCIENCE = ROOT / "docs" / "science.md"
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "benchmarks" / "experiments").glob("[a-z]*.py"))
+LIBRARIES = (jax, jaxlib, numpyro, optax, rws_jax)
+
+
+def experiment(name):
+    """The module of an experiment."""
+    return importlib.import_module(f"experiments.{name}")
+
+
+def setup():
+    """What numbers depend on besides their settings."""
+    versions = {library.__name__: library.__version__ for library in LIBRARIES}
+    return {"versions": versions, "device": jax.devices()[0].device_kind}
+
+
+def reproduce(name, fresh=False):
+    """Run what is missing, and write the file after each run."""
+    path = RESULTS / f"{name}.json"
+    before = setup() | {"command": f"python benchmarks/reproduce.py {name}", "runs": []}
+    kept = json.loads(path.read_text()) if path.exists() and not fresh else before
+    if any(kept[key] != value for key, value in setup().items()):
+        raise SystemExit(f"{path.name} was made with {kept['versions']} on {kept['device']}: --fresh computes all of it.")
+    done = {json.dumps(entry["settings"]): entry for entry in kept["runs"]}
+    module, entries = experiment(name), []
+    for settings in module.SETTINGS:
+        entry = done.get(json.dumps(settings))
+        if entry is None:
+            start = time.perf_counter()
+            numbers = module.run(**settings)
+            seconds = round(time.perf_counter() - start, 1)
+            date = datetime.date.today().isoformat()
+            entry = {"settings": settings, "numbers": numbers, "seconds": seconds, "date": date}
+            print(f"{settings}: {seconds} s", flush=True)
+        entries.append(entry)
+        done.pop(json.dumps(settings), None)
+        path.write_text(json.dumps(kept | {"runs": entries + list(done.values())}, indent=1) + "\n")
+
+
+def tables(name):
+    """What the science page shows of an experiment."""
+    kept = json.loads((RESULTS / f"{name}.json").read_text())
+    runs = [entry["settings"] | entry["numbers"] for entry in kept["runs"]]
+    versions = ", ".join(f"{library} {version}" for library, version in kept["versions"].items())
+    dates = sorted({entry["date"] for entry in kept["runs"]})
+    minutes = sum(entry["seconds"] for entry in kept["runs"]) / 60.0
+    return (
+        f"`{kept['command']}` ({minutes:.0f} minutes on {kept['device']}, {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; "
+        f"{versions})\n\n{experiment(name).tables(runs).strip()}"
+    )
+
+
+def page(text):
+    """The science page with its tables made anew, between `<!-- results: NAME -->` and `<!-- end -->`."""
+    return re.sub(
+        r"(<!-- results: (\w+) -->\n).*?(\n?<!-- end -->)",
+        lambda match: f"{match[1]}\n{tables(match[2])}\n{match[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main():
+    """Compute, or write tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--fresh", action="store_true", help="compute what is there already, too")
+    parser.add_argument("--tables", action="store_true", help="write the tables of docs/science.md")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.names) - set(EXPERIMENTS)):
+        parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    for name in args.names:
+        reproduce(name, args.fresh)
+    if args.tables:
+        SCIENCE.write_text(page(SCIENCE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
