@@ -7,32 +7,49 @@ Notebooks are kept without outputs. Those that a test run has left in `learn/`, 
 others are run, in their short form.
 """
 
+import base64
 import os
 import re
-import shutil
 import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import nbformat
+from nbclient import NotebookClient
+
 import rws_jax
 
-os.environ.setdefault("RWS_JAX_CI", "1")  # notebooks in their short form
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
 URL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+LEARN = DOCS / "learn"
 
 
-def notebooks():
-    """Lay notebooks beside the pages, where a test run has not; returns those that have their outputs."""
-    run, learn = [], DOCS / "learn"
-    learn.mkdir(exist_ok=True)
+def run_notebooks(app, config):
+    """Lay notebooks with their outputs beside the pages, where a test run has not, and the last picture of each."""
+    os.environ.setdefault("RWS_JAX_CI", "1")  # their short form
+    LEARN.mkdir(exist_ok=True)
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
-        shown = learn / path.name
-        if shown.exists() and shown.stat().st_mtime > path.stat().st_mtime and '"output_type"' in shown.read_text():
-            run.append(f"learn/{path.name}")
-        else:
-            shutil.copyfile(path, shown)
-    return run
+        shown = LEARN / path.name
+        if not shown.exists() or shown.stat().st_mtime < path.stat().st_mtime:
+            notebook = nbformat.read(path, as_version=4)
+            NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+            nbformat.write(notebook, shown)
+        outputs = [output for cell in nbformat.read(shown, as_version=4).cells for output in cell.get("outputs", [])]
+        pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        shown.with_suffix(".png").write_bytes(base64.b64decode(pictures[-1]))
+
+
+def cards():
+    """A card for each notebook: its title, the first paragraph of its text, and its picture."""
+    grid = ["::::{grid} 1 2 2 2", ":gutter: 3", ""]
+    for path in sorted(LEARN.glob("*.ipynb")):
+        _, title, text, *_ = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
+        title = title.removeprefix("# ")
+        grid += [f":::{{grid-item-card}} {title}", f":link: learn/{path.stem}", ":link-type: doc"]
+        grid += [f":img-bottom: learn/{path.stem}.png", f":img-alt: {title}"]
+        grid += [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text), ":::"]  # the whole card is one link
+    return "\n".join([*grid, "::::"])
 
 
 project = "rws_jax"
@@ -65,10 +82,7 @@ html_theme_options = {
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
-nb_execution_mode = "force"
-nb_execution_excludepatterns = notebooks()
-nb_execution_timeout = 600
-nb_execution_raise_on_error = True
+nb_execution_mode = "off"
 nb_output_stderr = "remove"
 
 autodoc_member_order = "bysource"
@@ -94,6 +108,7 @@ ELSEWHERE = {
 
 def setup(app):
     """Bring in what is kept elsewhere."""
+    app.connect("config-inited", run_notebooks)
     app.connect("source-read", _read)
     app.connect("autodoc-process-signature", _signature)
 
@@ -111,6 +126,8 @@ def _read(app, name, source):
         source[0] = _linked(REPOSITORY / ELSEWHERE[name])
     elif page.exists():  # it is no notebook
         source[0] = _linked(page)
+    if name == "gallery":
+        source[0] += f"\n{cards()}\n"
     if name == "index":
         source[0] = _linked(REPOSITORY / "README.md").partition("## Documentation")[0] + source[0]
 

@@ -3,8 +3,10 @@
 import re
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jax.numpy as jnp
+import nbformat
 import numpy as np
 import pytest
 
@@ -12,6 +14,11 @@ import rws_jax
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs"
+WITH_LINKS = sorted(
+    page
+    for pattern in ("*.md", ".github/**/*.md", "docs/*.md", "benchmarks/*.md", "tests/*.md", "notebooks/*.ipynb")
+    for page in ROOT.glob(pattern)
+)
 
 
 def blocks(page):
@@ -57,12 +64,39 @@ def test_the_two_optimizers_of_the_migration_page_update_at_their_own_rates():
     assert moved == pytest.approx({"weight": 1e-3, "slope": 1e-2, "bias": 1e-2}, rel=1e-3)  # Adam's first step
 
 
+def anchors(page):
+    """What links may lead to within a page: its headings, as GitHub and MyST write them in addresses."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page):
+    text = page.read_text()
+    if page.suffix == ".ipynb":
+        cells = nbformat.reads(text, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        if urlsplit(link).scheme:
+            continue
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
 def test_the_repository_has_one_address_and_one_version():
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     files = ["*.cff", "*.md", "pyproject.toml", "docs/*.md", "benchmarks/*.md", "tests/*.md", "notebooks/*.ipynb"]
     texts = {path: path.read_text() for pattern in files for path in ROOT.glob(pattern)}
-    found = {path: set(re.findall(r"https://github\.com/[\w-]+/rws_jax", text)) for path, text in texts.items()}
-    assert {path: urls for path, urls in found.items() if urls - {address}} == {}
+    owner = urlsplit(address).path
+    hosts = r"https://(?:raw\.githubusercontent\.com|colab\.research\.google\.com/github|github\.com)"
+    found = {path: set(re.findall(hosts + r"(/[\w-]+/rws_jax)", text)) for path, text in texts.items()}
+    assert {path: owners for path, owners in found.items() if owners - {owner}} == {}
     citation = texts[ROOT / "CITATION.cff"]
     assert f"repository-code: {address}\n" in citation
     assert f"version: {rws_jax.__version__}\n" in citation
