@@ -29,9 +29,9 @@ import time
 
 import jax
 import jax.numpy as jnp
-import mixture
 import numpyro
 import numpyro.distributions as dist
+from experiments import mixture
 
 import rws_jax
 

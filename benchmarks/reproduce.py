@@ -64,7 +64,14 @@ def reproduce(name, fresh=False):
             print(f"{settings}: {seconds} s", flush=True)
         entries.append(entry)
         done.pop(json.dumps(settings), None)
-        path.write_text(json.dumps(kept | {"runs": entries + list(done.values())}, indent=1) + "\n")
+        path.write_text(text_of(kept | {"runs": entries + list(done.values())}))
+
+
+def text_of(results):
+    """JSON with a line for each run."""
+    head = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in results.items() if key != "runs"]
+    runs = ",\n".join("  " + json.dumps(entry, separators=(",", ":")) for entry in results["runs"])
+    return "\n".join(["{", *head, ' "runs": [', runs, " ]", "}"]) + "\n"
 
 
 def tables(name):
