@@ -63,6 +63,9 @@ def test_the_repository_has_one_address_and_one_version():
     texts = {path: path.read_text() for pattern in files for path in ROOT.glob(pattern)}
     found = {path: set(re.findall(r"https://github\.com/[\w-]+/rws_jax", text)) for path, text in texts.items()}
     assert {path: urls for path, urls in found.items() if urls - {address}} == {}
+    raw = address.replace("github.com", "raw.githubusercontent.com")
+    for path, text in texts.items():
+        assert set(re.findall(r"https://raw\.githubusercontent\.com/[\w-]+/rws_jax", text)) <= {raw}, path
     citation = texts[ROOT / "CITATION.cff"]
     assert f"repository-code: {address}\n" in citation
     assert f"version: {rws_jax.__version__}\n" in citation

@@ -21,6 +21,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
@@ -175,3 +176,85 @@ def run(start, num_particles, method, num_seeds, num_steps):
         for name, values in zip(("p_error", "q_error", "grad_std"), zip(*rows, strict=True), strict=True)
     }
     return curves | {"milliseconds": round(1e3 * statistics.median(seconds) / num_inner / num_seeds, 4)}
+
+
+# p-error and q-error of an independent re-run in plain JAX; medians of 3 to 5 seeds.
+REFERENCE = {
+    ("far", 2, "sleep"): (0.743, 0.908),
+    ("far", 2, "wake, plain"): (0.525, 0.810),
+    ("far", 2, "VIMCO"): (0.246, 0.413),
+    ("far", 2, "defensive wake, plain"): (0.0061, 0.171),
+    ("far", 2, "defensive wake"): (0.0061, 0.123),
+    ("far", 5, "sleep"): (0.640, 0.804),
+    ("far", 5, "wake, plain"): (0.138, 0.214),
+    ("far", 5, "VIMCO"): (0.0028, 0.103),
+    ("far", 5, "defensive wake, plain"): (0.0032, 0.069),
+    ("far", 20, "sleep"): (0.320, 0.443),
+    ("far", 20, "wake, plain"): (0.0027, 0.040),
+    ("far", 20, "VIMCO"): (0.0026, 0.179),
+    ("far", 20, "defensive wake, plain"): (0.0027, 0.037),
+    ("far", 20, "defensive wake"): (0.0027, 0.021),
+    ("near", 2, "sleep"): (0.0035, 0.072),
+    ("near", 2, "wake, plain"): (0.477, 0.795),
+    ("near", 2, "VIMCO"): (0.252, 0.351),
+    ("near", 2, "defensive wake, plain"): (0.0056, 0.190),
+}
+STYLES = {
+    "sleep": ("#009E73", "--"),
+    "wake": ("#0072B2", "-"),
+    "defensive wake": ("#D55E00", "-"),
+    "VIMCO": ("#CC79A7", "-."),
+    "REINFORCE": ("#000000", ":"),
+}
+
+
+def quartiles(curves):
+    """Lower quartile, median and upper quartile over seeds of the mean over the last five evaluations."""
+    return statistics.quantiles([statistics.mean(curve[-5:]) for curve in curves], n=4, method="inclusive")
+
+
+def tables(runs):
+    """The end of training, by start, number of particles and method."""
+    number = lambda value: f"{value:.4f}" if value < 0.02 else f"{value:.3f}"
+    spread = lambda low, middle, high: f"{number(middle)} ({number(low)} to {number(high)})"
+    names = ("start", "K", "method", "p-error", "re-run", "q-error", "re-run", "gradient std", "ms/step")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    order = {name: index for index, name in enumerate(METHODS)}
+    for run in sorted(runs, key=lambda run: (run["start"], run["num_particles"], order[run["method"]])):
+        start, k, method = run["start"], run["num_particles"], run["method"]
+        p_re_run, q_re_run = [number(value) for value in REFERENCE.get((start, k, method), ())] or ("", "")
+        cells = spread(*quartiles(run["p_error"])), p_re_run, spread(*quartiles(run["q_error"])), q_re_run
+        noise = f"{quartiles(run['grad_std'])[1]:.0f}"
+        rows.append(f"| {start} | {k} | {method} | {' | '.join(cells)} | {noise} | {run['milliseconds']:.2f} |")
+    return "\n".join(rows)
+
+
+def figure(runs):
+    """Errors and noise along training from the far start: medians over seeds, and quartiles as bands."""
+    import matplotlib.pyplot as plt
+
+    far = [run for run in runs if run["start"] == "far" and run["method"] in STYLES]
+    columns = sorted({run["num_particles"] for run in far})
+    labels = {"p_error": "p-error", "q_error": "q-error", "grad_std": "std of guide's gradient"}
+    size = 1.0 + 2.25 * len(columns), 7.2
+    grid = {"sharex": True, "sharey": "row", "squeeze": False}
+    fig, axes = plt.subplots(3, len(columns), figsize=size, layout="constrained", **grid)
+    for run in sorted(far, key=lambda run: list(STYLES).index(run["method"])):
+        color, style = STYLES[run["method"]]
+        column = axes[:, columns.index(run["num_particles"])]
+        thousands = np.linspace(0.0, run["num_steps"] / 1000.0, NUM_PARTS + 1)
+        for ax, name in zip(column, labels, strict=True):
+            low, middle, high = np.quantile(run[name], (0.25, 0.5, 0.75), axis=0)
+            ax.fill_between(thousands, low, high, color=color, alpha=0.2, linewidth=0)
+            ax.plot(thousands, middle, style, color=color, label=run["method"], linewidth=1.8)
+    for k, column in zip(columns, axes.T, strict=True):
+        column[0].set_title(f"K = {k}")
+        column[-1].set_xlabel("thousand steps")
+    for label, row in zip(labels.values(), axes, strict=True):
+        row[0].set_ylabel(label)
+        for ax in row:
+            ax.set_yscale("log")
+            ax.spines[["top", "right"]].set_visible(False)
+    handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return fig

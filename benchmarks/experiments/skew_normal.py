@@ -9,9 +9,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import numpy as np
 import optax
 from jax.scipy.stats import norm
 
