@@ -5,7 +5,8 @@
     python benchmarks/branching.py --train 2 --num-steps 100000
     python benchmarks/branching.py --programs grammar marsaglia attend_infer_repeat
 
-The mixture of `experiments/mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
+The mixture of `experiments/mixture.py` with a Python `if` for each of its 20 branches, for one datum;
+`data_axes=0` runs it on 100.
 
 The first times a step of `rws_jax.make_step` after warm-up: compiled as a whole, inside of one compiled `lax.scan` of
 100 steps and in a Python loop; by paths, with max_paths=1; and vectorised, the same program in a plate without

@@ -2,9 +2,9 @@
 
 Model: z ~ N(mu, I), x | z ~ N(z, I) in 20 dimensions; guide: N(A x + b, 2/3 I). There are 1,024 data of the model,
 mu is drawn once from N(0, I) or zero, and the guide's parameters are the best ones, A = I / 2 and b = mu / 2, each
-moved by N(0, 0.01^2). Of each coordinate the ratio is |mean| / standard deviation of the gradient that is summed over all
-data. `snr` is the root mean square of these ratios over the coordinates of A and b, where what noise adds to the square of
-a mean of few repeats is taken off.
+moved by N(0, 0.01^2). Of each coordinate the ratio is |mean| / standard deviation of the gradient that is summed over
+all data. `snr` is the root mean square of these ratios over the coordinates of A and b, where what noise adds to the
+square of a mean of few repeats is taken off.
 """
 
 import jax
