@@ -5,7 +5,8 @@
     python benchmarks/branching.py --train 2 --num-steps 100000
     python benchmarks/branching.py --programs grammar marsaglia attend_infer_repeat
 
-The mixture of `mixture.py` with a Python `if` for each of its 20 branches, for one datum; `data_axes=0` runs it on 100.
+The mixture of `experiments/mixture.py` with a Python `if` for each of its 20 branches, for one datum;
+`data_axes=0` runs it on 100.
 
 The first times a step of `rws_jax.make_step` after warm-up: compiled as a whole, inside of one compiled `lax.scan` of
 100 steps and in a Python loop; by paths, with max_paths=1; and vectorised, the same program in a plate without
@@ -14,8 +15,8 @@ called once for each datum, as weights would otherwise be joint over the batch, 
 the gradients. Prints milliseconds for each (medians over rounds), the median of the ratios to the first one within each
 round, and seconds until the first step is done.
 
-The second trains by paths with defensive proposals, from the "far" start of `mixture.py`, for so many particles, and
-prints the errors of `mixture.py` after every tenth of the steps.
+The second trains by paths with defensive proposals, from the "far" start of the same, for so many particles, and
+prints the errors of the same after every tenth of the steps.
 
 The third takes the first --first-steps steps of programs of `programs/`, compilation included, in turns of ten with
 Pyro's, and prints seconds of processor time and of the clock, and milliseconds for each of the last ten steps.
@@ -29,9 +30,9 @@ import time
 
 import jax
 import jax.numpy as jnp
-import mixture
 import numpyro
 import numpyro.distributions as dist
+from experiments import mixture
 
 import rws_jax
 
@@ -49,7 +50,7 @@ def model(x):
 
 
 def guide(x):
-    """As in `mixture.py`, on one datum."""
+    """As in `experiments/mixture.py`, on one datum."""
     hidden = jnp.tanh(mixture.linear("q1", x[None], 16))
     hidden = jnp.tanh(mixture.linear("q2", hidden, 16))
     numpyro.sample("z", dist.Categorical(logits=mixture.linear("q3", hidden, mixture.NUM_BRANCHES)), infer=BRANCHES)

@@ -1,4 +1,4 @@
-"""A mixture with a branch for each of 20 components, as in `benchmarks/mixture.py`: 100 data, networks of 16 units."""
+"""A mixture with a branch for each of 20 components, as in `experiments/mixture.py`: 100 data, networks of 16 units."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
 """Branches that a guide has stopped to propose: plain wake-phi never learns of them again, defensive proposals do.
 
-A small sibling of benchmarks/mixture.py: z is one of five branches, x | z ~ N(10 z, 5^2), and training starts with the
-mass of model and guide at the wrong end.
+A small sibling of benchmarks/experiments/mixture.py: z is one of five branches, x | z ~ N(10 z, 5^2), and training
+starts with the mass of model and guide at the wrong end.
 """
 
 import jax
