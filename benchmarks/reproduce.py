@@ -17,7 +17,6 @@ import argparse
 import datetime
 import importlib
 import json
-import math
 import re
 import time
 from pathlib import Path
@@ -91,8 +90,7 @@ def tables(name):
     versions = ", ".join(f"{library} {version}" for library, version in kept["versions"].items())
     dates = sorted({entry["date"] for entry in kept["runs"]})
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
-    minutes = math.ceil(sum(entry["seconds"] for entry in kept["runs"]) / 60.0)
-    made = f"`{kept['command']}` ({minutes} min on {kept['device']}, {days}; {versions})"
+    made = f"`{kept['command']}` ({kept['device']}, {days}; {versions})"
     return f"{made}\n\n{experiment(name).tables(runs).strip()}"
 
 
