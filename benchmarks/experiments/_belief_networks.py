@@ -26,14 +26,14 @@ METHODS = {
 }
 
 
-def programs(num_hidden, num_pixels, start):
-    """The network, whose units and pixels start with logits ``start``, and a guide of one linear layer."""
+def programs(num_hidden, num_pixels, pixel_start, prior_start):
+    """The network, whose pixels and hidden units start with these logits, and a guide of one linear layer."""
 
     def model(images):
-        prior = numpyro.param("prior", jnp.full(num_hidden, start))
+        prior = numpyro.param("prior", jnp.full(num_hidden, prior_start))
         with numpyro.plate("data", len(images)):
             h = numpyro.sample("h", dist.Bernoulli(logits=prior).to_event(1))
-            logits = affine("p", h, num_pixels, start)
+            logits = affine("p", h, num_pixels, pixel_start)
             numpyro.sample("images", dist.Bernoulli(logits=logits).to_event(1), obs=images)
 
     def guide(images):

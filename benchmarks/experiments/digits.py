@@ -9,7 +9,7 @@ from experiments._belief_networks import METHODS, log_evidence, programs, table,
 
 COLUMNS = 2, 5, 10
 SETTINGS = [
-    {"method": method, "num_particles": k, "num_seeds": 3, "num_steps": 4000, "learning_rate": 0.01, "batch": 100}
+    {"method": method, "num_particles": k, "num_seeds": 3, "num_steps": 3000, "learning_rate": 0.01, "batch": 100}
     for k in COLUMNS
     for method in METHODS
 ]
@@ -19,7 +19,7 @@ def run(method, num_particles, num_seeds, num_steps, learning_rate, batch):
     """Exact NLL of the 397 test images, nats per image, of each seed."""
     images = np.random.default_rng(0).permutation(load_digits().data > 7)
     train, test = jnp.asarray(images[:1400], float), jnp.asarray(images[1400:], float)
-    model, guide = programs(12, 64, -1.0)
+    model, guide = programs(12, 64, -1.0, -1.0)
     draw = lambda rng_key: jax.random.choice(rng_key, train, (batch,), replace=False)
 
     @jax.jit
