@@ -23,8 +23,8 @@ BRANCHES = {"branching": True}
 METHODS = {"wake": 1.0, "wake and sleep": 0.5, "sleep": 0.0}  # and their insomnia
 
 SETTINGS = [
-    {"method": method, "num_particles": k, "num_seeds": 3, "num_steps": 2000, "learning_rate": 0.02, "batch": 10}
-    for k in (2, 5)
+    {"method": method, "num_particles": k, "num_seeds": 3, "num_steps": 1000, "learning_rate": 0.02, "batch": 10}
+    for k in (5,)
     for method in METHODS
 ]
 
