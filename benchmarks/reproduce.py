@@ -52,9 +52,9 @@ def reproduce(name, fresh=False):
     path = RESULTS / f"{name}.json"
     before = setup() | {"command": f"python benchmarks/reproduce.py {name}", "runs": []}
     kept = json.loads(path.read_text()) if path.exists() and not fresh else before
-    if any(kept[key] != value for key, value in setup().items()):
-        made = f"{path.name} was made with {kept['versions']} on {kept['device']}"
-        raise SystemExit(f"{made}: --fresh computes all of it.")
+    here, made = ({key: results[key] for key in setup()} for results in (before, kept))
+    if here != made:
+        raise SystemExit(f"{path.name} was made with {made}; here is {here}. With --fresh all of it is computed again.")
     done = {json.dumps(entry["settings"]): entry for entry in kept["runs"]}
     module, entries = experiment(name), []
     for settings in module.SETTINGS:
@@ -67,8 +67,9 @@ def reproduce(name, fresh=False):
             entry = {"settings": settings, "numbers": numbers, "seconds": seconds, "date": date}
             print(f"{settings}: {seconds} s", flush=True)
         entries.append(entry)
-        done.pop(json.dumps(settings), None)
-        path.write_text(text_of(kept | {"runs": entries + list(done.values())}))
+        done[json.dumps(settings)] = entry
+        path.write_text(text_of(kept | {"runs": list(done.values())}))
+    path.write_text(text_of(kept | {"runs": entries}))  # in order, and without runs that are no longer asked for
 
 
 def text_of(results):
@@ -117,7 +118,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--fresh", action="store_true", help="compute what is there already, too")
     parser.add_argument("--tables", action="store_true", help="write the tables of docs/science.md")
-    parser.add_argument("--figures", action="store_true", help="draw its figures, of the named experiments or of all")
+    parser.add_argument("--figures", action="store_true", help="draw its figures: of all, or after the named ones are computed")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(EXPERIMENTS)):
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")

@@ -37,13 +37,16 @@ def run_notebooks(app, config):
             nbformat.write(notebook, shown)
         outputs = [output for cell in nbformat.read(shown, as_version=4).cells for output in cell.get("outputs", [])]
         pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        if not pictures:
+            raise ValueError(f"The card of {path.name} shows its last picture, and it has none.")
         shown.with_suffix(".png").write_bytes(base64.b64decode(pictures[-1]))
 
 
 def cards():
     """A card for each notebook: its title, the first paragraph of its text, and its picture."""
     grid = ["::::{grid} 1 2 2 2", ":gutter: 3", ""]
-    for path in sorted(LEARN.glob("*.ipynb")):
+    for source in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        path = LEARN / source.name
         _, title, text, *_ = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
         title = title.removeprefix("# ")
         grid += [f":::{{grid-item-card}} {title}", f":link: learn/{path.stem}", ":link-type: doc"]

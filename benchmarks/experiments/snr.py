@@ -29,7 +29,7 @@ METHODS = {
 }
 SETTINGS = [
     {"num_particles": k, "method": method, "mu": mu, "num_repeats": 100}
-    for k in (3, 10, 17, 30, 100, 300)
+    for k in (3, 10, 17, 30, 100, 300, 1000)
     for method, mu in [*((method, "drawn") for method in METHODS), ("pathwise IWAE", "zero")]
     if mu == "drawn" or k in (3, 17, 100)
 ]
