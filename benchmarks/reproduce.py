@@ -118,7 +118,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--fresh", action="store_true", help="compute what is there already, too")
     parser.add_argument("--tables", action="store_true", help="write the tables of docs/science.md")
-    parser.add_argument("--figures", action="store_true", help="draw its figures: of all, or after the named ones are computed")
+    parser.add_argument("--figures", action="store_true", help="draw its figures (all, or the named ones)")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(EXPERIMENTS)):
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
