@@ -98,8 +98,8 @@ def tables(name):
 def page(text):
     """The science page with its tables made anew, between `<!-- results: NAME -->` and `<!-- end -->`."""
     return re.sub(
-        r"(<!-- results: (\w+) -->\n).*?(\n?<!-- end -->)",
-        lambda match: f"{match[1]}\n{tables(match[2])}\n{match[3]}",
+        r"<!-- results: (\w+) -->\n.*?<!-- end -->",
+        lambda match: f"<!-- results: {match[1]} -->\n\n{tables(match[1])}\n\n<!-- end -->",
         text,
         flags=re.DOTALL,
     )
