@@ -1,7 +1,6 @@
 """Strict settings for every test: eight virtual devices, no implicit rank promotion, no reuse of keys."""
 
 import atexit
-import gc
 import os
 import shutil
 import tempfile
@@ -36,10 +35,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 import pytest
-
-gc.set_threshold(
-    100_000, 20, 100
-)  # Traces are millions of objects that stay; looking for garbage among them takes time.
 
 
 @pytest.fixture
