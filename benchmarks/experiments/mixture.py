@@ -84,12 +84,16 @@ METHODS = {
     "VIMCO": {"gradient": "vimco"},
     "REINFORCE": None,
 }
-CELLS = (("far", 2), ("far", 20), ("near", 2), ("far", 5), ("far", 10))
-PLAIN = ("wake, plain", "defensive wake, plain")
+PLAIN = "wake, plain", "defensive wake, plain"
+CELLS = {  # which methods are run from which start with how many particles
+    ("far", 2): list(METHODS),
+    ("far", 5): [method for method in METHODS if method not in PLAIN],
+    ("far", 20): [method for method in METHODS if method not in PLAIN],
+    ("near", 2): [method for method in METHODS if method not in PLAIN],
+}
 SETTINGS = [
     {"start": start, "num_particles": k, "method": method, "num_seeds": 5, "num_steps": 100_000}
-    for cells, methods in ((CELLS, [name for name in METHODS if name not in PLAIN]), (CELLS[:4], PLAIN))
-    for start, k in cells
+    for (start, k), methods in CELLS.items()
     for method in methods
 ]
 
