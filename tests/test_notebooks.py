@@ -34,9 +34,11 @@ def test_form(path):
 def test_runs(path, monkeypatch):
     """As a user runs it, but for virtual devices, and a compiler that does not try as hard."""
     monkeypatch.setenv("RWS_JAX_CI", "1")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # pictures are among the outputs
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
     shown = ROOT / "docs" / "learn" / path.name
     shown.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, shown)
