@@ -38,7 +38,9 @@ def run_notebooks(app, config):
         outputs = [output for cell in nbformat.read(shown, as_version=4).cells for output in cell.get("outputs", [])]
         pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
         if not pictures:
-            raise ValueError(f"The card of {path.name} shows its last picture, and it has none.")
+            raise ValueError(
+                f"The card of {path.name} shows its last picture, and it has none: remove {shown} to run it again."
+            )
         shown.with_suffix(".png").write_bytes(base64.b64decode(pictures[-1]))
 
 

@@ -44,7 +44,7 @@ def programs(num_hidden, num_pixels, pixel_start, prior_start):
 
 
 def affine(name, x, size, start=0.0):
-    """One layer."""
+    """A linear layer with parameters of this name."""
     weight = numpyro.param(f"{name}_weight", lambda key: glorot_uniform()(key, (x.shape[-1], size)))
     return x.astype(float) @ weight + numpyro.param(f"{name}_bias", jnp.full(size, start))
 

@@ -1,7 +1,7 @@
 """Bars of 5x5 pixels by a sigmoid belief network of 15 hidden units. Everything is exact: entropy and expected NLL.
 
-Each of 5 rows and 5 columns is on with probability 1/10, and pixels are on where a bar is. Hidden units start rare:
-where they start at a half, two bars may come to share a unit, for good.
+Each of 5 rows and 5 columns is on with probability 1/10, and pixels are on where a bar is. Hidden units start
+rare, as bars are.
 """
 
 import jax
@@ -33,7 +33,7 @@ def distribution():
 
 
 def entropy():
-    """Of the distribution, in nats: no model has a lower expected NLL."""
+    """Entropy of the images in nats: no model has a lower expected NLL."""
     _, probs = distribution()
     return float(-(probs * np.log(probs)).sum())
 

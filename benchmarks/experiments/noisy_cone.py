@@ -30,7 +30,7 @@ SETTINGS = [{"method": method, "num_seeds": 5, "num_steps": 20_000} for method i
 
 
 def model():
-    """The cone."""
+    """A point of the plane, and the noisy height of the cone over it."""
     x = numpyro.sample("x", dist.Normal(0.0, 10.0))
     y = numpyro.sample("y", dist.Normal(0.0, 10.0))
     s = x**2 + y**2
@@ -46,7 +46,7 @@ def guide():
 
 
 def evidence():
-    """Log evidence, by the trapezoid rule."""
+    """Exact log evidence, by the trapezoid rule."""
     s = np.linspace(0.0, 40.0, 400_001)
     scale = 0.1 + s / 100.0
     density = np.exp(-s / 200.0 - 0.5 * ((DATUM - s) / scale) ** 2) / 200.0 / scale / math.sqrt(2.0 * math.pi)

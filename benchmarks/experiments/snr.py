@@ -3,8 +3,8 @@
 Model: z ~ N(mu, I), x | z ~ N(z, I) in 20 dimensions; guide: N(A x + b, 2/3 I). There are 1,024 data of the model,
 mu is drawn once from N(0, I) or zero, and the guide's parameters are the best ones, A = I / 2 and b = mu / 2, each
 moved by N(0, 0.01^2). Of each coordinate the ratio is |mean| / standard deviation of the gradient that is summed over
-all data. `snr` is the root mean square of these ratios over the coordinates of A and b, where what noise adds to the
-square of a mean of few repeats is taken off.
+all data. `snr` is the root mean square of these ratios over the coordinates of A and b. The squared mean of n repeats
+contains variance / n of noise, which is subtracted.
 """
 
 import jax
@@ -43,7 +43,7 @@ def model(x, mu):
 
 
 def guide(x, mu):
-    """Of linear mean and known scale."""
+    """A normal of linear mean and known scale for each datum."""
     A = numpyro.param("A", 0.5 * jnp.eye(NUM_DIMS))
     b = numpyro.param("b", 0.5 * mu)
     with numpyro.plate("data", len(x)):
