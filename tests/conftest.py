@@ -37,6 +37,29 @@ jax.config.update("jax_debug_key_reuse", True)
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of each slow test run the first, the (N+1)th, ... of its parameters only",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what `--every` does not ask for; fast tests and those without parameters are always run."""
+    places, kept, left_out = {}, [], []
+    for item in items:
+        place = 0
+        if item.get_closest_marker("slow"):
+            family = item.nodeid.split("[")[0]
+            place = places[family] = places.get(family, -1) + 1
+        (left_out if place % config.getoption("every") else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture
 def allow_key_reuse():
     """For cond, which under vmap runs both branches with one key, and for NumPyro's own subsampling and autoguides."""

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from experiments._belief_networks import METHODS, log_evidence, programs, table, trained
 
-COLUMNS = (5,)
+COLUMNS = (2, 5, 10)
 SETTINGS = [
     {"method": method, "num_particles": k, "num_seeds": 3, "num_steps": 3000, "learning_rate": 0.01, "batch": 100}
     for k in COLUMNS

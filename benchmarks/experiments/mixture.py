@@ -84,17 +84,11 @@ METHODS = {
     "VIMCO": {"gradient": "vimco"},
     "REINFORCE": None,
 }
-PLAIN = "wake, plain", "defensive wake, plain"
-CELLS = {  # which methods are run from which start with how many particles
-    ("far", 2): list(METHODS),
-    ("far", 5): [method for method in METHODS if method not in PLAIN],
-    ("far", 20): [method for method in METHODS if method not in PLAIN],
-    ("near", 2): [method for method in METHODS if method not in PLAIN],
-}
+CELLS = [("far", 2), ("far", 5), ("far", 10), ("far", 20), ("near", 2)]  # starts, and numbers of particles
 SETTINGS = [
     {"start": start, "num_particles": k, "method": method, "num_seeds": 5, "num_steps": 100_000}
-    for (start, k), methods in CELLS.items()
-    for method in methods
+    for start, k in CELLS
+    for method in METHODS
 ]
 
 
