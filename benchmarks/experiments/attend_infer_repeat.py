@@ -116,7 +116,7 @@ def count(network, scene):
 
 
 def run(method, num_particles, num_seeds, num_steps, batch):
-    """Shares of held-out scenes that are counted right, after each tenth of training, and the noise of the trained model."""
+    """Shares of held-out scenes that are counted right, after each tenth of training, and the noise at the end."""
     rws = rws_jax.make_step(
         model,
         guide,
