@@ -11,20 +11,17 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+from programs.grammar import NOUNS, SAW, WITH, WORDS, edit_distance
 
 import rws_jax
 
-NOUNS = ["astronomers", "ears", "saw", "stars", "telescopes"]
-WORDS = ["", *NOUNS, "with"]  # 0 is the end of a sentence
-SAW, WITH = WORDS.index("saw"), WORDS.index("with")
 TRUTH = {"np": jnp.array([0.4, 0.1, 0.18, 0.04, 0.18, 0.1]), "vp": jnp.array([0.3, 0.7])}
 MAX_DEPTH, LENGTH = 2, 16  # 30 trees, whose longest sentence has 15 words
 BRANCHES = {"branching": True}
 METHODS = {"wake": 1.0, "wake and sleep": 0.5, "sleep": 0.0}  # and their insomnia
 
 SETTINGS = [
-    {"method": method, "num_particles": k, "num_seeds": 3, "num_steps": 1000, "learning_rate": 0.02, "batch": 10}
-    for k in (5,)
+    {"method": method, "num_particles": 5, "num_seeds": 3, "num_steps": 1000, "learning_rate": 0.02, "batch": 10}
     for method in METHODS
 ]
 
@@ -80,20 +77,6 @@ class NearTo(dist.Distribution):
     def log_prob(self, value):
         """Of a sentence."""
         return -10.0 * edit_distance(self.words, value).astype(float) ** 2
-
-
-@jax.jit
-def edit_distance(words, x):
-    """Levenshtein's distance of two sentences, a row of the table at a time."""
-    columns = jnp.arange(LENGTH + 1)
-
-    def next_row(row, word):
-        change = jnp.minimum(row[1:] + 1, row[:-1] + (x != word))
-        new = jnp.concatenate([row[:1] + 1, change])
-        new = jax.lax.cummin(new - columns) + columns  # insertions
-        return jnp.where(word == 0, row, new), None
-
-    return jax.lax.scan(next_row, columns, words)[0][jnp.sum(x != 0)]
 
 
 def at_sites(logits):

@@ -70,7 +70,7 @@ def padded(words):
 @jax.jit
 def edit_distance(words, x):
     """Levenshtein's distance of two sentences, a row of the table at a time."""
-    columns = jnp.arange(LENGTH + 1)
+    columns = jnp.arange(len(x) + 1)
 
     def next_row(row, word):
         change = jnp.minimum(row[1:] + 1, row[:-1] + (x != word))
