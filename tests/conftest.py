@@ -1,5 +1,6 @@
 """Strict settings for every test: eight virtual devices, no implicit rank promotion, no reuse of keys."""
 
+import argparse
 import atexit
 import os
 import shutil
@@ -40,11 +41,17 @@ import pytest
 def pytest_addoption(parser):
     parser.addoption(
         "--every",
-        type=int,
+        type=_positive,
         default=1,
         metavar="N",
         help="of each slow test run the first, the (N+1)th, ... of its parameters only",
     )
+
+
+def _positive(text):
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
+    return int(text)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -63,7 +63,10 @@ def score_dreams(programs, latents, data):
 
 def scored(log_p, log_q, log_r=None, log_w_of_draw=None, scale=1.0):
     """Given log densities; half of the particles come from what makes the proposal r."""
-    log_u, delta = (None, 0.0) if log_r is None else (jnp.log(2.0 * jnp.exp(log_r) - jnp.exp(log_q)), 0.5)
+    log_u, delta = None, 0.0
+    if log_r is not None:
+        u = jnp.maximum(2.0 * jnp.exp(log_r) - jnp.exp(log_q), 0.0)  # rounding may be below zero, on a GPU
+        log_u, delta = jnp.log(u), 0.5
     return Scored(log_p, log_q, Units((), scale), log_u=log_u, delta=delta, log_w_of_draw=log_w_of_draw)
 
 

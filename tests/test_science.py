@@ -1,6 +1,7 @@
 """The science page shows what `benchmarks/reproduce.py` has computed, and all of it."""
 
-import importlib
+import ast
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -40,3 +41,28 @@ def test_every_figure_of_an_experiment_is_on_the_page(reproduce):
         if hasattr(reproduce.experiment(name), "figure"):
             assert f"(figures/science_{name}.png)" in text
             assert (reproduce.FIGURES / f"science_{name}.png").exists()
+
+
+def imported(path):
+    """Modules that a file imports, and what it takes from those of the benchmarks."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            is_folder = (BENCHMARKS / node.module).is_dir()
+            yield from ((node.module, alias.name if is_folder else None) for alias in node.names)
+
+
+def exists(module, name):
+    if importlib.util.find_spec(module if name is None else f"{module}.{name}") is not None:
+        return True
+    return name is not None and hasattr(importlib.import_module(module), name)
+
+
+def test_benchmarks_import_what_exists(monkeypatch):
+    """Nothing imports the scripts, so that without this nobody would see that a module has moved."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    others = {"coix", "pyro", "torch"}  # of `benchmarks/requirements.txt`, which tests do without
+    names = {names for path in BENCHMARKS.rglob("*.py") for names in imported(path)}
+    assert {("experiments", "mixture"), ("rws_jax", None)} <= names
+    assert not {names for names in names if names[0].split(".")[0] not in others and not exists(*names)}

@@ -1,16 +1,30 @@
-"""A mixture with a branch for each of 20 components, as in `experiments/mixture.py`: 100 data, networks of 16 units."""
-
-from functools import partial
+"""A mixture of 20 components, as in `experiments/mixture.py`, drawn by NumPyro: 100 data, networks of 16 units."""
 
 import jax
 import jax.numpy as jnp
-import mixture
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from experiments import mixture
 from jax.scipy.stats import norm
 
 NUM_PARTICLES, LEARNING_RATE = (2, 20), 1e-3
 
-model, guide = partial(mixture.model, start=mixture.STARTS["near"]), mixture.guide
+
+def model(x):
+    """The component of each datum, and the datum."""
+    logits = numpyro.param("logits", mixture.STARTS["near"]) / 2.0
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Categorical(logits=logits))
+        numpyro.sample("x", dist.Normal(10.0 * z, 5.0), obs=x)
+
+
+def guide(x):
+    """A network of two layers that tells the component from the datum."""
+    hidden = jnp.tanh(mixture.linear("q1", x[:, None], 16))
+    hidden = jnp.tanh(mixture.linear("q2", hidden, 16))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", dist.Categorical(logits=mixture.linear("q3", hidden, mixture.NUM_BRANCHES)))
 
 
 def data(size=100):
