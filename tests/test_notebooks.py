@@ -43,7 +43,9 @@ def test_runs(path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flags)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
-    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "execute_result" for output in outputs)  # such as <Legend at 0x7f70cc7d4c50>
     shown = ROOT / "docs" / "learn" / path.name
     shown.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, shown)
