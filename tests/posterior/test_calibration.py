@@ -165,6 +165,40 @@ def test_a_rank_is_any_that_ties_allow(below, tied):
     assert all(abs(n / num - share) <= 5 * np.sqrt(share * (1 - share) / num) for n in found.values())
 
 
+class NormalUpTo3(dist.Normal):
+    """Its log density is NaN where the mean is above the limit, as 0 / 0 is."""
+
+    limit = 3.0
+
+    def log_prob(self, value):
+        return jnp.where(self.loc > self.limit, jnp.nan, super().log_prob(value))
+
+
+class NormalNowhere(NormalUpTo3):
+    limit = -jnp.inf
+
+
+@pytest.mark.parametrize(("weighted", "names"), [(False, "'log_p'"), (True, "'z', 'log_p', 'log_q'")])
+def test_simulations_with_what_is_not_a_number_are_left_out(weighted, names):
+    """A density of NaN has no rank; nor has a dream among draws one of which has a weight of NaN."""
+
+    def run(fn):
+        def model(x):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", fn(z, 1.0), obs=x)
+
+        guide = lambda x: numpyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        return calibrate(jax.random.key(1), {}, model, guide, 0.0, weighted=weighted, num_simulations=500)
+
+    with pytest.warns(UserWarning, match=f"of 500 simulations are left out, as comparisons of {names} are NaN: look"):
+        found = run(NormalUpTo3)
+    assert 300 < len(found.ranks["z"]) < 499
+    assert found.ranks["z"].min() >= 0
+    assert found.p_value > 1e-3
+    with pytest.raises(ValueError, match=f"(?s)every simulation .* found: .* NaN in comparisons of {names}"):
+        run(NormalNowhere)
+
+
 def test_ranks_are_those_of_dreams_among_draws_by_hand():
     """A guide that draws 0.5 for certain, nearly: the rank is all or nothing."""
     guide = lambda x: numpyro.sample("z", dist.Normal(0.5 + 0.0 * x, 1e-6))

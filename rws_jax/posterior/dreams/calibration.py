@@ -4,6 +4,7 @@ The latents of a dream are a draw from the posterior of its data, so their rank 
 uniform. An amortised guide needs no fit for each dream.
 """
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from rws_jax.checks.arguments import check_flag, check_int
 from rws_jax.checks.calibration import check_known, check_levels, check_not_automatic, warn_of_blind
 from rws_jax.checks.dreams import without_training
 from rws_jax.checks.pairs import fail_branching_pairs
+from rws_jax.core.errors import fail
 from rws_jax.core.layers import Params, ProgramFn
 from rws_jax.estimators.sleep import DreamParticle
 from rws_jax.options import DreamOptions, ExecutionOptions
@@ -90,7 +92,8 @@ def simulation_based_calibration(
 
     Raises:
       ValueError: if the guide is automatic, programs, parameters or pairs do not match, dreams cannot be drawn or
-        shown, real data come into them, an option is out of range, or the call is traced.
+        shown, real data come into them, an option is out of range, the call is traced, or each simulation has NaN in
+        it. Where only some have, they are left out, and a warning counts them.
       TypeError: if an option is of the wrong type.
 
     Example:
@@ -132,6 +135,7 @@ def simulation_based_calibration(
         if not reads:
             warn_of_blind(guide, "simulation_based_calibration")
         compared, left_out = _compare(programs, dreamer, num_simulations, num_samples, weighted, execution, branching)
+    compared = _ranked(compared)
     rng_key = jax.random.fold_in(jax.random.clone(rng_key), _TIES)
     ties = iter(jax.random.split(rng_key, len(compared.sites) + len(compared.densities)))
     ranks_by_name = lambda part: {name: ranks_of(next(ties), *part[name], num_samples=num_samples) for name in part}
@@ -171,6 +175,26 @@ def _compare(
         for name, numbers in compared.sites.items()
     }
     return Quantities(of_sites, compared.densities), tuple(shapes.keys() - known.keys())
+
+
+def _ranked(compared: Quantities) -> Quantities:
+    """Without the simulations in which something is not a number, and so has no rank."""
+    rows = lambda numbers: np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
+    by_name = {name: rows(below) & rows(tied) for name, (below, tied) in (compared.sites | compared.densities).items()}
+    ranked = np.all(list(by_name.values()), axis=0)
+    if ranked.all():
+        return compared
+    names = ", ".join(f"'{name}'" for name, has_rank in by_name.items() if not has_rank.all())
+    hint = "look for 0 / 0 and inf - inf in what model and guide make of extreme draws, and for NaN among the arguments"
+    if not ranked.any():
+        what = "simulation_based_calibration: every simulation has something that cannot be ranked"
+        fail(ValueError, what, expected="numbers", found=f"NaN in comparisons of {names}", hint=hint)
+    warnings.warn(
+        f"simulation_based_calibration: {np.sum(~ranked):,} of {ranked.size:,} simulations are left out, as comparisons"
+        f" of {names} are NaN: {hint}.",
+        stacklevel=4,
+    )
+    return jax.tree.map(lambda numbers: np.asarray(numbers)[ranked], compared)
 
 
 def _side_by_side(numbers: list[tuple[jax.Array, jax.Array]], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,10 @@ _ROUNDING = 64  # rounding errors that log densities of one and the same value m
 
 
 class Compared(NamedTuple):
-    """How draws compare with their dream, arrays of one shape; log-weights have ones in the place of some dims."""
+    """How draws compare with their dream, arrays of one shape; log-weights have ones in the place of some dims.
+
+    What is not a number is neither below nor above another: there both are NaN.
+    """
 
     below: Any
     tied: Any
@@ -110,7 +113,7 @@ def _compare(draw: Any, dream: Any, *, log_w: Any, close: bool = False) -> Compa
     if close:  # log densities of one value, which rounding may have made two
         size = jnp.where(jnp.isfinite(dream), jnp.maximum(1.0, jnp.abs(dream)), 0.0)
         tied |= jnp.abs(draw - dream) <= _ROUNDING * jnp.finfo(size.dtype).eps * size
-    as_numbers = lambda truths: truths.astype(jnp.result_type(float))
+    as_numbers = lambda truths: jnp.where(jnp.isnan(draw) | jnp.isnan(dream), jnp.nan, truths)
     return Compared(as_numbers((draw < dream) & ~tied), as_numbers(tied), log_w)
 
 
