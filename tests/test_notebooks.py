@@ -38,8 +38,9 @@ def test_runs(path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # pictures are among the outputs
     flags = os.environ["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")
     if path.name != "03_tpu.ipynb":
-        flags = flags.replace("device_count=8", "device_count=1")  # small steps take a quarter of the time,
-        monkeypatch.setenv("NPROC", "1")  # and less still in one thread, as another worker has the other core
+        # On one device small steps take a quarter of the time, and less in one thread, as another worker has the other core.
+        flags = flags.replace("device_count=8", "device_count=1")
+        monkeypatch.setenv("NPROC", "1")
     monkeypatch.setenv("XLA_FLAGS", flags)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()

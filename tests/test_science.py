@@ -59,7 +59,7 @@ def exists(module, name):
     return name is not None and hasattr(importlib.import_module(module), name)
 
 
-def test_benchmarks_import_what_exists(monkeypatch):
+def test_benchmarks_import_modules_that_exist(monkeypatch):
     """Nothing imports the scripts, so that without this nobody would see that a module has moved."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     others = {"coix", "pyro", "torch"}  # of `benchmarks/requirements.txt`, which tests do without

@@ -169,7 +169,7 @@ def run(start, num_particles, method, num_seeds, num_steps):
         state = jax.block_until_ready(train(state, data_keys, jnp.int32(part * num_inner)))
         seconds.append(time.process_time() - begun)
         rows.append(measure(state, jax.random.key(part + 1)))
-    short = lambda value: round(value) if value >= 100.0 else float(f"{value:.3g}")
+    short = lambda value: float(f"{value:.3g}")  # keeps the file of results small
     curves = {
         name: [[short(value) for value in seed] for seed in jnp.stack(values, axis=1).tolist()]
         for name, values in zip(("p_error", "q_error", "grad_std"), zip(*rows, strict=True), strict=True)
