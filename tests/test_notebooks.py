@@ -38,7 +38,7 @@ def test_runs(path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # pictures are among the outputs
     flags = os.environ["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")
     if path.name != "03_tpu.ipynb":
-        # On one device small steps take a quarter of the time, and less in one thread, as another worker has the other core.
+        # On one device small steps take a quarter of the time; in one thread less still, beside another worker.
         flags = flags.replace("device_count=8", "device_count=1")
         monkeypatch.setenv("NPROC", "1")
     monkeypatch.setenv("XLA_FLAGS", flags)
