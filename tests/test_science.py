@@ -63,6 +63,6 @@ def test_benchmarks_import_modules_that_exist(monkeypatch):
     """Nothing imports the scripts, so that without this nobody would see that a module has moved."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     others = {"coix", "pyro", "torch"}  # of `benchmarks/requirements.txt`, which tests do without
-    names = {names for path in BENCHMARKS.rglob("*.py") for names in imported(path)}
-    assert {("experiments", "mixture"), ("rws_jax", None)} <= names
-    assert not {names for names in names if names[0].split(".")[0] not in others and not exists(*names)}
+    wanted = {pair for path in BENCHMARKS.rglob("*.py") for pair in imported(path)}
+    assert {("experiments", "mixture"), ("rws_jax", None)} <= wanted
+    assert not {pair for pair in wanted if pair[0].split(".")[0] not in others and not exists(*pair)}

@@ -35,7 +35,8 @@ class Calibration:
     model's of latents and data, each of shape ``units``: that of the plates common to all sites, or () for one unit.
 
     Attributes:
-      ranks: of each dream among the draws that the guide makes for it, 0 to `num_samples`; ``(simulations, *shape)``.
+      ranks: of each dream among the draws that the guide makes for it, 0 to `num_samples`; ``(simulations, *shape)``,
+        without the simulations that have NaN in them.
       p_values: of uniform ranks, for each scalar of each latent; the shape of the latent.
       coverage: share of dreams in the central interval of each of `levels`; ``(levels, *shape)``.
       density_ranks: ranks of log densities; ``(simulations, *units)``.

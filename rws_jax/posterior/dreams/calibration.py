@@ -62,6 +62,9 @@ def simulation_based_calibration(
     a weight for each unit. The weight of draws below takes the place of their number, and ranks are uniform as L grows.
     A guide that is off, but covers the posterior, passes once L is large enough.
 
+    A simulation has no ranks if the dream, a draw or a log density of theirs is NaN: it is left out, and a warning
+    counts these. Ranks of the others stay uniform, as the dream is left out for the same reasons as a draw.
+
     The model dreams as in `sleep_phi_loss`: with its real arguments, which give shapes and covariates. Where Python
     branches, a site that a dream or a draw lacks counts as minus infinity there, so whether it exists is tested too;
     sites are those of the first 200 dreams. With `data_axes`, dream s has the arguments of datum s modulo their number,
@@ -92,8 +95,7 @@ def simulation_based_calibration(
 
     Raises:
       ValueError: if the guide is automatic, programs, parameters or pairs do not match, dreams cannot be drawn or
-        shown, real data come into them, an option is out of range, the call is traced, or each simulation has NaN in
-        it. Where only some have, they are left out, and a warning counts them.
+        shown, real data come into them, an option is out of range, the call is traced, or no simulation can be ranked.
       TypeError: if an option is of the wrong type.
 
     Example:
